@@ -1,0 +1,125 @@
+"""Every error the service raises or answers with.
+
+Two kinds are kept apart. A `RefusedError` is the domain's answer to a request
+that cannot be granted; it travels in-band, in the response's ``error`` field,
+with gRPC status OK. Every other `DbosError` is about the infrastructure and
+becomes a gRPC status (`dbos_actors.service` has the one table).
+"""
+
+from __future__ import annotations
+
+
+class DbosError(Exception):
+    """Root of every error of this package."""
+
+
+# ------------------------------------------------------------------ in-band
+
+
+class RefusedError(DbosError):
+    """The domain refuses the request; the text says what and why."""
+
+
+class MissingFieldError(RefusedError):
+    """A required field is empty or unset."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field} is required")
+        self.field = field
+
+
+class FieldLimitError(RefusedError):
+    """A field is larger than its limit."""
+
+    def __init__(self, field: str, *, size: int, limit: int, unit: str = "bytes") -> None:
+        super().__init__(f"{field} has {size} {unit}, the limit is {limit}")
+        self.field = field
+        self.size = size
+        self.limit = limit
+        self.unit = unit
+
+
+class InvalidFieldError(RefusedError):
+    """A field has a value outside its domain."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidTransitionError(RefusedError):
+    """A run or task cannot go from its state to the requested one."""
+
+    def __init__(self, current: str, requested: str) -> None:
+        super().__init__(f"invalid transition {current} -> {requested}")
+        self.current = current
+        self.requested = requested
+
+
+class VersionConflictError(RefusedError):
+    """An optimistic update names another version than the next one."""
+
+    def __init__(self, *, expected: int, got: int) -> None:
+        super().__init__(f"version conflict: expected {expected}, got {got}")
+        self.expected = expected
+        self.got = got
+
+
+# ----------------------------------------------------------- infrastructure
+
+
+class UnavailableError(DbosError):
+    """The call cannot be served now; its outcome is unknown and it may be sent again."""
+
+
+class OverloadedError(DbosError):
+    """A bounded queue is full; the call had no effect."""
+
+    def __init__(self, queue: str, *, limit: int, unit: str) -> None:
+        super().__init__(f"{queue} is full ({limit} {unit})")
+        self.queue = queue
+        self.limit = limit
+        self.unit = unit
+
+
+class ResponseTooLargeError(DbosError):
+    """The response would exceed the message limit; the call had no effect."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(
+            f"the response would exceed the message limit of {limit} bytes: set page_size"
+        )
+        self.limit = limit
+
+
+# ------------------------------------------------------------------ process
+
+
+class ConfigurationError(DbosError):
+    """A setting has an unusable value, or settings contradict each other."""
+
+
+class StoreUnreachableError(DbosError):
+    """Redis could not be reached at start."""
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(f"cannot reach Redis at {address}: {cause}")
+        self.address = address
+        self.cause = cause
+
+
+class UnsafeStoreError(DbosError):
+    """Redis is configured in a way that can lose acknowledged writes."""
+
+
+class OwnedElsewhereError(DbosError):
+    """Another live server owns the store."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"the store is owned by {owner}")
+        self.owner = owner
+
+
+class FencedError(DbosError):
+    """Another server has taken the store over; this one must stop."""
