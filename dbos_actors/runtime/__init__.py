@@ -1,0 +1,32 @@
+"""A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis."""
+
+from dbos_actors.runtime.cell import ActorLimits, Cell, State, Waiter
+from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
+from dbos_actors.runtime.turn import (
+    DEFERRED,
+    Behaviour,
+    Call,
+    CommitLog,
+    Deferred,
+    Job,
+    Reply,
+    Turn,
+)
+
+__all__ = [
+    "DEFERRED",
+    "ActorLimits",
+    "Behaviour",
+    "Call",
+    "Cell",
+    "CommitLog",
+    "Deferred",
+    "Job",
+    "Reply",
+    "State",
+    "Supervisor",
+    "SupervisorLimits",
+    "SupervisorStatistics",
+    "Turn",
+    "Waiter",
+]

@@ -1,0 +1,454 @@
+"""One resident actor: its task, its mailbox, its state's life cycle.
+
+    LOADING --> READY --> (PASSIVE)
+       ^         | |
+       |         | +-- Job -------> BUSY ---+
+       |         +---- crash, refusal ----> SETTLING (its writes leave the queue)
+       +------------------------------------+
+    more crashes than the intensity allows --> QUARANTINED --> LOADING
+
+Only a READY cell takes turns. A message that finds it so, with nothing waiting
+before it, has its turn at once, in the task that delivers it: waking a task
+costs ten times what the turn does. Any other message waits in the mailbox or,
+when a part of the state it needs is being fetched, parked behind that part.
+The cell's own task does what has to wait: loading, jobs, restarts.
+
+Invariants:
+- A turn is synchronous, so no two turns of an actor interleave.
+- State is loaded only while none of the actor's writes is queued or in flight.
+- An actor is passivated only with nothing waiting, parked or uncommitted, in
+  the same step that unroutes it, so a later message starts from the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import structlog
+import trio
+
+from dbos_actors.clock import Clock
+from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.runtime.turn import DEFERRED, Behaviour, Call, CommitLog, Job, Turn
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorLimits:
+    """Bounds on one actor, in OTP's words."""
+
+    mailbox_messages: int = 1_000
+    """Messages waiting or parked; the next is refused with RESOURCE_EXHAUSTED. A thousand
+    is the burst of a whole connection's streams; at 20 us a turn it drains in 20 ms."""
+
+    intensity: int = 5
+    """Restarts within `period_s` before the actor is quarantined."""
+
+    period_s: float = 10.0
+    quarantine_s: float = 30.0
+
+
+class State(Enum):
+    """Where a cell is in its life."""
+
+    LOADING = auto()
+    READY = auto()
+    BUSY = auto()
+    SETTLING = auto()
+    QUARANTINED = auto()
+    PASSIVE = auto()
+
+
+class Cell:
+    """An actor while it is resident. Made by its supervisor, which runs `run` in a task."""
+
+    __slots__ = (
+        "_behaviour",
+        "_clock",
+        "_crashes",
+        "_generation",
+        "_job",
+        "_limits",
+        "_log",
+        "_make",
+        "_parked",
+        "_sleeper",
+        "_state",
+        "_turning",
+        "_unroute",
+        "active",
+        "key",
+        "mailbox",
+        "uncommitted",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        make: Callable[[str, Cell], Behaviour],
+        log: CommitLog,
+        clock: Clock,
+        limits: ActorLimits,
+        unroute: Callable[[Cell], None],
+    ) -> None:
+        self.key = key
+        self.mailbox: deque[Call] = deque()
+        self.uncommitted = 0
+        """Turns submitted and not yet settled; the state is ahead of the store by these."""
+        self.active = True
+        """Had a message since the supervisor last looked (the second chance of its clock)."""
+        self._make = make
+        self._behaviour = make(key, self)
+        self._log = log
+        self._clock = clock
+        self._limits = limits
+        self._unroute = unroute
+        self._state = State.LOADING
+        self._turning = False
+        # Part being fetched -> the messages behind it, in order.
+        self._parked: dict[Hashable, list[Call]] | None = None
+        # Raised at each reload: a part that arrives for an earlier incarnation is dropped.
+        self._generation = 0
+        self._job: tuple[Call, Job] | None = None
+        self._crashes: deque[float] | None = None
+        self._sleeper: trio.lowlevel.Task | None = None
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def behaviour(self) -> Behaviour:
+        return self._behaviour
+
+    # ------------------------------------------------------------- messages
+
+    def deliver(self, call: Call) -> None:
+        """Hand the actor a message: its turn now if it is idle, else its place in the queue."""
+        self.active = True
+        if self._state is State.READY and not self._turning and not self.mailbox:
+            self._take(call)
+            if self.mailbox:
+                self._drain()
+        elif self._state is State.QUARANTINED:
+            call.fail(self._quarantine_error())
+        elif self._waiting() >= self._limits.mailbox_messages:
+            call.fail(self._full())
+        else:
+            self.mailbox.append(call)
+
+    def _waiting(self) -> int:
+        parked = self._parked
+        if not parked:
+            return len(self.mailbox)
+        return len(self.mailbox) + sum(map(len, parked.values()))
+
+    def _full(self) -> OverloadedError:
+        return OverloadedError(
+            f"the mailbox of {self.key!r}", limit=self._limits.mailbox_messages, unit="messages"
+        )
+
+    def _take(self, call: Call) -> None:
+        """One message: park it, or run its turn and carry the effects out."""
+        if call.answered:
+            return
+        behaviour = self._behaviour
+        request = call.request
+        self._turning = True
+        try:
+            part = behaviour.missing(request)
+            if part is not None:
+                self._park(part, call)
+                return
+            turn = behaviour.handle(request)
+            if isinstance(turn, Job):
+                self._job = (call, turn)
+                self._leave_ready(State.BUSY)
+                return
+            if not turn.commands and not self.uncommitted and self._log.is_current:
+                call.reply(turn.answer)
+                return
+            turn.owner = self
+            turn.call = call
+            turn.deadline_s = call.deadline
+            self._log.submit(turn)
+            self.uncommitted += 1
+            for changed, value in turn.changes:
+                behaviour.apply(changed, value)
+        except (RefusedError, OverloadedError, UnavailableError) as error:
+            call.fail(error)
+        except Exception as error:  # noqa: BLE001 - one actor's bug is that actor's
+            self._crash(call, error)
+        finally:
+            self._turning = False
+
+    def submit(self, turn: Turn, call: Call) -> None:
+        """Commit more on behalf of ``call`` outside a turn. Raises `OverloadedError`.
+
+        For writes that change nothing of the actor's state, such as an event about
+        what a commit brought to light.
+        """
+        turn.owner = self
+        turn.call = call
+        turn.deadline_s = call.deadline
+        self._log.submit(turn)
+        self.uncommitted += 1
+
+    async def commit(self, *commands: bytes) -> None:
+        """Commit ``commands`` from within a `Job` and wait for it.
+
+        Raises `UnavailableError` when the store refuses or stays away, and
+        `OverloadedError`. If cancelled, the commands may still be committed.
+        """
+        waiter = Waiter()
+        self.submit(Turn(None, commands=commands), waiter)
+        await waiter.wait()
+
+    # -------------------------------------------------- parts of the state
+
+    def _park(self, part: Hashable, call: Call) -> None:
+        if self._parked is None:
+            self._parked = {}
+        behind = self._parked.get(part)
+        if behind is not None:
+            if self._waiting() >= self._limits.mailbox_messages:
+                raise self._full()
+            behind.append(call)
+            return
+        generation = self._generation
+
+        def arrived(error: UnavailableError | None) -> None:
+            if generation == self._generation:
+                self._unpark(part, error)
+
+        self._behaviour.fetch(part, arrived)
+        self._parked[part] = [call]
+
+    def _unpark(self, part: Hashable, error: UnavailableError | None) -> None:
+        parked = self._parked
+        if parked is None:
+            return
+        calls = parked.pop(part, None)
+        if not parked:
+            self._parked = None
+        if calls is None:
+            return
+        if error is not None:
+            for call in calls:
+                call.fail(error)
+            return
+        for position, call in enumerate(calls):
+            if self._state is not State.READY:
+                # A turn before it ended this incarnation: they wait for the next one, in order.
+                self.mailbox.extendleft(reversed(calls[position:]))
+                return
+            self._take(call)
+
+    # ------------------------------------------------------------ outcomes
+
+    def settled(self) -> None:
+        """One of the actor's turns is committed or refused."""
+        self.uncommitted -= 1
+        if not self.uncommitted and self._state is not State.READY:
+            self._wake()
+
+    def guarded(
+        self, then: Callable[[Turn, Sequence[object] | None], Any], turn: Turn, replies: Any
+    ) -> None:
+        """Run a turn's ``then`` and answer with its result; a bug in it is this actor's alone."""
+        try:
+            answer = then(turn, replies)
+        except (RefusedError, OverloadedError, UnavailableError) as error:
+            turn.call.fail(error)
+        except Exception as error:  # noqa: BLE001 - as in a turn
+            self._crash(turn.call, error)
+        else:
+            if answer is not DEFERRED:
+                turn.call.reply(answer)
+
+    def store_refused(self, error: UnavailableError) -> None:  # noqa: ARG002 - its callers know
+        """Start again from the store: memory is ahead of what it accepted."""
+        self.reload()
+
+    def reload(self) -> None:
+        """Drop the state and load it again; messages wait. Does not count as a crash."""
+        if self._state in (State.READY, State.LOADING):
+            self._leave_ready(State.SETTLING)
+
+    def _leave_ready(self, state: State) -> None:
+        self._state = state
+        self._generation += 1
+        parked, self._parked = self._parked, None
+        if parked:
+            # Oldest first again; messages of one part keep their order.
+            self.mailbox.extendleft(
+                call for calls in reversed(parked.values()) for call in reversed(calls)
+            )
+        self._wake()
+
+    def _crash(self, call: Call, error: Exception) -> None:
+        logger.error("actor_crashed", actor=self.key, exc_info=error)
+        call.fail(error)
+        now = self._clock.monotonic_s()
+        if self._crashes is None:
+            self._crashes = deque(maxlen=self._limits.intensity + 1)
+        self._crashes.append(now)
+        full = len(self._crashes) > self._limits.intensity
+        if full and now - self._crashes[0] <= self._limits.period_s:
+            logger.error("actor_quarantined", actor=self.key, seconds=self._limits.quarantine_s)
+            self._leave_ready(State.QUARANTINED)
+            self._fail_waiting(self._quarantine_error())
+        elif self._state in (State.READY, State.LOADING):
+            self._leave_ready(State.SETTLING)
+
+    def _quarantine_error(self) -> UnavailableError:
+        return UnavailableError(f"{self.key!r} is quarantined after repeated failures")
+
+    def _fail_waiting(self, error: Exception) -> None:
+        while self.mailbox:
+            self.mailbox.popleft().fail(error)
+
+    # ----------------------------------------------------------- life cycle
+
+    def passivate(self) -> bool:
+        """Leave memory now, if nothing is under way. True if it did."""
+        if (
+            self._state is not State.READY
+            or self._turning
+            or self.mailbox
+            or self._parked
+            or self.uncommitted
+        ):
+            return False
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        self._state = State.PASSIVE
+        self._generation += 1
+        self._unroute(self)
+        self._behaviour.released()
+        self._wake()
+
+    async def run(self) -> None:
+        """The actor's task. Ends when the actor is passivated; cancellation just stops it."""
+        while self._state is not State.PASSIVE:
+            match self._state:
+                case State.LOADING:
+                    await self._load()
+                case State.READY:
+                    await self._sleep()
+                case State.BUSY:
+                    await self._do_job()
+                case State.SETTLING:
+                    await self._settle()
+                case State.QUARANTINED:
+                    await trio.sleep(self._limits.quarantine_s)
+                    self._crashes = None
+                    self._state = State.SETTLING
+
+    async def _settle(self) -> None:
+        while self.uncommitted:
+            await self._sleep()
+        self._behaviour.released()
+        self._behaviour = self._make(self.key, self)
+        self._state = State.LOADING
+
+    async def _load(self) -> None:
+        generation = self._generation
+        try:
+            await self._behaviour.load()
+        except (UnavailableError, OverloadedError) as error:
+            self._fail_waiting(error)
+            self._end()
+            return
+        except Exception as error:  # noqa: BLE001 - as in a turn
+            first = self.mailbox.popleft() if self.mailbox else Waiter()
+            self._crash(first, error)
+            return
+        if generation != self._generation:
+            return
+        self._state = State.READY
+        self._drain()
+
+    def _drain(self) -> None:
+        while self.mailbox and self._state is State.READY:
+            self._take(self.mailbox.popleft())
+
+    async def _do_job(self) -> None:
+        while self.uncommitted:
+            await self._sleep()
+        assert self._job is not None
+        call, job = self._job
+        try:
+            answer = await job.run(self)
+        except (RefusedError, OverloadedError, UnavailableError) as error:
+            call.fail(error)
+        except Exception as error:  # noqa: BLE001 - as in a turn
+            self._crash(call, error)
+        else:
+            call.reply(answer)
+        self._job = None
+        if self._state is State.BUSY:
+            self._state = State.SETTLING
+
+    async def _sleep(self) -> None:
+        self._sleeper = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._sleeper = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self) -> None:
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            trio.lowlevel.reschedule(sleeper)
+
+
+class Waiter:
+    """A call whose answer a task of ours awaits."""
+
+    __slots__ = ("_answer", "_done", "_error", "answered", "deadline", "request")
+
+    def __init__(self, request: Any = None, *, deadline: float | None = None) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.answered = False
+        self._answer: Any = None
+        self._error: Exception | None = None
+        self._done = trio.Event()
+
+    def reply(self, message: Any) -> None:
+        if not self.answered:
+            self._answer = message
+            self.answered = True
+            self._done.set()
+
+    def fail(self, error: Exception) -> None:
+        if not self.answered:
+            self._error = error
+            self.answered = True
+            self._done.set()
+
+    async def wait(self) -> Any:
+        """Wait for the answer and return it, or raise what the call failed with.
+
+        If cancelled, the call counts as answered: its message is dropped if it
+        still waits for its turn.
+        """
+        try:
+            await self._done.wait()
+        except trio.Cancelled:
+            self.answered = True
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._answer
