@@ -5,6 +5,9 @@ any of them is legal on a cluster, and a second partition can live beside it.
 Ids inside a key are percent-encoded for the four characters that have a
 meaning there, so that no two ids can name the same key.
 
+A key of one agent, run or module is a prefix below plus `escaped` ids, put together where
+it is needed: an agent keeps its escaped id, not a dozen keys.
+
 | key | type | holds |
 |---|---|---|
 | commit | string | ``epoch:sequence`` of the last commit |
@@ -30,41 +33,31 @@ _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D", ":": "%3A"})
 
 def escaped(identifier: str) -> str:
     """``identifier`` as it stands inside a key."""
+    if identifier.isalnum():
+        return identifier
     return identifier.translate(_ESCAPES)
 
 
 class Keys:
-    """The key names of one partition."""
+    """The key names of one partition. Names that end in a colon are prefixes."""
 
     def __init__(self, partition: str = "p0") -> None:
-        self.prefix = f"dbos:{{{partition}}}:"
-        self.commit = f"{self.prefix}commit"
-        self.owner = f"{self.prefix}owner"
-        self.agents = f"{self.prefix}agents"
-        self.agents_index = f"{self.prefix}agents:index"
-        self.agents_deleting = f"{self.prefix}agents:deleting"
-        self.events = f"{self.prefix}events"
-
-    def states(self, agent_id: str) -> str:
-        return f"{self.prefix}states:{escaped(agent_id)}"
-
-    def states_at(self, agent_id: str) -> str:
-        return f"{self.prefix}states-at:{escaped(agent_id)}"
-
-    def states_of(self, agent_id: str, module_name: str) -> str:
-        return f"{self.prefix}states-of:{escaped(agent_id)}:{escaped(module_name)}"
-
-    def modules(self, agent_id: str) -> str:
-        return f"{self.prefix}modules:{escaped(agent_id)}"
-
-    def unfinished(self, agent_id: str) -> str:
-        return f"{self.prefix}unfinished:{escaped(agent_id)}"
-
-    def request(self, request_id: str) -> str:
-        return f"{self.prefix}request:{escaped(request_id)}"
-
-    def results(self, agent_id: str) -> str:
-        return f"{self.prefix}results:{escaped(agent_id)}"
-
-    def results_at(self, agent_id: str) -> str:
-        return f"{self.prefix}results-at:{escaped(agent_id)}"
+        prefix = f"dbos:{{{partition}}}:"
+        self.prefix = prefix
+        self.commit = prefix + "commit"
+        self.owner = prefix + "owner"
+        self.agents = prefix + "agents"
+        self.agents_index = prefix + "agents:index"
+        self.agents_deleting = prefix + "agents:deleting"
+        self.events = prefix + "events"
+        # + agent
+        self.states = prefix + "states:"
+        self.states_at = prefix + "states-at:"
+        self.modules = prefix + "modules:"
+        self.unfinished = prefix + "unfinished:"
+        self.results = prefix + "results:"
+        self.results_at = prefix + "results-at:"
+        # + agent + ":" + module
+        self.states_of = prefix + "states-of:"
+        # + request id
+        self.request = prefix + "request:"
