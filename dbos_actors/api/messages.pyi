@@ -32,7 +32,7 @@ class Agent(_message.Message):
     def __init__(self, id: _Optional[str] = ..., hostname: _Optional[str] = ..., alive: _Optional[bool] = ..., last_seen: _Optional[int] = ..., first_seen: _Optional[int] = ..., config: _Optional[_Mapping[str, str]] = ..., total_heartbeats: _Optional[int] = ...) -> None: ...
 
 class ModuleState(_message.Message):
-    __slots__ = ("agent_id", "module_name", "state", "error_message", "details", "timestamp", "request_id", "version")
+    __slots__ = ("agent_id", "module_name", "state", "error_message", "details", "timestamp", "request_id", "version", "inferred_from")
     class DetailsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class ModuleState(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    INFERRED_FROM_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     module_name: str
     state: str
@@ -56,7 +57,8 @@ class ModuleState(_message.Message):
     timestamp: int
     request_id: str
     version: int
-    def __init__(self, agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., state: _Optional[str] = ..., error_message: _Optional[str] = ..., details: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[int] = ..., request_id: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    inferred_from: str
+    def __init__(self, agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., state: _Optional[str] = ..., error_message: _Optional[str] = ..., details: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[int] = ..., request_id: _Optional[str] = ..., version: _Optional[int] = ..., inferred_from: _Optional[str] = ...) -> None: ...
 
 class MeasurementResult(_message.Message):
     __slots__ = ("id", "agent_id", "module_name", "data", "timestamp", "received_at", "agent_start_time", "agent_runtime_version", "module_revision", "dbos_server_id", "ingest_source")

@@ -50,6 +50,12 @@ class ModuleState(betterproto.Message):
     timestamp: int = betterproto.int64_field(6)
     request_id: str = betterproto.string_field(7)
     version: int = betterproto.int64_field(8)
+    inferred_from: str = betterproto.string_field(20)
+    """
+    Set while `state` is a failure the server inferred from the agent's
+     silence: the state the agent itself last reported. Clients' values are
+     ignored.
+    """
 
 
 @dataclass(eq=False, repr=False)

@@ -1,0 +1,90 @@
+"""The agent record: what a heartbeat, silence and deletion make of it.
+
+An agent registers with every heartbeat, through a control server that may
+restart and then count from nothing. So the record merges what is reported:
+
+- ``first_seen`` is the earliest ever reported, ``last_seen`` the latest,
+  ``total_heartbeats`` the largest. The server counts no heartbeats itself: a
+  retried call is not a second heartbeat, and only the sender can tell.
+- A time that is not set (0; negative ones count as not set) means now.
+- ``hostname``, ``config`` and ``alive`` are what was last reported. A sender
+  that says ``alive = false`` marks the agent offline; one that says ``true``
+  brings back an agent that had lapsed.
+
+Merging is commutative in the first three, so that heartbeats delayed or
+repeated on the way do no harm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dbos_actors.api.messages import Agent
+from dbos_actors.domain import events
+
+
+class AgentUpdate(NamedTuple):
+    """What became of an agent's record."""
+
+    record: Agent
+    event: bytes | None
+    """To be logged in the same commit."""
+
+
+def heartbeat(current: Agent | None, reported: Agent, *, now_s: int) -> AgentUpdate:
+    """The record after ``reported`` has arrived; ``current`` is None for a new agent.
+
+    Neither argument is changed.
+    """
+    record = Agent()
+    record.CopyFrom(reported)
+    first_seen = record.first_seen
+    if record.last_seen <= 0:
+        record.last_seen = now_s
+    if current is None:
+        if first_seen <= 0:
+            record.first_seen = now_s
+        record.total_heartbeats = max(record.total_heartbeats, 0)
+        return AgentUpdate(record, _event(events.AGENT_REGISTERED, record, "registered", now_s))
+    if first_seen <= 0 or first_seen > current.first_seen:
+        record.first_seen = current.first_seen
+    record.last_seen = max(record.last_seen, current.last_seen)
+    record.total_heartbeats = max(record.total_heartbeats, current.total_heartbeats)
+    if record.alive == current.alive:
+        return AgentUpdate(record, None)
+    if record.alive:
+        return AgentUpdate(record, _event(events.AGENT_ALIVE, record, "is alive again", now_s))
+    return AgentUpdate(record, _event(events.AGENT_OFFLINE, record, "went offline", now_s))
+
+
+def lapse(current: Agent, *, now_s: int) -> AgentUpdate:
+    """The record of an agent that has been silent for too long.
+
+    One that is not alive stays as it is, without an event.
+    """
+    if not current.alive:
+        return AgentUpdate(current, None)
+    record = Agent()
+    record.CopyFrom(current)
+    record.alive = False
+    return AgentUpdate(record, _event(events.AGENT_LAPSED, record, "fell silent", now_s))
+
+
+def deleted(agent_id: str, *, now_s: int) -> bytes:
+    """The event of an agent's deletion."""
+    return events.event(
+        events.AGENT_DELETED, f"agent {agent_id} was deleted", {"agent_id": agent_id}, now_s
+    )
+
+
+def _event(kind: str, record: Agent, what: str, now_s: int) -> bytes:
+    return events.event(
+        kind,
+        f"agent {record.id} {what}",
+        {
+            "agent_id": record.id,
+            "hostname": record.hostname,
+            "last_seen": str(record.last_seen),
+        },
+        now_s,
+    )

@@ -1,0 +1,43 @@
+"""The event log's vocabulary and the one form an event is kept and sent in.
+
+An event is a JSON object of four members: ``type`` (a name below), ``message``
+(for people), ``metadata`` (strings to strings) and ``timestamp`` (Unix
+seconds, when the server recorded it). Only changes make events; reads, refused
+requests, heartbeats and progress updates never do, so that polling or a busy
+run cannot flush the log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+AGENT_REGISTERED: Final = "agent.registered"
+AGENT_ALIVE: Final = "agent.alive"
+"""The agent is back, by its own report."""
+AGENT_OFFLINE: Final = "agent.offline"
+"""The agent is away, by its own report."""
+AGENT_LAPSED: Final = "agent.lapsed"
+"""The agent is away, as its silence says."""
+AGENT_DELETED: Final = "agent.deleted"
+
+RUN_PREFIX: Final = "run."
+"""Followed by the state the run has entered: ``run.completed``."""
+
+RESULT_STORED: Final = "result.stored"
+"""Only where the operator asked for it."""
+RESULT_CONFLICT: Final = "result.conflict"
+"""A result id came again with another content; the first was kept."""
+
+TASK_PREFIX: Final = "task."
+"""Followed by the task's outcome: ``task.completed``."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def event(kind: str, message: str, metadata: Mapping[str, str], timestamp_s: int) -> bytes:
+    """The event as it is kept and sent: compact JSON in UTF-8."""
+    return _encode(
+        {"type": kind, "message": message, "metadata": metadata, "timestamp": timestamp_s}
+    ).encode()

@@ -1,0 +1,78 @@
+"""Measurement results: what is kept of one, and when a repeat is a conflict.
+
+A result is named by (agent_id, id); the first write wins for ever. Its ``data``
+is opaque, and its ``timestamp`` is the agent's to say: 0 stays 0. The server
+adds when and where it received the result, unless a relay did so before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dbos_actors.api.messages import MeasurementResult
+from dbos_actors.domain import events
+
+
+class AcceptedResult(NamedTuple):
+    """A result as it is to be stored."""
+
+    record: bytes
+    """A serialised `MeasurementResult`."""
+    received_at: int
+    """Its place in the agent's list, Unix seconds."""
+
+
+def accept(result: MeasurementResult, *, now_s: int, server_id: str) -> AcceptedResult:
+    """The record of a result that was not known before. ``result`` is not changed."""
+    record = result.SerializeToString()
+    received_at = result.received_at
+    addition = MeasurementResult()
+    if not received_at:
+        received_at = now_s
+        addition.received_at = now_s
+    if not result.dbos_server_id:
+        addition.dbos_server_id = server_id
+    # Concatenated encodings are the merged message (protobuf encoding, "Last
+    # One Wins"): the data need not pass through another message.
+    return AcceptedResult(record + addition.SerializeToString(), received_at)
+
+
+def same_measurement(stored: bytes, again: MeasurementResult) -> bool:
+    """Whether ``again`` carries what the stored record of the same id carries.
+
+    That is its data and its module. When and on which way it came may differ:
+    a repeat is often sent by another process than the first.
+    """
+    first = MeasurementResult.FromString(stored)
+    return first.data == again.data and first.module_name == again.module_name
+
+
+def conflict(again: MeasurementResult, *, now_s: int) -> bytes:
+    """The event of a result that came again with another content."""
+    return events.event(
+        events.RESULT_CONFLICT,
+        f"result {again.id} of agent {again.agent_id} came again with different data; "
+        "the first is kept",
+        _metadata(again),
+        now_s,
+    )
+
+
+def stored(result: MeasurementResult, *, now_s: int) -> bytes:
+    """The event of a new result, for operators who want one for each."""
+    return events.event(
+        events.RESULT_STORED,
+        f"result {result.id} of agent {result.agent_id} was stored",
+        _metadata(result),
+        now_s,
+    )
+
+
+def _metadata(result: MeasurementResult) -> dict[str, str]:
+    return {
+        "agent_id": result.agent_id,
+        "result_id": result.id,
+        "module_name": result.module_name,
+        "data_bytes": str(len(result.data)),
+        "ingest_source": result.ingest_source,
+    }
