@@ -1,0 +1,564 @@
+"""Every setting of the service: variable, unit, default, limits and the part that uses it.
+
+Settings come from environment variables, and from the keyword arguments of
+`Settings`, which win (the command line passes its options so). Field names carry
+the unit last; the variables are what operators type. ``docs/settings.md`` is
+made from this module by `markdown`, so a setting is documented where it is
+declared, and nowhere else.
+
+Durations are numbers of seconds or ``90s``, ``5m``, ``24h``, ``7d``; sizes are
+numbers of bytes or ``64KiB``, ``8MiB``, ``2GiB``. An empty variable counts as unset.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dbos_actors.errors import ConfigurationError
+
+_DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+# A century: nothing meant in earnest is longer, and sums of such times stay exact in a float.
+_DURATION_MAX_S = 100 * 365 * 86400.0
+
+
+def _quantity(value: object, units: Mapping[str, float]) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2].lower() not in units:
+        return None
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _duration_s(value: object) -> float:
+    seconds = _quantity(value, _DURATION_UNITS)
+    if seconds is None or not 0 <= seconds <= _DURATION_MAX_S:
+        raise ValueError("must be a duration: seconds from 0, or a number with s, m, h or d")
+    return seconds
+
+
+def _size_bytes(value: object) -> int:
+    size = _quantity(value, _SIZE_UNITS)
+    if size is None or not math.isfinite(size) or size < 0 or size != int(size):
+        raise ValueError("must be a size: bytes from 0, or a number with KiB, MiB or GiB")
+    return int(size)
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _listen(value: str) -> str:
+    for address in split_addresses(value):
+        path = address.removeprefix("unix:")
+        if path != address:
+            if not path:
+                raise ValueError("must name a path after unix:")
+            continue
+        host, separator, port = address.rpartition(":")
+        if not host or not separator or not (port.isascii() and port.isdigit()):
+            raise ValueError("must be HOST:PORT or unix:PATH, several separated by commas")
+        if int(port) > 65535:
+            raise ValueError("must have a port from 0 to 65535")
+    return value
+
+
+def split_addresses(listen: str) -> list[str]:
+    """The addresses in a comma-separated list."""
+    return [address.strip() for address in listen.split(",") if address.strip()]
+
+
+Duration = Annotated[float, BeforeValidator(_duration_s)]
+Size = Annotated[int, BeforeValidator(_size_bytes)]
+
+
+def _setting(
+    variable: str,
+    default: Any = None,
+    *,
+    unit: str,
+    used_by: str,
+    text: str,
+    default_text: str | None = None,
+    make_default: Callable[[], Any] | None = None,
+    **limits: Any,
+) -> Any:
+    """A setting read from ``variable``; ``used_by`` names the part that acts on it."""
+    extra: JsonDict = {"unit": unit, "used_by": used_by, "default_text": default_text}
+    if make_default is not None:
+        limits["default_factory"] = make_default
+    else:
+        limits["default"] = default
+    return Field(validation_alias=variable, description=text, json_schema_extra=extra, **limits)
+
+
+class Settings(BaseSettings):
+    """The settings of one server.
+
+    ``Settings()`` reads the environment; keyword arguments override it. Use
+    `load_settings` for errors that name the variable.
+    """
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    # ------------------------------------------------------------- listening
+
+    host: str = _setting(
+        "DBOS_HOST",
+        "127.0.0.1",
+        unit="address",
+        used_by="server",
+        min_length=1,
+        text="Address to listen on for gRPC and metrics. `0.0.0.0` or `::` in a container.",
+    )
+    port: int = _setting(
+        "PORT",
+        50051,
+        unit="port",
+        used_by="server",
+        ge=0,
+        le=65535,
+        text="TCP port for gRPC. 0 takes any free one; the `ready` line tells which.",
+    )
+    listen: Annotated[str, AfterValidator(_listen)] = _setting(
+        "DBOS_LISTEN",
+        "",
+        unit="addresses",
+        used_by="server",
+        default_text="`DBOS_HOST:PORT`",
+        text="Comma-separated `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`, instead of the above.",
+    )
+    tls_cert: Path | None = _setting(
+        "DBOS_TLS_CERT",
+        unit="file",
+        used_by="rpc",
+        text="PEM certificate chain; with it the TCP listeners speak TLS only.",
+    )
+    tls_key: Path | None = _setting(
+        "DBOS_TLS_KEY", unit="file", used_by="rpc", text="PEM private key of the certificate."
+    )
+    tls_client_ca: Path | None = _setting(
+        "DBOS_TLS_CLIENT_CA",
+        unit="file",
+        used_by="rpc",
+        text="PEM authorities; with it every client must present a certificate of one of them.",
+    )
+    auth_token_file: Path | None = _setting(
+        "DBOS_AUTH_TOKEN_FILE",
+        unit="file",
+        used_by="rpc",
+        text="Tokens, one a line; with it every call needs `authorization: Bearer <token>`.",
+    )
+    metrics_port: int | None = _setting(
+        "DBOS_METRICS_PORT",
+        unit="port",
+        used_by="server",
+        ge=0,
+        le=65535,
+        text="TCP port of the Prometheus metrics page, on `DBOS_HOST`. 0 takes any free one.",
+    )
+    drain_grace_s: Duration = _setting(
+        "DBOS_DRAIN_GRACE",
+        10.0,
+        unit="duration",
+        used_by="cli",
+        text="How long running calls may take to finish after SIGTERM or SIGINT.",
+    )
+
+    # ----------------------------------------------------------------- store
+
+    redis_addr: str = _setting(
+        "REDIS_ADDR",
+        "localhost:6379",
+        unit="address",
+        used_by="store",
+        min_length=1,
+        text="`HOST:PORT`, or a `redis://`, `rediss://` or `unix://` URL with user, password and "
+        "database. Not used with the embedded store.",
+    )
+    wait_for_redis: bool = _setting(
+        "DBOS_WAIT_FOR_REDIS",
+        default=False,
+        unit="boolean",
+        used_by="cli",
+        text="Retry while Redis is unreachable at start, instead of exit status 2.",
+    )
+    require_safe_redis: bool = _setting(
+        "DBOS_REQUIRE_SAFE_REDIS",
+        default=False,
+        unit="boolean",
+        used_by="store",
+        text="Refuse, instead of warn about, a Redis that can lose acknowledged writes (no "
+        "append-only file, or an eviction policy).",
+    )
+    embedded: bool = _setting(
+        "DBOS_EMBEDDED",
+        default=False,
+        unit="boolean",
+        used_by="cli",
+        text="Start a private Valkey on `DBOS_DATA_DIR` instead of connecting to `REDIS_ADDR`.",
+    )
+    data_dir: Path = _setting(
+        "DBOS_DATA_DIR",
+        Path("dbos-data"),
+        unit="directory",
+        used_by="store",
+        text="Data of the embedded store; created if missing.",
+    )
+    durability: Annotated[Literal["replay", "fsync"], BeforeValidator(_lower)] = _setting(
+        "DBOS_DURABILITY",
+        "replay",
+        unit="choice",
+        used_by="store",
+        text="`replay`: what Redis may lose of its last second is sent again by the running "
+        "server. `fsync`: an answer waits until Redis has it on disk, which survives the loss of "
+        "both at once.",
+    )
+    commit_queue_bytes: Size = _setting(
+        "DBOS_COMMIT_QUEUE_BYTES",
+        64 << 20,
+        unit="size",
+        used_by="store",
+        ge=1 << 20,
+        text="Writes that may wait for their commit; beyond it calls get RESOURCE_EXHAUSTED.",
+    )
+    server_id: str = _setting(
+        "DBOS_SERVER_ID",
+        make_default=socket.gethostname,
+        unit="text",
+        used_by="actors",
+        default_text="the host name",
+        min_length=1,
+        max_length=256,
+        text="Name of this server in results (`dbos_server_id`) and in the ownership of the store.",
+    )
+
+    # ---------------------------------------------------------------- actors
+
+    max_resident_agents: int = _setting(
+        "DBOS_MAX_RESIDENT_AGENTS",
+        100_000,
+        unit="agents",
+        used_by="runtime",
+        ge=1,
+        text="Agents kept in memory; beyond it the least recently used idle ones leave.",
+    )
+    idle_passivation_s: Duration = _setting(
+        "DBOS_IDLE_PASSIVATION",
+        300.0,
+        unit="duration",
+        used_by="runtime",
+        ge=1,
+        text="An agent without messages for this long leaves memory.",
+    )
+    run_cache_bytes: Size = _setting(
+        "DBOS_RUN_CACHE_BYTES",
+        128 << 20,
+        unit="size",
+        used_by="actors",
+        text="Finished runs kept in memory, over all agents; older ones are read from Redis.",
+    )
+    heartbeat_timeout_s: Duration = _setting(
+        "DBOS_HEARTBEAT_TIMEOUT",
+        0.0,
+        unit="duration",
+        used_by="scheduler",
+        text="An agent not heard from for this long is no longer alive and its unfinished runs "
+        "fail. 0 = never.",
+    )
+    due_tasks_lease_s: Duration = _setting(
+        "DBOS_DUE_TASKS_LEASE",
+        0.0,
+        unit="duration",
+        used_by="scheduler",
+        text="ListDueTasks also leases what it returns for this long. 0 = it only reads.",
+    )
+    max_attempts: int = _setting(
+        "DBOS_MAX_ATTEMPTS",
+        5,
+        unit="deliveries",
+        used_by="scheduler",
+        ge=1,
+        le=1_000_000,
+        text="Deliveries of a task before it is dead, unless the task says otherwise.",
+    )
+
+    # ---------------------------------------------------------------- limits
+
+    max_message_bytes: Size = _setting(
+        "DBOS_MAX_MESSAGE_BYTES",
+        4 << 20,
+        unit="size",
+        used_by="rpc",
+        ge=64 << 10,
+        le=1 << 30,
+        text="Largest gRPC message, either way. Clients have a limit of their own, mostly 4 MiB.",
+    )
+    max_id_bytes: Size = _setting(
+        "DBOS_MAX_ID_BYTES",
+        256,
+        unit="size",
+        used_by="service",
+        ge=1,
+        le=64 << 10,
+        text="Largest id, module name or host name.",
+    )
+    max_data_bytes: Size = _setting(
+        "DBOS_MAX_DATA_BYTES",
+        1 << 20,
+        unit="size",
+        used_by="service",
+        ge=1,
+        le=512 << 20,
+        text="Largest `data` of a result or `payload` of a task.",
+    )
+    max_map_entries: int = _setting(
+        "DBOS_MAX_MAP_ENTRIES",
+        256,
+        unit="entries",
+        used_by="service",
+        ge=1,
+        text="Most entries in an agent's `config` or a state's `details`.",
+    )
+    max_map_bytes: Size = _setting(
+        "DBOS_MAX_MAP_BYTES",
+        64 << 10,
+        unit="size",
+        used_by="service",
+        ge=1,
+        text="Largest `config` or `details`, keys and values together.",
+    )
+
+    # ------------------------------------------------------ events, retention
+
+    event_results: bool = _setting(
+        "DBOS_EVENT_RESULTS",
+        default=False,
+        unit="boolean",
+        used_by="actors",
+        text="Write an event for every result too.",
+    )
+    max_events: int = _setting(
+        "DBOS_MAX_EVENTS",
+        100_000,
+        unit="events",
+        used_by="actors",
+        ge=1,
+        text="Events kept; the oldest go first.",
+    )
+    results_max_age_s: Duration = _setting(
+        "DBOS_RESULTS_MAX_AGE",
+        0.0,
+        unit="duration",
+        used_by="scheduler",
+        text="Results older than this are deleted. 0 = never.",
+    )
+    results_max_bytes: Size = _setting(
+        "DBOS_RESULTS_MAX_BYTES",
+        0,
+        unit="size",
+        used_by="scheduler",
+        text="All results together; beyond it the oldest are deleted. 0 = no limit.",
+    )
+    runs_max_age_s: Duration = _setting(
+        "DBOS_RUNS_MAX_AGE",
+        0.0,
+        unit="duration",
+        used_by="scheduler",
+        text="Finished runs older than this are deleted. 0 = never.",
+    )
+    runs_max_bytes: Size = _setting(
+        "DBOS_RUNS_MAX_BYTES",
+        0,
+        unit="size",
+        used_by="scheduler",
+        text="All finished runs together; beyond it the oldest are deleted. 0 = no limit.",
+    )
+    tasks_max_age_s: Duration = _setting(
+        "DBOS_TASKS_MAX_AGE",
+        86400.0,
+        unit="duration",
+        used_by="scheduler",
+        text="Completed tasks older than this are deleted. 0 = never.",
+    )
+    tasks_max_bytes: Size = _setting(
+        "DBOS_TASKS_MAX_BYTES",
+        0,
+        unit="size",
+        used_by="scheduler",
+        text="All completed tasks together; beyond it the oldest are deleted. 0 = no limit.",
+    )
+
+    # ------------------------------------------------------------------ logs
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        _setting(
+            "DBOS_LOG_LEVEL",
+            "info",
+            unit="choice",
+            used_by="cli",
+            text="Least serious log lines to write: `debug`, `info`, `warning` or `error`.",
+        )
+    )
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = _setting(
+        "DBOS_LOG_FORMAT",
+        "text",
+        unit="choice",
+        used_by="cli",
+        text="Logs on stderr as `text`, or as one `json` object a line.",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("DBOS_TLS_CERT and DBOS_TLS_KEY must be set together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("DBOS_TLS_CLIENT_CA needs DBOS_TLS_CERT and DBOS_TLS_KEY")
+        if self.max_data_bytes >= self.max_message_bytes:
+            raise ValueError("DBOS_MAX_DATA_BYTES must be less than DBOS_MAX_MESSAGE_BYTES")
+        return self
+
+    @property
+    def listen_addresses(self) -> list[str]:
+        """What to listen on: ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``."""
+        if self.listen:
+            return split_addresses(self.listen)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return [f"{host}:{self.port}"]
+
+
+# Their values can hold a password: never shown.
+_SECRET = frozenset({"REDIS_ADDR"})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One setting, for people."""
+
+    name: str
+    variable: str
+    unit: str
+    default: str
+    limits: str
+    used_by: str
+    text: str
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value must not be shown."""
+        return self.variable in _SECRET
+
+
+def _default(field: FieldInfo, unit: str) -> str:
+    value = field.default
+    if value is None or value == "":
+        return "unset"
+    if unit == "size":
+        for name, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+            if value and value % factor == 0:
+                return f"`{value // factor}{name}`"
+        return f"`{value}`"
+    if unit == "duration":
+        for name, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+            if value and value % seconds == 0:
+                return f"`{value / seconds:g}{name}`"
+        return f"`{value:g}`"
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "le": "<=", "min_length": "length >=", "max_length": "length <="}
+    found = [
+        f"{sign} {getattr(item, name)}"
+        for item in field.metadata
+        for name, sign in signs.items()
+        if hasattr(item, name)
+    ]
+    return ", ".join(found)
+
+
+def descriptions() -> Iterator[Description]:
+    """Every setting, in the order of the class."""
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra
+        if not isinstance(extra, dict):  # pragma: no cover - `_setting` makes them all
+            raise TypeError(f"{name} was not declared with _setting")
+        unit = str(extra["unit"])
+        yield Description(
+            name=name,
+            variable=str(field.validation_alias),
+            unit=unit,
+            default=str(extra["default_text"] or _default(field, unit)),
+            limits=_limits(field),
+            used_by=str(extra["used_by"]),
+            text=field.description or "",
+        )
+
+
+def markdown() -> str:
+    """The table of ``docs/settings.md``."""
+    lines = ["| variable | unit | default | used by | meaning |", "|---|---|---|---|---|"]
+    for item in descriptions():
+        text = f"{item.text} Limits: {item.limits}." if item.limits else item.text
+        lines.append(
+            f"| `{item.variable}` | {item.unit} | {item.default} | {item.used_by} | {text} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of the environment, with ``overrides`` by field name.
+
+    Raises `ConfigurationError`, one line naming every bad variable, its value (unless it can
+    hold a password) and what it must be.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_problems(error))) from error
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    variables = {item.name: item.variable for item in descriptions()}
+    for detail in error.errors(include_url=False, include_context=False):
+        problem = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        if not detail["loc"]:
+            yield problem
+            continue
+        variable = variables.get(str(detail["loc"][0]), str(detail["loc"][0]))
+        value = "" if variable in _SECRET else f"={detail['input']}"
+        yield f"{variable}{value}: {problem}"
+
+
+def unknown_variables(environment: Iterable[str]) -> list[tuple[str, str]]:
+    """Names in ``environment`` that look like a setting misspelt, each with the one probably meant.
+
+    Other ``DBOS_`` names are nobody's business: an orchestrator sets some of its own for a
+    service of that name, such as ``DBOS_PORT`` and ``DBOS_SERVICE_HOST``.
+    """
+    known = [item.variable for item in descriptions()]
+    found = []
+    for name in sorted(set(environment).difference(known)):
+        if name.startswith("DBOS_"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            found += [(name, close[0])] if close else []
+    return found

@@ -1,0 +1,134 @@
+"""Settings come from the environment, and a bad one is told in one clear line."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from dbos_actors.errors import ConfigurationError
+from dbos_actors.settings import (
+    Settings,
+    descriptions,
+    load_settings,
+    split_addresses,
+    unknown_variables,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for item in descriptions():
+        monkeypatch.delenv(item.variable, raising=False)
+
+
+def test_every_setting_has_a_default() -> None:
+    settings = Settings()
+    assert settings.listen_addresses == ["127.0.0.1:50051"]
+    assert settings.redis_addr == "localhost:6379"
+    assert settings.server_id == socket.gethostname()
+
+
+def test_a_keyword_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "1234")
+    assert load_settings().port == 1234
+    assert load_settings(port=0).port == 0
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBOS_METRICS_PORT", "")
+    monkeypatch.setenv("DBOS_DRAIN_GRACE", "")
+    assert load_settings().metrics_port is None
+    assert load_settings().drain_grace_s == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("1.5", 1.5), ("90s", 90), ("5m", 300), ("24h", 86400)]
+)
+def test_durations_are_seconds_or_carry_a_unit(
+    text: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBOS_HEARTBEAT_TIMEOUT", text)
+    assert load_settings().heartbeat_timeout_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("1000", 1000), ("64KiB", 65536), ("1.5 gib", 3 << 29)]
+)
+def test_sizes_are_bytes_or_carry_a_unit(
+    text: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBOS_RESULTS_MAX_BYTES", text)
+    assert load_settings().results_max_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("PORT", "http", "PORT=http: must be a valid integer"),
+        ("PORT", "65536", "PORT=65536: must be less than or equal to 65535"),
+        ("DBOS_DURABILITY", "maybe", "DBOS_DURABILITY=maybe: must be 'replay' or 'fsync'"),
+        ("DBOS_HEARTBEAT_TIMEOUT", "-1", "DBOS_HEARTBEAT_TIMEOUT=-1: must be a duration"),
+        ("DBOS_HEARTBEAT_TIMEOUT", "5 weeks", "must be a duration"),
+        ("DBOS_IDLE_PASSIVATION", "0", "must be greater than or equal to 1"),
+        ("DBOS_RESULTS_MAX_BYTES", "0.5", "must be a size"),
+        ("DBOS_RESULTS_MAX_BYTES", "1GB", "must be a size"),
+        ("DBOS_LISTEN", "50051", "must be HOST:PORT or unix:PATH"),
+        ("DBOS_LISTEN", "[::1]:70000", "must have a port from 0 to 65535"),
+        ("DBOS_LISTEN", "unix:", "must name a path"),
+        ("DBOS_TLS_CERT", "cert.pem", "DBOS_TLS_CERT and DBOS_TLS_KEY must be set together"),
+        ("DBOS_TLS_CLIENT_CA", "ca.pem", "DBOS_TLS_CLIENT_CA needs DBOS_TLS_CERT"),
+        ("DBOS_MAX_DATA_BYTES", "4MiB", "DBOS_MAX_DATA_BYTES must be less than"),
+    ],
+)
+def test_a_bad_value_is_one_line_naming_variable_and_limit(
+    variable: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("DBOS_MAX_EVENTS", "0")
+    with pytest.raises(ConfigurationError, match=r"PORT=x.*; DBOS_MAX_EVENTS=0"):
+        load_settings()
+
+
+def test_a_value_that_can_hold_a_password_is_never_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(redis_addr={"redis": "secret"})
+    assert str(caught.value).startswith("REDIS_ADDR: ")
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_override_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="prot"):
+        load_settings(prot=1)
+
+
+def test_listen_replaces_host_and_port() -> None:
+    settings = Settings(listen="[::1]:0, unix:/tmp/s", port=1)
+    assert settings.listen_addresses == ["[::1]:0", "unix:/tmp/s"]
+    assert split_addresses(" a:1,,b:2 ") == ["a:1", "b:2"]
+
+
+def test_an_ipv6_host_is_bracketed() -> None:
+    assert Settings(host="::", port=1).listen_addresses == ["[::]:1"]
+
+
+def test_a_misspelt_variable_is_noticed_and_a_foreign_one_is_not() -> None:
+    environment = ["DBOS_HEARTBEAT_TIMOUT", "DBOS_PORT", "DBOS_SERVICE_HOST", "PATH", "PORT"]
+    assert unknown_variables(environment) == [("DBOS_HEARTBEAT_TIMOUT", "DBOS_HEARTBEAT_TIMEOUT")]
+
+
+def test_every_setting_says_what_it_is_and_who_uses_it() -> None:
+    parts = {"server", "rpc", "cli", "store", "actors", "runtime", "scheduler", "service"}
+    for item in descriptions():
+        assert item.unit, item.variable
+        assert item.used_by in parts, item.variable
+        assert item.text.endswith("."), item.variable
+        assert item.default, item.variable
