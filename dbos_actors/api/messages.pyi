@@ -239,12 +239,14 @@ class StoreResultRequest(_message.Message):
     def __init__(self, result: _Optional[_Union[MeasurementResult, _Mapping]] = ...) -> None: ...
 
 class StoreResultResponse(_message.Message):
-    __slots__ = ("success", "error")
+    __slots__ = ("success", "error", "duplicate")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     success: bool
     error: str
-    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+    duplicate: bool
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., duplicate: _Optional[bool] = ...) -> None: ...
 
 class StoreResultsResponse(_message.Message):
     __slots__ = ("durable", "duplicates", "rejected")

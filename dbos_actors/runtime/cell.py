@@ -200,14 +200,14 @@ class Cell:
         self._log.submit(turn)
         self.uncommitted += 1
 
-    async def commit(self, *commands: bytes) -> None:
+    async def commit(self, *commands: bytes, frees_memory: bool = False) -> None:
         """Commit ``commands`` from within a `Job` and wait for it.
 
         Raises `UnavailableError` when the store refuses or stays away, and
         `OverloadedError`. If cancelled, the commands may still be committed.
         """
         waiter = Waiter()
-        self.submit(Turn(None, commands=commands), waiter)
+        self.submit(Turn(None, commands=commands, frees_memory=frees_memory), waiter)
         await waiter.wait()
 
     # -------------------------------------------------- parts of the state

@@ -74,6 +74,7 @@ class Turn:
         "changes",
         "commands",
         "deadline_s",
+        "frees_memory",
         "owner",
         "size_bytes",
         "then",
@@ -83,8 +84,6 @@ class Turn:
     call: Call
     deadline_s: float | None
 
-    frees_memory: Final = False
-
     def __init__(
         self,
         answer: Any,
@@ -92,6 +91,7 @@ class Turn:
         commands: Sequence[bytes] = (),
         changes: Sequence[tuple[Hashable, Any]] = (),
         then: Callable[[Turn, Sequence[object] | None], Any] | None = None,
+        frees_memory: bool = False,
     ) -> None:
         """Describe a turn.
 
@@ -100,12 +100,15 @@ class Turn:
         new values, (part, value) pairs for `Behaviour.apply`. ``then``, if
         given, is called after the commit with the turn and the replies to its
         commands (None when they were lost with the connection) and returns
-        what to answer instead, or `DEFERRED`.
+        what to answer instead, or `DEFERRED`. A turn that ``frees_memory`` is
+        committed apart from those that need some, so that it gets through when
+        the store has run out.
         """
         self.answer = answer
         self.commands = commands
         self.changes = changes
         self.then = then
+        self.frees_memory = frees_memory
         size = 0
         for command in commands:
             size += len(command)

@@ -50,14 +50,14 @@ class Keys:
         self.agents_index = prefix + "agents:index"
         self.agents_deleting = prefix + "agents:deleting"
         self.events = prefix + "events"
-        # + agent
+        # followed by agent
         self.states = prefix + "states:"
         self.states_at = prefix + "states-at:"
         self.modules = prefix + "modules:"
         self.unfinished = prefix + "unfinished:"
         self.results = prefix + "results:"
         self.results_at = prefix + "results-at:"
-        # + agent + ":" + module
+        # followed by agent, a colon and module
         self.states_of = prefix + "states-of:"
-        # + request id
+        # followed by request id
         self.request = prefix + "request:"

@@ -193,6 +193,8 @@ class StoreResultRequest(betterproto.Message):
 class StoreResultResponse(betterproto.Message):
     success: bool = betterproto.bool_field(1)
     error: str = betterproto.string_field(2)
+    duplicate: bool = betterproto.bool_field(20)
+    """The result was stored before; this call changed nothing."""
 
 
 @dataclass(eq=False, repr=False)
