@@ -1,0 +1,116 @@
+"""gRPC's length-prefixed messages, for either side of a connection. Pure.
+
+A message on the wire is one flag byte (1: compressed), its length as four bytes,
+big endian, and its body (gRPC over HTTP2, "Length-Prefixed-Message"). DATA frames
+split and join messages at will, so `MessageReader` accepts any slicing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+
+_PREFIX = Struct(">BI")
+
+PREFIX_BYTES = _PREFIX.size
+"""Bytes before each message's body."""
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Largest message received by default; what grpc-go and gRPC core default to."""
+
+unpack_prefix = _PREFIX.unpack_from
+"""``(flag, length)`` of a message from at least five bytes."""
+
+
+class FramingError(Exception):
+    """The peer's bytes are not a sequence of gRPC messages."""
+
+
+class MessageTooLargeError(FramingError):
+    """A message announces more bytes than the limit; its body is not awaited."""
+
+    def __init__(self, *, size: int, limit: int) -> None:
+        super().__init__(f"message of {size} bytes is larger than the limit of {limit} bytes")
+        self.size = size
+        self.limit = limit
+
+
+class InvalidFlagError(FramingError):
+    """A message's first byte is neither 0 nor 1."""
+
+    def __init__(self, flag: int) -> None:
+        super().__init__(f"invalid message flag {flag}")
+        self.flag = flag
+
+
+class TruncatedMessageError(FramingError):
+    """The stream ended inside a message."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream ended inside a message")
+
+
+def frame(body: bytes, *, compressed: bool = False) -> bytes:
+    """One message as it goes on the wire."""
+    return _PREFIX.pack(compressed, len(body)) + body
+
+
+class MessageReader:
+    """Cuts one stream's bytes into messages, holding at most one unfinished message.
+
+    `feed` takes bytes as they arrive; iterate to take ``(compressed, body)`` of each
+    message that is complete. Raises `MessageTooLargeError` as soon as a prefix
+    announces more than ``limit`` bytes, `InvalidFlagError` on a bad flag; the reader
+    is of no use after that.
+    """
+
+    __slots__ = ("_buffer", "limit")
+
+    def __init__(self, limit: int = MESSAGE_BYTES_MAX) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes fed and not taken yet."""
+        return len(self._buffer)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the message being read still lacks; 0 if one is complete."""
+        buffer = self._buffer
+        if len(buffer) < PREFIX_BYTES:
+            return PREFIX_BYTES - len(buffer)
+        length: int = unpack_prefix(buffer)[1]
+        return max(0, PREFIX_BYTES + length - len(buffer))
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes of the stream."""
+        self._buffer += data
+
+    def next(self) -> tuple[bool, bytes] | None:
+        """Take the next complete message, or None."""
+        buffer = self._buffer
+        if len(buffer) < PREFIX_BYTES:
+            return None
+        flag, length = unpack_prefix(buffer)
+        if flag > 1:
+            raise InvalidFlagError(flag)
+        if length > self.limit:
+            raise MessageTooLargeError(size=length, limit=self.limit)
+        end = PREFIX_BYTES + length
+        if len(buffer) < end:
+            return None
+        with memoryview(buffer) as view:
+            body = bytes(view[PREFIX_BYTES:end])
+        del buffer[:end]
+        return flag == 1, body
+
+    def __iter__(self) -> Iterator[tuple[bool, bytes]]:
+        while (message := self.next()) is not None:
+            yield message
+
+    def end(self) -> None:
+        """The stream has ended; raises `TruncatedMessageError` if that was inside a message."""
+        if self._buffer:
+            raise TruncatedMessageError

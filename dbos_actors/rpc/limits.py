@@ -1,0 +1,44 @@
+"""What one server grants its clients: every bound of the transport, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dbos_actors.rpc.framing import MESSAGE_BYTES_MAX
+from dbos_actors.rpc.http2 import Http2Options
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """Bounds of a server; each is enforced per connection unless it says otherwise."""
+
+    message_bytes_max: int = MESSAGE_BYTES_MAX
+    """Largest request message, after decompression too; more is RESOURCE_EXHAUSTED."""
+
+    calls_live_max: int = 100_000
+    """Calls of the whole server being handled; one more is RESOURCE_EXHAUSTED."""
+
+    connections_max: int = 20_000
+    """Connections of the whole server; one more is closed at once. Each costs about 10 KB."""
+
+    upload_bytes_max: int = 16 * _MIB
+    """Unfinished request messages beyond their stream's window. A message begins to be
+    received only when all of it fits; until then its stream waits on flow control."""
+
+    backlog_bytes_max: int = 1 * _MIB
+    """Unsent response bytes beyond which no further call of the connection is begun, and,
+    while its socket accepts nothing, nothing more is read from it."""
+
+    backlog_bytes_free: int = 256 * 1024
+    """Unsent response bytes each connection may always have."""
+
+    backlog_bytes_shared: int = 256 * _MIB
+    """Unsent response bytes of the whole server beyond those; a response that does not fit is
+    RESOURCE_EXHAUSTED. Clients that do not read cost this much memory and no more."""
+
+    stalled_s_max: float = 30.0
+    """A connection that accepts no byte of its unsent responses for so long is closed."""
+
+    http2: Http2Options = field(default_factory=Http2Options)

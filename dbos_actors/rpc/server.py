@@ -1,0 +1,371 @@
+"""The gRPC server: protocol state machines driven over Trio sockets.
+
+The supervision tree: `Server.serve` runs one task per listener, one per connection
+(which reads), a writer per connection only while its socket does not accept, and two
+for all connections: one watches deadlines, one flushes answers given outside reads.
+
+Sockets are used directly: a read or write that would block waits in
+`trio.lowlevel.wait_readable` / `wait_writable`; one that would not costs one system
+call and no task switch. Bytes taken from the engine are either accepted by the socket
+or kept in ``_unsent``, which only the writer takes from; nothing that can be
+cancelled ever holds a part of the output.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import structlog
+import trio
+
+from dbos_actors.clock import Clock, SystemClock
+from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.listeners import Listener, peer_name
+from dbos_actors.rpc.protocol import ServerConnection, ServerCore
+from dbos_actors.rpc.status import StatusOf
+from dbos_actors.rpc.unary import UnaryMethod
+
+log = structlog.get_logger(__name__)
+
+_READ_BYTES = 256 * 1024
+"""One buffer for every connection: what a read brings is processed before the next read."""
+
+_WRITE_BYTES = 64 * 1024
+"""Handed to the socket at a time; also what a connection keeps of framed output at most."""
+
+_LINGER_S = 1.0
+"""How long a connection we end is kept for its client to take our last bytes."""
+
+_ACCEPT_RETRY_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_ACCEPT_RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """What the transport is doing now, and has done since its start."""
+
+    connections: int
+    connections_total: int
+    calls_live: int
+    calls_total: int
+    backlog_bytes: int
+    """Unsent responses beyond each connection's own allowance."""
+    deadlines: int
+
+
+class Server:
+    """A gRPC server.
+
+    ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call.
+    ``status_of`` gives the status of the errors that calls fail with. Nothing is
+    opened before `serve`; a server serves once.
+    """
+
+    def __init__(
+        self,
+        *,
+        unary: Mapping[str, UnaryMethod],
+        status_of: StatusOf,
+        limits: ServerLimits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._limits = limits or ServerLimits()
+        self._clock = clock or SystemClock()
+        self._core = ServerCore(unary=unary, status_of=status_of, limits=self._limits)
+        self._core.wake = self._wake_flusher
+        self._flusher: trio.lowlevel.Task | None = None
+        self._connections: dict[_Connection, None] = {}
+        self._connections_total = 0
+        self._read_buffer = memoryview(bytearray(_READ_BYTES))
+        self._accepting = trio.CancelScope()
+        self._running = trio.CancelScope()
+        self._emptied = trio.Event()
+        self._draining = False
+
+    async def serve(
+        self,
+        listeners: Sequence[Listener],
+        *,
+        task_status: trio.TaskStatus[Sequence[Listener]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled or drained; closes the listeners either way.
+
+        Cancellation closes every connection at once, without an answer to its calls.
+        """
+        with self._running:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_deadlines)
+                nursery.start_soon(self._flush_dirty)
+                nursery.start_soon(self._accept_all, listeners, nursery)
+                task_status.started(listeners)
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop gently: no new connections or calls, GOAWAY, running calls finish.
+
+        Returns when the last connection is closed; those still open after
+        ``grace_s`` seconds are closed without an answer. If cancelled, the server goes
+        on draining without a limit; call it again to set one.
+        """
+        self._draining = True
+        self._accepting.cancel()
+        with trio.move_on_after(grace_s):
+            for connection in list(self._connections):
+                connection.announce_shutdown()
+            if self._connections:
+                await self._emptied.wait()
+        self._running.cancel()
+
+    def flush(self) -> None:
+        """Send answers given since the last flush now, instead of at the end of the batch."""
+        self._core.flush()
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot."""
+        core = self._core
+        return ServerStatistics(
+            connections=len(self._connections),
+            connections_total=self._connections_total,
+            calls_live=core.calls_live,
+            calls_total=core.calls_total,
+            backlog_bytes=self._limits.backlog_bytes_shared - core.backlog_free,
+            deadlines=len(core.deadlines),
+        )
+
+    # ------------------------------------------------------------ connections
+
+    async def _accept_all(self, listeners: Sequence[Listener], connections: trio.Nursery) -> None:
+        try:
+            with self._accepting:
+                async with trio.open_nursery() as nursery:
+                    for listener in listeners:
+                        nursery.start_soon(self._accept, listener, connections)
+        finally:
+            with trio.CancelScope(shield=True):
+                for listener in listeners:
+                    await listener.aclose()
+
+    async def _accept(self, listener: Listener, connections: trio.Nursery) -> NoReturn:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in _ACCEPT_RETRY_ERRNOS:
+                    raise
+                log.warning("cannot accept a connection", error=str(error))
+                await trio.sleep(_ACCEPT_RETRY_S)
+                continue
+            sock = _plain_socket(stream)
+            if len(self._connections) >= self._limits.connections_max:
+                log.warning("connection refused: too many", limit=self._limits.connections_max)
+                sock.close()
+                continue
+            self._connections_total += 1
+            connections.start_soon(self._serve_connection, sock)
+
+    async def _serve_connection(self, sock: socket.socket) -> None:
+        """Run one connection to its end; nothing that happens in it gets out."""
+        peer = peer_name(sock)
+        try:
+            connection = _Connection(sock, self._core, self._clock, self._read_buffer, peer)
+            self._connections[connection] = None
+            try:
+                await connection.run()
+            finally:
+                del self._connections[connection]
+                if not self._connections:
+                    self._emptied.set()
+        except Exception:
+            log.exception("connection failed", peer=peer)
+        finally:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+    # ------------------------------------------------- tasks for all of them
+
+    async def _watch_deadlines(self) -> NoReturn:
+        deadlines = self._core.deadlines
+        while True:
+            scope = trio.CancelScope(deadline=deadlines.next_s)
+
+            def sooner(deadline_s: float, scope: trio.CancelScope = scope) -> None:
+                scope.deadline = deadline_s
+
+            deadlines.on_earlier = sooner
+            with scope:
+                await trio.sleep_forever()
+            deadlines.expire(self._clock.monotonic_s())
+
+    async def _flush_dirty(self) -> NoReturn:
+        while True:
+            if self._core.dirty:
+                self._core.flush()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                self._flusher = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort_flusher)
+
+    def _abort_flusher(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        self._flusher = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake_flusher(self) -> None:
+        """Runs after every task that is runnable now: one flush for all they answer."""
+        flusher, self._flusher = self._flusher, None
+        if flusher is not None:
+            trio.lowlevel.reschedule(flusher)
+
+
+def _plain_socket(stream: trio.SocketStream) -> socket.socket:
+    """Take the socket out of Trio's wrapper; non-blocking, and now the caller's."""
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
+
+
+class _Connection:
+    """Drives one `ServerConnection` over one socket."""
+
+    __slots__ = (
+        "_clock",
+        "_drained",
+        "_limits",
+        "_nursery",
+        "_protocol",
+        "_read_buffer",
+        "_reading",
+        "_sock",
+        "_unsent",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        core: ServerCore,
+        clock: Clock,
+        read_buffer: memoryview,
+        peer: str,
+    ) -> None:
+        self._sock = sock
+        self._clock = clock
+        self._read_buffer = read_buffer
+        self._limits = core.limits
+        self._protocol = ServerConnection(core, self, peer=peer)
+        self._nursery: trio.Nursery | None = None
+        self._unsent: memoryview | None = None
+        self._drained: trio.Event | None = None
+        self._reading = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Read until the connection ends."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.flush()
+                with self._reading:
+                    await self._read()
+                if self._protocol.closed:
+                    with trio.move_on_after(_LINGER_S):
+                        await self._linger()
+                self._nursery.cancel_scope.cancel()
+        except OSError:
+            pass  # the client went away without a word: nothing to tell an operator
+        finally:
+            self._protocol.lost()
+
+    async def _read(self) -> None:
+        protocol, sock, buffer = self._protocol, self._sock, self._read_buffer
+        backlog_max = self._limits.backlog_bytes_max
+        monotonic_s = self._clock.monotonic_s
+        while not protocol.closed:
+            if self._unsent is not None and protocol.backlog > backlog_max:
+                await self._wait_drained()
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                size = sock.recv_into(buffer)
+            except (BlockingIOError, InterruptedError):
+                continue
+            if size == 0:
+                return
+            protocol.receive(buffer[:size], monotonic_s())
+            self.flush()
+
+    async def _linger(self) -> None:
+        """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
+        if self._unsent is not None:
+            await self._wait_drained()
+        self._sock.shutdown(socket.SHUT_WR)
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            if not self._sock.recv_into(self._read_buffer):
+                return
+
+    async def _wait_drained(self) -> None:
+        self._drained = trio.Event()
+        await self._drained.wait()
+
+    def announce_shutdown(self) -> None:
+        """Begin a graceful end."""
+        self._protocol.announce_shutdown()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket accepts; the rest is the writer's."""
+        if self._unsent is None:
+            try:
+                blocked = self._pump()
+            except OSError:
+                self._protocol.lost()
+                blocked = False
+            except Exception:
+                log.exception("connection failed", peer=self._protocol.peer)
+                self._protocol.lost()
+                blocked = False
+            assert self._nursery is not None
+            if blocked:
+                self._nursery.start_soon(self._write)
+            elif self._protocol.closed:
+                self._reading.cancel()
+
+    def _pump(self) -> bool:
+        """Move output to the socket until there is none (False) or it accepts no more (True)."""
+        protocol, sock = self._protocol, self._sock
+        while True:
+            data = protocol.output(_WRITE_BYTES)
+            if data:
+                try:
+                    sent = sock.send(data)
+                except (BlockingIOError, InterruptedError):
+                    sent = 0
+                if sent < len(data):
+                    self._unsent = memoryview(data)[sent:]
+                    protocol.flushed(len(self._unsent), self._clock.monotonic_s())
+                    return True
+                if len(data) == _WRITE_BYTES:
+                    continue
+            if not protocol.flushed(0, self._clock.monotonic_s()):
+                return False
+
+    async def _write(self) -> None:
+        """Move output to a socket that accepted no more, until it has all of it."""
+        sock = self._sock
+        try:
+            while self._unsent is not None:
+                await trio.lowlevel.wait_writable(sock)
+                try:
+                    sent = sock.send(self._unsent)
+                except (BlockingIOError, InterruptedError):
+                    continue
+                if sent < len(self._unsent):
+                    self._unsent = self._unsent[sent:]
+                    continue
+                self._unsent = None
+                self._pump()
+        except OSError:
+            self._protocol.lost()
+        if self._drained is not None:
+            self._drained.set()
+        if self._protocol.closed:
+            self._reading.cancel()

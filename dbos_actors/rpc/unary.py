@@ -1,0 +1,141 @@
+"""A unary call served by a plain function: the call *is* its reply address.
+
+No task belongs to it. It is answered inside the handler or later, from any task of
+the same Trio thread, exactly once; whatever comes after that is ignored, because
+the client has gone, has been told DEADLINE_EXCEEDED, or has its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.metadata import Metadata, MetadataError, decode_metadata
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.http2 import Headers
+    from dbos_actors.rpc.protocol import ServerConnection
+
+
+class Message(Protocol):
+    """A response message: anything that serialises itself."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """The message as bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryMethod:
+    """How a unary method is served.
+
+    ``handler`` is called from the connection's read loop and must not block; what it
+    raises is logged and answered INTERNAL, except `grpclib.GRPCError`, which is answered
+    as it says. ``decode`` makes the request message of its bytes; what it raises is
+    answered INTERNAL as well.
+    """
+
+    handler: Callable[[UnaryCall], None]
+    decode: Callable[[bytes], Any]
+
+
+class UnaryCall:
+    """One unary call. Made by the transport only.
+
+    ``buffer``, ``message_bytes``, ``method``, ``request_ended``, ``stream_id`` and
+    ``unacknowledged`` are the transport's: what of the request has come so far.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_headers",
+        "_metadata",
+        "answered",
+        "buffer",
+        "deadline",
+        "message_bytes",
+        "method",
+        "on_answered",
+        "request",
+        "request_ended",
+        "stream_id",
+        "unacknowledged",
+    )
+
+    request: Any
+    """The decoded request message."""
+
+    deadline: float | None
+    """When the client gives up, on `Clock.monotonic_s`'s scale; None: never."""
+
+    answered: bool
+    """Whether it was replied to, failed, expired, cancelled by the client or disconnected."""
+
+    on_answered: Callable[[Status | None], None] | None
+    """Called once, with the status sent; None if the client had gone. For interceptors."""
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        method: UnaryMethod,
+        headers: Headers,
+        deadline: float | None,
+    ) -> None:
+        self._connection = connection
+        self.method = method
+        self._headers = headers
+        self._metadata: Metadata | None = None
+        self.buffer: bytes | bytearray | None = None
+        self.message_bytes = 0
+        self.unacknowledged = 0
+        self.stream_id = stream_id
+        self.deadline = deadline
+        self.answered = False
+        self.on_answered = None
+        self.request = None
+        self.request_ended = False
+
+    @property
+    def metadata(self) -> Metadata:
+        """The call's custom metadata, decoded when first asked for.
+
+        Raises `grpclib.GRPCError` (INTERNAL) if a ``-bin`` value is malformed.
+        """
+        if self._metadata is None:
+            try:
+                self._metadata = decode_metadata(self._headers)
+            except MetadataError as error:
+                raise GRPCError(Status.INTERNAL, str(error)) from error
+        return self._metadata
+
+    @property
+    def path(self) -> str:
+        """The method's full path, such as ``/dbos.DBOS/GetAgent``."""
+        return dict(self._headers)[b":path"].decode("ascii", "replace")
+
+    @property
+    def peer(self) -> str:
+        """Whose call it is, such as ``ipv4:127.0.0.1:50312`` or ``unix:``."""
+        return self._connection.peer
+
+    def reply(self, message: Message | bytes) -> None:
+        """Answer with a response message, or with one already serialised. No-op if answered."""
+        if self.answered:
+            return
+        body = message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
+        self._connection.reply(self, body)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error's status (`grpclib.GRPCError` as it says). No-op if answered."""
+        if not self.answered:
+            self._connection.fail(self, error)
+
+    def expire(self) -> None:
+        """Answer DEADLINE_EXCEEDED. No-op if answered."""
+        if not self.answered:
+            self._connection.expire(self)

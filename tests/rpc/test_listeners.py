@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from dbos_actors.rpc.listeners import (
+    AddressError,
+    TcpAddress,
+    UnixAddress,
+    open_listeners,
+    parse_address,
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "parsed"),
+    [
+        ("127.0.0.1:80", TcpAddress("127.0.0.1", 80)),
+        (":0", TcpAddress("", 0)),
+        ("[::1]:80", TcpAddress("::1", 80)),
+        ("unix:/run/a.sock", UnixAddress("/run/a.sock")),
+        ("unix:///run/a.sock", UnixAddress("/run/a.sock")),
+        ("unix:a.sock", UnixAddress("a.sock")),
+    ],
+)
+def test_an_address_is_a_host_and_port_or_a_path(
+    address: str, parsed: TcpAddress | UnixAddress
+) -> None:
+    assert parse_address(address) == parsed
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", "host:x", "host:70000", "::1:80", "unix:"]
+)
+def test_a_malformed_address_is_refused(address: str) -> None:
+    with pytest.raises(AddressError):
+        parse_address(address)
+
+
+async def test_a_socket_file_left_behind_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    stale = trio.socket.socket(trio.socket.AF_UNIX)
+    await stale.bind(str(path))
+    stale.close()
+    (listener,) = await open_listeners(f"unix:{path}")
+    with pytest.raises(OSError, match="in use"):
+        await open_listeners(f"unix:{path}")
+    async with await trio.open_unix_socket(path):
+        pass
+    await listener.aclose()
+    assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        await open_listeners(f"unix:{path}")
+    assert path.read_text() == "precious"
