@@ -77,6 +77,8 @@ def _listen(value: str) -> str:
             raise ValueError("must be HOST:PORT or unix:PATH, several separated by commas")
         if int(port) > 65535:
             raise ValueError("must have a port from 0 to 65535")
+        if ":" in host and not (host.startswith("[") and host.endswith("]")):
+            raise ValueError("must have an IPv6 address in brackets")
     return value
 
 

@@ -75,6 +75,7 @@ def test_sizes_are_bytes_or_carry_a_unit(
         ("DBOS_RESULTS_MAX_BYTES", "1GB", "must be a size"),
         ("DBOS_LISTEN", "50051", "must be HOST:PORT or unix:PATH"),
         ("DBOS_LISTEN", "[::1]:70000", "must have a port from 0 to 65535"),
+        ("DBOS_LISTEN", "::1:50051", "must have an IPv6 address in brackets"),
         ("DBOS_LISTEN", "unix:", "must name a path"),
         ("DBOS_TLS_CERT", "cert.pem", "DBOS_TLS_CERT and DBOS_TLS_KEY must be set together"),
         ("DBOS_TLS_CLIENT_CA", "ca.pem", "DBOS_TLS_CLIENT_CA needs DBOS_TLS_CERT"),

@@ -1,0 +1,145 @@
+"""The commands and their options.
+
+An option that is given overrides its environment variable; one that is not leaves the
+setting alone, so defaults are in `dbos_actors.settings` only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from dbos_actors.cli.logs import configure_logs
+from dbos_actors.cli.serving import Exit, exit_of, serve
+from dbos_actors.errors import ConfigurationError
+from dbos_actors.settings import (
+    Settings,
+    descriptions,
+    load_settings,
+    markdown,
+    unknown_variables,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dbos-actors", message="%(prog)s %(version)s")
+def main() -> None:
+    """State and coordination service of an Internet measurement network."""
+
+
+def _loaded(overrides: dict[str, Any]) -> Settings:
+    try:
+        return load_settings(
+            **{name: value for name, value in overrides.items() if value is not None}
+        )
+    except ConfigurationError as error:
+        _give_up(Exit.REFUSED, str(error))
+        raise  # pragma: no cover - it has exited
+
+
+def _give_up(status: Exit, text: str) -> None:
+    click.echo(f"dbos-actors: {text}", err=True)
+    sys.exit(status)
+
+
+@main.command(
+    "serve",
+    epilog="Every other setting is an environment variable: see 'dbos-actors settings'. Exit "
+    "status: 0 drained after SIGTERM or SIGINT, 1 failed, 2 cannot serve so (one line on stderr "
+    "says why), 3 another server has taken over.",
+)
+@click.option("--host", help="Address to listen on; 0.0.0.0 or :: in a container.  [DBOS_HOST]")
+@click.option("--port", type=int, help="TCP port; 0 takes any free one.  [PORT]")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="HOST:PORT|unix:PATH",
+    help="Listen there instead; may be repeated.  [DBOS_LISTEN]",
+)
+@click.option(
+    "--embedded/--no-embedded",
+    default=None,
+    help="Start a private Valkey on the data directory instead of using REDIS_ADDR."
+    "  [DBOS_EMBEDDED]",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Data of the embedded store.  [DBOS_DATA_DIR]",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["replay", "fsync"]),
+    help="What an acknowledged write survives.  [DBOS_DURABILITY]",
+)
+@click.option(
+    "--wait-for-redis",
+    is_flag=True,
+    default=None,
+    help="Retry while Redis is unreachable at start.  [DBOS_WAIT_FOR_REDIS]",
+)
+@click.option(
+    "--take-over", is_flag=True, help="Take the store from the server that owns it; that one stops."
+)
+def serve_command(*, take_over: bool, listen: tuple[str, ...], **overrides: Any) -> None:
+    """Serve gRPC, on REDIS_ADDR or (--embedded) on a store of its own.
+
+    Prints one line, 'ready address=... redis=...', when it can serve. Logs go to stderr.
+    """
+    if listen:
+        overrides["listen"] = ",".join(listen)
+    elif overrides["host"] is not None or overrides["port"] is not None:
+        overrides["listen"] = ""
+    settings = _loaded(overrides)
+    configure_logs(level=settings.log_level, json=settings.log_format == "json", stream=sys.stderr)
+    for name, meant in unknown_variables(os.environ):
+        _log.warning("unknown_setting", name=name, probably=meant)
+    # The server is the heaviest import, and the other commands do without it.
+    from dbos_actors.server import open_supervisor  # noqa: PLC0415
+
+    async def run() -> None:
+        await serve(
+            settings, open_supervisor=open_supervisor, announce=_announce, take_over=take_over
+        )
+
+    try:
+        trio.run(run)
+    except Exception as error:  # noqa: BLE001  # the last place that can tell
+        status, text = exit_of(error, settings)
+        if text is None:
+            _log.critical("failed", exc_info=error)
+            sys.exit(status)
+        _give_up(status, text)
+
+
+def _announce(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()
+
+
+@main.command("settings")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The table of the documentation.")
+def settings_command(*, as_markdown: bool) -> None:
+    """Show every setting: its variable, its present value and its meaning."""
+    if as_markdown:
+        click.echo(markdown(), nl=False)
+        return
+    settings = _loaded({})
+    table = Table("variable", "value", "unit", "meaning")
+    for item in descriptions():
+        value = getattr(settings, item.name)
+        shown = "" if value is None else str(value)
+        if item.is_secret and item.name in settings.model_fields_set:
+            shown = "(set)"
+        table.add_row(item.variable, shown, item.unit, item.text.replace("`", ""))
+    Console().print(table)

@@ -1,0 +1,206 @@
+"""One server from its start to its end: store, supervision tree, signals, exit status.
+
+The embedded store is opened first and closed last, so every commit of a drain is in it.
+The first SIGTERM or SIGINT drains (before the server is ready it ends the attempt), a second
+one stops at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from enum import IntEnum
+from typing import Protocol
+
+import structlog
+import trio
+
+from dbos_actors.errors import (
+    ConfigurationError,
+    FencedError,
+    OwnedElsewhereError,
+    StoreUnreachableError,
+    UnsafeStoreError,
+)
+from dbos_actors.settings import Settings
+from dbos_actors.store.connector import Connector, connector_for
+from dbos_actors.store.embedded import EmbeddedStoreError, open_embedded
+
+# Between two attempts to reach Redis with --wait-for-redis: soon enough when everything starts
+# at once, seldom enough not to fill a log.
+_REDIS_WAIT_MIN_S = 0.25
+_REDIS_WAIT_MAX_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Exit(IntEnum):
+    """Exit statuses; part of the command's interface."""
+
+    DRAINED = 0
+    FAILED = 1
+    """A bug, or a second signal that cut the drain short."""
+    REFUSED = 2
+    """It cannot serve so: settings, Redis, address or directory. One line says which."""
+    FENCED = 3
+    """Another server has taken over. To start again would be to fight over the store."""
+
+
+class Supervisor(Protocol):
+    """What is needed of `dbos_actors.server.RunningServer`."""
+
+    @property
+    def addresses(self) -> Sequence[str]: ...
+
+    async def drain(self, grace_s: float) -> None: ...
+
+
+class OpenSupervisor(Protocol):
+    """What is needed of `dbos_actors.server.open_supervisor`."""
+
+    def __call__(
+        self, settings: Settings, *, connector: Connector, take_over: bool
+    ) -> AbstractAsyncContextManager[Supervisor]: ...
+
+
+class CannotListenError(ConfigurationError):
+    """An address cannot be listened on."""
+
+    def __init__(self, addresses: Sequence[str], cause: OSError) -> None:
+        super().__init__(f"cannot listen on {', '.join(addresses)}: {cause.strerror or cause}")
+
+
+class StoppedAtOnceError(Exception):
+    """A second signal cut the drain short."""
+
+
+class _Signals:
+    """What SIGTERM and SIGINT have asked for."""
+
+    def __init__(self) -> None:
+        self.stop = trio.Event()
+        self.starting = trio.CancelScope()
+        self.is_ready = False
+
+    async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if self.stop.is_set():
+                    _log.warning("stopping_at_once", signal=name)
+                    raise StoppedAtOnceError
+                _log.info("stopping", signal=name)
+                self.stop.set()
+                if not self.is_ready:
+                    self.starting.cancel()
+
+
+async def serve(
+    settings: Settings,
+    *,
+    open_supervisor: OpenSupervisor,
+    announce: Callable[[str], None],
+    take_over: bool = False,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns.
+
+    ``announce`` is called once, with the ``ready`` line, when the server can serve. Raises, alone
+    or in an `ExceptionGroup`, what `exit_of` reads.
+    """
+    signals = _Signals()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(signals.watch)
+        with signals.starting:
+            async with AsyncExitStack() as stack:
+                connector = await _open_store(stack, settings)
+                supervisor = await _open_supervisor(
+                    stack, settings, open_supervisor, connector, take_over=take_over
+                )
+                signals.is_ready = True
+                announce(
+                    f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
+                )
+                await signals.stop.wait()
+                await supervisor.drain(settings.drain_grace_s)
+        nursery.cancel_scope.cancel()
+    _log.info("stopped")
+
+
+async def _open_store(stack: AsyncExitStack, settings: Settings) -> Connector:
+    if not settings.embedded:
+        return connector_for(settings.redis_addr)
+    embedded = await stack.enter_async_context(
+        open_embedded(settings.data_dir, durability=settings.durability)
+    )
+    return connector_for(embedded.address)
+
+
+async def _open_supervisor(
+    stack: AsyncExitStack,
+    settings: Settings,
+    open_supervisor: OpenSupervisor,
+    connector: Connector,
+    *,
+    take_over: bool,
+) -> Supervisor:
+    delay_s = _REDIS_WAIT_MIN_S
+    while True:
+        try:
+            return await stack.enter_async_context(
+                open_supervisor(settings, connector=connector, take_over=take_over)
+            )
+        except Exception as error:
+            causes = list(leaves(error))
+            if any(isinstance(cause, OSError) for cause in causes):
+                cause = next(cause for cause in causes if isinstance(cause, OSError))
+                raise CannotListenError(settings.listen_addresses, cause) from error
+            unreachable = all(isinstance(cause, StoreUnreachableError) for cause in causes)
+            if not (unreachable and settings.wait_for_redis):
+                raise
+            _log.warning("redis_unreachable", cause=str(causes[0]), retry_s=delay_s)
+        await trio.sleep(delay_s)
+        delay_s = min(2 * delay_s, _REDIS_WAIT_MAX_S)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in ``error``, however deep in groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def exit_of(error: BaseException, settings: Settings) -> tuple[Exit, str | None]:
+    """The exit status of an error out of `serve`, and what to tell the operator.
+
+    The text is None for an error nobody foresaw: it belongs in the log, with its traceback.
+    """
+    causes = list(leaves(error))
+    for cause in causes:
+        if isinstance(cause, FencedError):
+            return Exit.FENCED, str(cause) or "another server has taken over the store"
+    told = [_refusal(cause, settings) for cause in causes]
+    if any(text is None for text in told):
+        if all(isinstance(cause, StoppedAtOnceError) for cause in causes):
+            return Exit.FAILED, "stopped at once by a second signal"
+        return Exit.FAILED, None
+    return Exit.REFUSED, "; ".join(text for text in told if text)
+
+
+def _refusal(cause: BaseException, settings: Settings) -> str | None:
+    match cause:
+        case StoreUnreachableError():
+            return (
+                f"{cause}. Start one there, set REDIS_ADDR, or use --embedded for a private one; "
+                "--wait-for-redis retries"
+            )
+        case OwnedElsewhereError() if not settings.embedded:
+            return f"{cause}. Stop it first, or use --take-over"
+        case (
+            ConfigurationError() | EmbeddedStoreError() | OwnedElsewhereError() | UnsafeStoreError()
+        ):
+            return str(cause)
+    return None
