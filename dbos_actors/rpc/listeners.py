@@ -116,6 +116,15 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
+def address_of(listener: Listener) -> str:
+    """Where a listener of ours listens, as `open_listeners` takes it: the port is the real one."""
+    if isinstance(listener, UnixListener):
+        return f"unix:{listener.path}"
+    assert isinstance(listener, trio.SocketListener)
+    host, port = listener.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def peer_name(sock: socket.socket) -> str:
     """The other end, as gRPC writes it: ``ipv4:1.2.3.4:5``, ``ipv6:[::1]:5`` or ``unix:``."""
     try:

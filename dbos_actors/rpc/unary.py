@@ -42,6 +42,10 @@ class UnaryMethod:
     handler: Callable[[UnaryCall], None]
     decode: Callable[[bytes], Any]
 
+    in_band: Callable[[Exception], bytes | None] | None = None
+    """The serialised response that tells of an error, for methods whose responses have a
+    place for some; None for an error that is to become a status."""
+
 
 class UnaryCall:
     """One unary call. Made by the transport only.
@@ -132,8 +136,14 @@ class UnaryCall:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error's status (`grpclib.GRPCError` as it says). No-op if answered."""
-        if not self.answered:
+        if self.answered:
+            return
+        in_band = self.method.in_band
+        body = None if in_band is None else in_band(error)
+        if body is None:
             self._connection.fail(self, error)
+        else:
+            self._connection.reply(self, body)
 
     def expire(self) -> None:
         """Answer DEADLINE_EXCEEDED. No-op if answered."""
