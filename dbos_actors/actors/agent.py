@@ -1,0 +1,424 @@
+"""The agent actor: one agent's record, runs and results, as turns over the store.
+
+The actor owns its agent's record and the runs it has in memory: the unfinished
+ones and some finished ones (`RunCache`). Both are kept as the bytes that Redis
+keeps, a fifth of a decoded message's size, and are copied into responses as
+they are. Finished runs that have left memory are fetched when asked for.
+Results are never in memory: that a result id is new is decided by HSETNX,
+inside the commit.
+
+Messages are the contract's own requests, validated before they are sent here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.api.messages import (
+    Agent,
+    DeleteAgentRequest,
+    DeleteAgentResponse,
+    GetAgentRequest,
+    GetAgentResponse,
+    GetModuleStateRequest,
+    GetModuleStateResponse,
+    ModuleState,
+    RegisterAgentRequest,
+    RegisterAgentResponse,
+    SetModuleStateRequest,
+    SetModuleStateResponse,
+    StoreResultRequest,
+    StoreResultResponse,
+)
+from dbos_actors.clock import Clock
+from dbos_actors.domain import agents, results, runs
+from dbos_actors.errors import UnavailableError
+from dbos_actors.runtime import DEFERRED, Cell, Job, Turn
+from dbos_actors.store import Store, pack
+from dbos_actors.store.keys import escaped
+
+REGISTERED: Final = RegisterAgentResponse(success=True).SerializeToString()
+STATE_SET: Final = SetModuleStateResponse(success=True).SerializeToString()
+STORED: Final = StoreResultResponse(success=True).SerializeToString()
+DUPLICATE: Final = StoreResultResponse(success=True, duplicate=True).SerializeToString()
+DELETED: Final = DeleteAgentResponse(success=True).SerializeToString()
+
+RUN: Final = "r"
+MODULE: Final = "m"
+"""What a field of an agent's ``states`` begins with, before the request id or module name."""
+
+_RECORD: Final = None  # the part of the state that is the agent's record
+
+# More unfinished runs than this are not loaded at once but one by one as they are
+# reported, so that an agent that never finishes any cannot fill memory or stall a load.
+_RUNS_LOADED_AT_ONCE = 1_000
+
+_DELETION_STEP = 1_000  # request ids unlinked in one commit; takes Redis about a millisecond
+
+
+def embedded(field_number: int, message: bytes) -> bytes:
+    """A message field as it is inside its parent.
+
+    Protobuf encoding, "Length-Delimited Records"; the field number is below 16.
+    """
+    size = len(message)
+    prefix = bytearray((field_number << 3 | 2,))
+    while size > 0x7F:
+        prefix.append(size & 0x7F | 0x80)
+        size >>= 7
+    prefix.append(size)
+    return bytes(prefix) + message
+
+
+_FOUND: Final = GetAgentResponse(found=True).SerializeToString()
+
+
+def found(message: bytes) -> bytes:
+    """A Get response that carries ``message``; the same bytes for every Get method."""
+    return _FOUND + embedded(2, message)
+
+
+@dataclass(slots=True)
+class AgentStatistics:
+    """Counts since the start."""
+
+    results_stored: int = 0
+    results_duplicate: int = 0
+    results_conflicting: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentContext:
+    """What all agent actors share."""
+
+    store: Store
+    clock: Clock
+    server_id: str
+    """Becomes ``dbos_server_id`` of results that have none."""
+
+    runs: RunCache
+    directory: RunDirectory
+    events_max: int
+    """Events kept; Redis trims the stream to about this many."""
+
+    event_results: bool = False
+    statistics: AgentStatistics = field(default_factory=AgentStatistics)
+
+    def log_event(self, event: bytes) -> bytes:
+        """The command that appends ``event`` to the log."""
+        return pack(
+            "XADD",
+            self.store.keys.events,
+            "MAXLEN",
+            "~",
+            self.events_max,
+            self.store.next_event_id(),
+            "e",
+            event,
+        )
+
+    def now_s(self) -> int:
+        return int(self.clock.wall_s())
+
+
+class AgentActor:
+    """One incarnation of an agent actor; a `runtime.Behaviour`."""
+
+    __slots__ = ("_agent_id", "_cell", "_complete", "_context", "_name", "_record", "_runs")
+
+    def __init__(self, agent_id: str, cell: Cell, context: AgentContext) -> None:
+        self._agent_id = agent_id
+        self._name = escaped(agent_id)
+        self._cell = cell
+        self._context = context
+        self._record: bytes | None = None
+        # None is a run known not to exist, while the messages that asked have their turns.
+        self._runs: dict[str, bytes | None] = {}
+        # Whether all states of the agent are in `_runs`, so that an unknown one is new.
+        self._complete = False
+
+    # ------------------------------------------------------- the actor's state
+
+    async def load(self) -> None:
+        store = self._context.store
+        keys = store.keys
+        states = keys.states + self._name
+        record, count, unfinished = await store.read(
+            pack("HGET", keys.agents, self._agent_id),
+            pack("HLEN", states),
+            pack("SMEMBERS", keys.unfinished + self._name),
+        )
+        self._record = record
+        if unfinished and len(unfinished) <= _RUNS_LOADED_AT_ONCE:
+            parts = [RUN + request_id.decode() for request_id in unfinished]
+            (values,) = await store.read(pack("HMGET", states, *parts))
+            self._runs = {
+                part: value for part, value in zip(parts, values, strict=True) if value is not None
+            }
+        self._complete = len(self._runs) == count
+
+    def missing(self, request: Any) -> str | None:
+        kind = type(request)
+        if kind is SetModuleStateRequest:
+            part = part_of(request.state)
+        elif kind is GetModuleStateRequest:
+            part = RUN + request.request_id
+        else:
+            return None
+        return None if self._complete or part in self._runs else part
+
+    def fetch(self, part: Hashable, arrived: Callable[[UnavailableError | None], None]) -> None:
+        assert isinstance(part, str)
+
+        def on_replies(replies: Sequence[Any] | UnavailableError) -> None:
+            if isinstance(replies, UnavailableError):
+                arrived(replies)
+                return
+            record = replies[0]
+            self._runs[part] = record
+            if record is not None:
+                self._context.runs.keep(self, part, len(record))
+            arrived(None)
+            if self._runs.get(part, b"") is None:
+                del self._runs[part]
+
+        store = self._context.store
+        store.submit_read([pack("HGET", store.keys.states + self._name, part)], on_replies)
+
+    def apply(self, part: Hashable, value: Any) -> None:
+        if part is _RECORD:
+            self._record = value
+            return
+        assert isinstance(part, str)
+        record, finished = value
+        self._runs[part] = record
+        if finished:
+            self._context.runs.keep(self, part, len(record))
+        else:
+            self._context.runs.forget(self, part)
+
+    def evict(self, part: str) -> bool:
+        """Drop a finished run from memory; False while it is not in Redis yet."""
+        if self._cell.uncommitted:
+            return False
+        self._runs.pop(part, None)
+        self._complete = False
+        return True
+
+    def released(self) -> None:
+        for part in self._runs:
+            self._context.runs.forget(self, part)
+        self._runs = {}
+        self._complete = False
+
+    # ----------------------------------------------------------------- turns
+
+    def handle(self, request: Any) -> Turn | Job:
+        return _HANDLERS[type(request)](self, request)
+
+    def register(self, request: RegisterAgentRequest) -> Turn:
+        context = self._context
+        current = None if self._record is None else Agent.FromString(self._record)
+        update = agents.heartbeat(current, request.agent, now_s=context.now_s())
+        record = update.record.SerializeToString()
+        keys = context.store.keys
+        commands = [pack("HSET", keys.agents, self._agent_id, record)]
+        if current is None:
+            commands.append(pack("ZADD", keys.agents_index, 0, self._agent_id))
+        if update.event is not None:
+            commands.append(context.log_event(update.event))
+        return Turn(REGISTERED, commands=commands, changes=((_RECORD, record),))
+
+    def get(self, request: GetAgentRequest) -> Turn:  # noqa: ARG002 - it names this actor
+        if self._record is None:
+            return Turn(GetAgentResponse(error=f"agent {self._agent_id!r} is not registered"))
+        return Turn(found(self._record))
+
+    def set_state(self, request: SetModuleStateRequest) -> Turn:
+        context = self._context
+        reported = request.state
+        part = part_of(reported)
+        data = self._runs.get(part)
+        current = None if data is None else ModuleState.FromString(data)
+        is_run = part[0] == RUN
+        judge = runs.report if is_run else runs.report_module
+        report = judge(current, reported, now_s=context.now_s())
+        if not report.changed:
+            return Turn(STATE_SET)
+        record = report.record
+        data = record.SerializeToString()
+        name = self._name
+        keys = context.store.keys
+        module = record.module_name
+        now_ms = int(context.clock.wall_s() * 1000)
+        commands = [
+            pack("HSET", keys.states + name, part, data),
+            pack("ZADD", keys.states_at + name, now_ms, part),
+            pack("ZADD", f"{keys.states_of}{name}:{escaped(module)}", now_ms, part),
+        ]
+        if current is None:
+            commands.append(pack("SADD", keys.modules + name, module))
+        if report.event is not None:
+            commands.append(context.log_event(report.event))
+        if not is_run:
+            return Turn(STATE_SET, commands=commands, changes=((part, (data, True)),))
+        request_id = reported.request_id
+        commands.append(pack("ZADD", keys.request + escaped(request_id), now_ms, self._agent_id))
+        if report.began:
+            commands.append(pack("SADD", keys.unfinished + name, request_id))
+        elif report.finished and current is not None:
+            commands.append(pack("SREM", keys.unfinished + name, request_id))
+        return Turn(
+            STATE_SET,
+            commands=commands,
+            changes=((part, (data, runs.is_finished(record))),),
+            then=self._run_changed,
+        )
+
+    def _run_changed(self, turn: Turn, replies: Sequence[object] | None) -> bytes:  # noqa: ARG002
+        self._context.directory.changed(turn.call.request.state.request_id, self._agent_id)
+        return STATE_SET
+
+    def get_state(self, request: GetModuleStateRequest) -> Turn:
+        part = RUN + request.request_id
+        record = self._runs.get(part)
+        if record is None:
+            return Turn(no_such_run(request.request_id, self._agent_id))
+        self._context.runs.used(self, part)
+        return Turn(found(record))
+
+    def store_result(self, request: StoreResultRequest) -> Turn:
+        context = self._context
+        result = request.result
+        result_id = result.id
+        now_s = context.now_s()
+        record, received_at = results.accept(result, now_s=now_s, server_id=context.server_id)
+        keys = context.store.keys
+        name = self._name
+        commands = [
+            pack("HSETNX", keys.results + name, result_id, record),
+            pack("ZADD", keys.results_at + name, "NX", received_at, result_id),
+        ]
+        if context.event_results:
+            commands.append(context.log_event(results.stored(result, now_s=now_s)))
+        return Turn(STORED, commands=commands, then=self._result_committed)
+
+    def _result_committed(self, turn: Turn, replies: Sequence[object] | None) -> Any:
+        """New, a repeat, or a conflict: Redis has decided, and its answer may be lost."""
+        context = self._context
+        if replies is not None and replies[0] == 1:
+            context.statistics.results_stored += 1
+            return STORED
+        known_repeat = replies is not None
+        call = turn.call
+        result = call.request.result
+        store = context.store
+
+        def compare(stored: Sequence[Any] | UnavailableError) -> None:
+            if isinstance(stored, UnavailableError):
+                call.fail(stored)
+            elif stored[0] is None or results.same_measurement(stored[0], result):
+                if known_repeat:
+                    context.statistics.results_duplicate += 1
+                call.reply(DUPLICATE if known_repeat else STORED)
+            else:
+                context.statistics.results_duplicate += 1
+                context.statistics.results_conflicting += 1
+                event = context.log_event(results.conflict(result, now_s=context.now_s()))
+                self._cell.submit(Turn(DUPLICATE, commands=[event]), call)
+
+        store.submit_read(
+            [pack("HGET", store.keys.results + self._name, result.id)],
+            guarded(call, compare),
+            deadline_s=call.deadline,
+        )
+        return DEFERRED
+
+    # -------------------------------------------------------------- deletion
+
+    def delete(self, request: DeleteAgentRequest) -> Job:  # noqa: ARG002 - it names this actor
+        return Job(self._forget_agent)
+
+    async def _forget_agent(self, cell: Cell) -> bytes:
+        """Forget everything; what a crash interrupts is finished at the next start.
+
+        All of the agent goes in one commit. Before it, since there may be any
+        number of runs, the request ids let go of the agent step by step.
+        """
+        context = self._context
+        store = context.store
+        keys = store.keys
+        name = self._name
+        agent_id = self._agent_id
+        await cell.commit(pack("SADD", keys.agents_deleting, agent_id))
+        cursor = b"0"
+        while True:
+            ((cursor, flat),) = await store.read(
+                pack("HSCAN", keys.states + name, cursor, "COUNT", _DELETION_STEP)
+            )
+            request_ids = [part[1:].decode() for part in flat[::2] if part[:1] == RUN.encode()]
+            if request_ids:
+                await cell.commit(
+                    *(pack("ZREM", keys.request + escaped(r), agent_id) for r in request_ids),
+                    frees_memory=True,
+                )
+            if cursor == b"0":
+                break
+        (modules,) = await store.read(pack("SMEMBERS", keys.modules + name))
+        indexes = [f"{keys.states_of}{name}:{escaped(module.decode())}" for module in modules]
+        prefixes = (
+            keys.states,
+            keys.states_at,
+            keys.modules,
+            keys.unfinished,
+            keys.results,
+            keys.results_at,
+        )
+        commands = [
+            pack("UNLINK", *(prefix + name for prefix in prefixes), *indexes),
+            pack("HDEL", keys.agents, agent_id),
+            pack("ZREM", keys.agents_index, agent_id),
+            pack("SREM", keys.agents_deleting, agent_id),
+        ]
+        if self._record is not None or self._runs or modules:
+            event = agents.deleted(agent_id, now_s=context.now_s())
+            commands.append(context.log_event(event))
+        await cell.commit(*commands, frees_memory=True)
+        context.directory.forget_agent(agent_id)
+        return DELETED
+
+
+_HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
+    RegisterAgentRequest: AgentActor.register,
+    GetAgentRequest: AgentActor.get,
+    SetModuleStateRequest: AgentActor.set_state,
+    GetModuleStateRequest: AgentActor.get_state,
+    StoreResultRequest: AgentActor.store_result,
+    DeleteAgentRequest: AgentActor.delete,
+}
+
+
+def part_of(state: ModuleState) -> str:
+    """The part of an agent's state that a report is about."""
+    return RUN + state.request_id if state.request_id else MODULE + state.module_name
+
+
+def no_such_run(request_id: str, agent_id: str = "") -> GetModuleStateResponse:
+    """The answer about a run that nobody has reported."""
+    where = f" of agent {agent_id!r}" if agent_id else ""
+    return GetModuleStateResponse(error=f"no run {request_id!r}{where}")
+
+
+def guarded(call: Any, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+    """``callback``, whose error is its call's and not the store's that runs it."""
+
+    def run(argument: Any) -> None:
+        try:
+            callback(argument)
+        except Exception as error:  # noqa: BLE001 - the call's outcome, whatever it is
+            call.fail(error)
+
+    return run

@@ -1,0 +1,370 @@
+"""Reads that go past the actors, to what is committed: lists, results, events.
+
+A client that was answered finds its write here, since every answer follows its
+commit; what is not committed cannot be seen here at all. Every listing reads
+in bounded steps and keeps at most one response in memory.
+
+Records are copied into the response as they are stored; only a filter on their
+content decodes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from dbos_actors.actors.agent import embedded, found
+from dbos_actors.api.messages import (
+    GetEventsRequest,
+    GetResultRequest,
+    GetResultResponse,
+    ListAgentsRequest,
+    ListModuleStatesRequest,
+    ListResultsRequest,
+    MeasurementResult,
+    ModuleState,
+)
+from dbos_actors.domain import paging
+from dbos_actors.errors import ResponseTooLargeError, UnavailableError
+from dbos_actors.store import Store, pack
+from dbos_actors.store.keys import escaped
+
+_STEP = 256
+"""Records read at once: at 8 KB each, 2 MiB."""
+
+_SCANNED_MAX: Final = 20_000
+"""Entries looked at for one page: a filter that few pass gives short pages, not stalls."""
+
+_ENVELOPE_BYTES = 4096
+"""Kept free in a response for its page token."""
+
+
+class Page:
+    """A response under construction: repeated field 1, within the message limit."""
+
+    def __init__(self, *, page_size: int, limit_bytes: int) -> None:
+        self._page_size = page_size
+        self._limit_bytes = limit_bytes
+        self._room_bytes = limit_bytes - _ENVELOPE_BYTES
+        self._records: list[bytes] = []
+
+    @property
+    def wanted(self) -> int:
+        """Entries to read in the next step: one more than fit, to know whether it is the last."""
+        if not self._page_size:
+            return _STEP
+        return min(_STEP, self._page_size - len(self._records) + 1)
+
+    def add(self, record: bytes) -> bool:
+        """Take one more; False when the page is full.
+
+        Raises `ResponseTooLargeError` when everything was asked for, or a single
+        record is too large.
+        """
+        if self._page_size and len(self._records) >= self._page_size:
+            return False
+        framed = embedded(1, record)
+        if len(framed) > self._room_bytes:
+            if self._page_size and self._records:
+                return False
+            raise ResponseTooLargeError(limit=self._limit_bytes)
+        self._room_bytes -= len(framed)
+        self._records.append(framed)
+        return True
+
+    def response(self, next_page_token: str = "") -> bytes:
+        """The serialised list response."""
+        if next_page_token:
+            token = next_page_token.encode()
+            # Field 20 takes a two-byte tag (protobuf encoding, "Message Structure").
+            size = len(token)
+            prefix = b"\xa2\x01" + (
+                bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
+            )
+            self._records.append(prefix + token)
+        return b"".join(self._records)
+
+
+class Queries:
+    """The reading half of the service."""
+
+    def __init__(self, store: Store, *, limit_bytes: int) -> None:
+        self._store = store
+        self._limit_bytes = limit_bytes
+
+    def get_result(
+        self,
+        request: GetResultRequest,
+        answer: Callable[[Any], None],
+        *,
+        deadline_s: float | None,
+    ) -> None:
+        """Read one result; ``answer`` gets the response or the error, later.
+
+        Raises `OverloadedError`.
+        """
+
+        def on_replies(replies: Sequence[Any] | UnavailableError) -> None:
+            if isinstance(replies, UnavailableError):
+                answer(replies)
+            elif replies[0] is None:
+                problem = f"no result {request.request_id!r} of agent {request.agent_id!r}"
+                answer(GetResultResponse(error=problem))
+            else:
+                answer(found(replies[0]))
+
+        results = self._store.keys.results + escaped(request.agent_id)
+        self._store.submit_read(
+            [pack("HGET", results, request.request_id)], on_replies, deadline_s=deadline_s
+        )
+
+    def last_changed_agent(
+        self,
+        request_id: str,
+        answer: Callable[[Any], None],
+        *,
+        deadline_s: float | None,
+    ) -> None:
+        """Find whose run last changed under a request id: an agent id, None or the error.
+
+        Raises `OverloadedError`.
+        """
+
+        def on_replies(replies: Sequence[Any] | UnavailableError) -> None:
+            if isinstance(replies, UnavailableError):
+                answer(replies)
+            else:
+                answer(replies[0][0].decode() if replies[0] else None)
+
+        key = self._store.keys.request + escaped(request_id)
+        self._store.submit_read([pack("ZRANGE", key, -1, -1)], on_replies, deadline_s=deadline_s)
+
+    async def agents_being_deleted(self) -> list[str]:
+        """Agents whose deletion began and was not finished."""
+        (members,) = await self._store.read(pack("SMEMBERS", self._store.keys.agents_deleting))
+        return [member.decode() for member in members]
+
+    # -------------------------------------------------------------- listings
+    #
+    # Each raises `RefusedError` for what the request says wrong,
+    # `ResponseTooLargeError`, `UnavailableError` or `OverloadedError`.
+
+    async def list_agents(self, request: ListAgentsRequest) -> bytes:
+        """Agents by id."""
+        listing = paging.Listing("ListAgents")
+        after = listing.position(request.page_token)
+        page = self._page(request.page_size)
+        keys = self._store.keys
+        last = None if after is None else after.id.encode()
+        while True:
+            low = b"-" if last is None else b"(" + last
+            (members,) = await self._store.read(
+                pack("ZRANGE", keys.agents_index, low, "+", "BYLEX", "LIMIT", 0, page.wanted)
+            )
+            if not members:
+                return page.response()
+            (records,) = await self._store.read(pack("HMGET", keys.agents, *members))
+            for member, record in zip(members, records, strict=True):
+                if record is not None and not page.add(record):
+                    return page.response(listing.token(0, (last or b"").decode()))
+                last = member
+
+    async def list_states(self, request: ListModuleStatesRequest) -> bytes:
+        """States of an agent by time of last change, oldest first: one that changes
+        while the list is paged through comes (again) at its end and is never missed.
+        """
+        agent_id, module_name = request.agent_id, request.module_name
+        states = frozenset(request.states)
+        keys = self._store.keys
+        name = escaped(agent_id)
+        index = keys.states_at + name
+        if module_name:
+            index = f"{keys.states_of}{name}:{escaped(module_name)}"
+
+        def is_wanted(record: bytes) -> bool:
+            return ModuleState.FromString(record).state in states
+
+        return await self._list(
+            request,
+            listing=paging.Listing("ListModuleStates", agent_id, module_name, sorted(states)),
+            index=Index(self._store, index),
+            records=keys.states + name,
+            is_wanted=is_wanted if states else None,
+        )
+
+    async def list_results(self, request: ListResultsRequest) -> bytes:
+        """Results of an agent by time received, oldest first unless asked otherwise."""
+        agent_id, module_name = request.agent_id, request.module_name
+        since, until, newest_first = request.since, request.until, request.newest_first
+        keys = self._store.keys
+        name = escaped(agent_id)
+
+        def is_wanted(record: bytes) -> bool:
+            return MeasurementResult.FromString(record).module_name == module_name
+
+        return await self._list(
+            request,
+            listing=paging.Listing(
+                "ListResults", agent_id, module_name, since, until, newest_first
+            ),
+            index=Index(
+                self._store,
+                keys.results_at + name,
+                low=str(since) if since else "-inf",
+                high=f"({until}" if until else "+inf",
+                reverse=newest_first,
+            ),
+            records=keys.results + name,
+            is_wanted=is_wanted if module_name else None,
+        )
+
+    async def list_events(self, request: GetEventsRequest) -> bytes:
+        """Events, newest first."""
+        types = frozenset(request.types)
+        listing = paging.Listing("GetEvents", sorted(types), request.agent_id)
+        after = listing.position(request.page_token)
+        page = Page(page_size=paging.event_count(request.limit), limit_bytes=self._limit_bytes)
+        last = None if after is None else after.id.encode()
+        scanned = 0
+        while True:
+            newest = b"+" if last is None else b"(" + last
+            (entries,) = await self._store.read(
+                pack("XREVRANGE", self._store.keys.events, newest, "-", "COUNT", page.wanted)
+            )
+            if not entries:
+                return page.response()
+            for entry_id, fields in entries:
+                event = fields[1]
+                if _is_wanted_event(event, types, request.agent_id) and not page.add(event):
+                    return page.response(listing.token(0, (last or b"").decode()))
+                last = entry_id
+            scanned += len(entries)
+            if scanned >= _SCANNED_MAX:
+                return page.response(listing.token(0, (last or b"").decode()))
+
+    def _page(self, page_size: int) -> Page:
+        return Page(page_size=paging.page_size(page_size), limit_bytes=self._limit_bytes)
+
+    async def _list(
+        self,
+        request: ListModuleStatesRequest | ListResultsRequest,
+        *,
+        listing: paging.Listing,
+        index: Index,
+        records: str,
+        is_wanted: Callable[[bytes], bool] | None,
+    ) -> bytes:
+        after = listing.position(request.page_token)
+        last = None if after is None else (after.score, after.id.encode())
+        page = self._page(request.page_size)
+        scanned = 0
+        while True:
+            entries = await index.entries_after(last, page.wanted)
+            if not entries:
+                return page.response()
+            members = [member for _, member in entries]
+            (values,) = await self._store.read(pack("HMGET", records, *members))
+            for entry, value in zip(entries, values, strict=True):
+                wanted = value is not None and (is_wanted is None or is_wanted(value))
+                if wanted and not page.add(value):
+                    return page.response(_token(listing, last))
+                last = entry
+            scanned += len(entries)
+            if request.page_size and scanned >= _SCANNED_MAX:
+                return page.response(_token(listing, last))
+
+
+class Index:
+    """A sorted set of (score, member), read in steps that survive inserts and deletions."""
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        low: str = "-inf",
+        high: str = "+inf",
+        reverse: bool = False,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._low = low
+        self._high = high
+        self._reverse = reverse
+
+    async def entries_after(
+        self, last: tuple[int, bytes] | None, count: int
+    ) -> list[tuple[int, bytes]]:
+        """At most ``count`` entries behind ``last``; none when there are no more.
+
+        Where many entries share the score of ``last``, reading begins inside that
+        group, at its rank. A deletion in between would shift that; then the
+        group is read from its start.
+        """
+        entries = await self._read(last, 0, count)
+        if last is None or not self._all_before(entries, last, count):
+            return self._behind(entries, last)
+        offset = await self._rank_in_group(last)
+        entries = await self._read(last, offset, count)
+        if entries and self._is_behind(entries[0], last):
+            offset = 0
+        while self._all_before(entries, last, count):
+            offset += count
+            entries = await self._read(last, offset, count)
+        return self._behind(entries, last)
+
+    def _is_behind(self, entry: tuple[int, bytes], last: tuple[int, bytes]) -> bool:
+        return entry < last if self._reverse else entry > last
+
+    def _all_before(
+        self, entries: list[tuple[int, bytes]], last: tuple[int, bytes], count: int
+    ) -> bool:
+        return len(entries) == count and not self._is_behind(entries[-1], last)
+
+    def _behind(
+        self, entries: list[tuple[int, bytes]], last: tuple[int, bytes] | None
+    ) -> list[tuple[int, bytes]]:
+        if last is None:
+            return entries
+        return [entry for entry in entries if self._is_behind(entry, last)]
+
+    async def _read(
+        self, last: tuple[int, bytes] | None, offset: int, count: int
+    ) -> list[tuple[int, bytes]]:
+        low, high = self._low, self._high
+        if self._reverse:
+            bounds = [high if last is None else str(last[0]), low, "BYSCORE", "REV"]
+        else:
+            bounds = [low if last is None else str(last[0]), high, "BYSCORE"]
+        (flat,) = await self._store.read(
+            pack("ZRANGE", self._key, *bounds, "LIMIT", offset, count, "WITHSCORES")
+        )
+        return [(int(float(score)), member) for member, score in _pairs(flat)]
+
+    async def _rank_in_group(self, last: tuple[int, bytes]) -> int:
+        score, member = last
+        rank = "ZREVRANK" if self._reverse else "ZRANK"
+        outside = (f"({score}", "+inf") if self._reverse else ("-inf", f"({score}")
+        position, before = await self._store.read(
+            pack(rank, self._key, member), pack("ZCOUNT", self._key, *outside)
+        )
+        return 0 if position is None else max(0, int(position) - int(before))
+
+
+def _token(listing: paging.Listing, last: tuple[int, bytes] | None) -> str:
+    score, member = last or (0, b"")
+    return listing.token(score, member.decode())
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _is_wanted_event(event: bytes, types: frozenset[str], agent_id: str) -> bool:
+    if not types and not agent_id:
+        return True
+    content = json.loads(event)
+    if types and content["type"] not in types:
+        return False
+    return not agent_id or content["metadata"].get("agent_id") == agent_id
