@@ -1,0 +1,214 @@
+"""One commit: what goes over the wire for it, and what its answer means.
+
+Every commit moves the commit key from one ``epoch:sequence`` to the next, and
+only if the key has not been touched since it was last read. There are three
+forms, each a single write to the socket:
+
+- TRANSACTION, what turns are written with. The connection already watches the
+  commit key. ``MULTI, commands, SET commit, EXEC, WATCH commit, GET commit``:
+  the last two arm the watch for the next batch and show whether anyone wrote
+  between the two.
+- SCRIPT, for what must work even when Redis is out of memory: renewing and
+  releasing the lease, and deletions. Redis refuses every command inside MULTI
+  then, but runs a script that allows it. The script compares the key itself.
+  Our own script also trips our watch, so an ``UNWATCH`` comes before ``WATCH``.
+- CHECK, when only reads wait: ``GET commit``. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from dbos_actors.store.connection import Connection, ConnectionLostError
+from dbos_actors.store.resp import ReplyError, pack, unpacked
+from dbos_actors.store.submission import Submission
+
+# A submission and when it came in, monotonic seconds.
+Entry = tuple[Submission, float]
+
+_MULTI = pack("MULTI")
+_UNWATCH = pack("UNWATCH")
+
+# KEYS: commit, owner. ARGV: the value the commit key must have, the next one, what to do about
+# the lease, the owner's description, the lease in ms; then each command as its length and parts.
+COMMIT_SCRIPT = """#!lua flags=allow-oom
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return nil end
+local replies = {}
+local at = 6
+while at <= #ARGV do
+  local size = tonumber(ARGV[at])
+  replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + size))
+  at = at + size + 1
+end
+redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[3] == 'renew' then redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5]) end
+if ARGV[3] == 'release' then redis.call('DEL', KEYS[2]) end
+return replies
+"""
+
+
+class Form(Enum):
+    """How a batch is sent."""
+
+    TRANSACTION = auto()
+    SCRIPT = auto()
+    CHECK = auto()
+
+
+class Lease(Enum):
+    """What a SCRIPT batch does about the lease, as the script spells it."""
+
+    KEEP = "keep"
+    RENEW = "renew"
+    RELEASE = "release"
+
+
+class Batch:
+    """The submissions of one commit; afterwards what is needed to repeat it."""
+
+    __slots__ = ("body", "command_count", "confirmed_s", "entries", "form", "lease", "sequence")
+
+    def __init__(
+        self, form: Form, *, sequence: int, entries: list[Entry], lease: Lease = Lease.KEEP
+    ) -> None:
+        self.form = form
+        # The one it sets; a CHECK sets none and has that of the last commit.
+        self.sequence = sequence
+        self.lease = lease
+        # Emptied once they are settled.
+        self.entries = entries
+        # Since when the store is known to have it; None: not known to.
+        self.confirmed_s: float | None = None
+        commands: list[bytes] = []
+        for submission, _ in entries:
+            commands += submission.commands
+        self.command_count = len(commands)
+        if form is Form.SCRIPT:
+            parts: list[bytes] = []
+            for command in commands:
+                arguments = unpacked(command)
+                parts.append(b"%d" % len(arguments))
+                parts += arguments
+            # A bulk array without its header: a script's arguments after the fixed ones.
+            self.body = pack(*parts) if parts else b""
+        else:
+            self.body = b"".join(commands)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.body)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What Redis said to a batch."""
+
+    # The commit key after it, as the watch was armed again.
+    commit: bytes | None
+    # One per command. None: not executed, the key had been touched, unless `refusal` says more.
+    replies: list[object] | None = None
+    # Not executed, and why: Redis refuses.
+    refusal: str | None = None
+    # Which commands were refused by themselves, by index.
+    refused_commands: tuple[int, ...] = ()
+
+
+class Wire:
+    """Sends batches of one partition and reads their answers."""
+
+    def __init__(self, *, commit_key: str, owner_key: str, owner: bytes, lease_ms: int) -> None:
+        """``owner`` is what the owner key is set to whenever the lease is renewed."""
+        self._commit_key = commit_key
+        self._read_key = pack("GET", commit_key)
+        self._watch_and_read = pack("WATCH", commit_key) + self._read_key
+        self._exec = pack("EXEC") + self._watch_and_read
+        self._eval_head = (COMMIT_SCRIPT, "2", commit_key, owner_key)
+        self._owner = owner
+        self._lease_ms = lease_ms
+
+    async def arm(self, connection: Connection) -> bytes | None:
+        """Watch the commit key and return its value. Raises `ConnectionLostError`."""
+        watched, value = await connection.call(self._watch_and_read, 2)
+        _expect_ok(watched)
+        return _key_value(value)
+
+    async def read_key(self, connection: Connection) -> bytes | None:
+        """The commit key, without watching it. Raises `ConnectionLostError`."""
+        (value,) = await connection.call(self._read_key, 1)
+        return _key_value(value)
+
+    async def send(
+        self, connection: Connection, batch: Batch, *, before: bytes, after: bytes
+    ) -> Answer:
+        """Send ``batch``, which moves the commit key from ``before`` to ``after``.
+
+        Raises:
+            ConnectionLostError: whether it was executed is unknown. Also when Redis answers out
+                of order or will not show the key (it is loading, say).
+        """
+        match batch.form:
+            case Form.TRANSACTION:
+                return await self._send_transaction(connection, batch, after)
+            case Form.SCRIPT:
+                return await self._send_script(connection, batch, before, after)
+            case Form.CHECK:
+                return Answer(await self.read_key(connection), replies=[])
+
+    async def _send_transaction(self, connection: Connection, batch: Batch, after: bytes) -> Answer:
+        payload = b"".join((_MULTI, batch.body, pack("SET", self._commit_key, after), self._exec))
+        queued, (result, watched, value) = await connection.transact(
+            payload, batch.command_count + 1, 3
+        )
+        _expect_ok(watched)
+        commit = _key_value(value)
+        if isinstance(result, list) and queued is None:
+            result.pop()  # the reply to our own SET
+            return Answer(commit, replies=result)
+        if result is None:
+            return Answer(commit)
+        if not isinstance(result, ReplyError) or (queued is not None and queued[0] != b"OK"):
+            # Without MULTI every command was executed by itself. Only the key can tell.
+            raise ConnectionLostError(f"Redis does not run transactions: {queued or result!r}")
+        refusal = str(result)
+        refused: tuple[int, ...] = ()
+        if queued is not None:
+            errors = [(i, r) for i, r in enumerate(queued[1:]) if isinstance(r, ReplyError)]
+            refused = tuple(i for i, _ in errors if i < batch.command_count)
+            refusal = str(errors[0][1]) if errors else refusal
+        return Answer(commit, refusal=refusal, refused_commands=refused)
+
+    async def _send_script(
+        self, connection: Connection, batch: Batch, before: bytes, after: bytes
+    ) -> Answer:
+        lease = (batch.lease.value, self._owner, self._lease_ms)
+        head = pack("EVAL", *self._eval_head, before, after, *lease)
+        payload = _joined(head, batch.body) + _UNWATCH + self._watch_and_read
+        result, unwatched, watched, value = await connection.call(payload, 4)
+        _expect_ok(unwatched)
+        _expect_ok(watched)
+        commit = _key_value(value)
+        if isinstance(result, ReplyError):
+            return Answer(commit, refusal=str(result))
+        return Answer(commit, replies=result)
+
+
+def _joined(head: bytes, tail: bytes) -> bytes:
+    """Two packed commands as one."""
+    if not tail:
+        return head
+    head_count, _, head_arguments = head.partition(b"\r\n")
+    tail_count, _, tail_arguments = tail.partition(b"\r\n")
+    count = int(head_count[1:]) + int(tail_count[1:])
+    return b"*%d\r\n%b%b" % (count, head_arguments, tail_arguments)
+
+
+def _expect_ok(reply: object) -> None:
+    if reply != b"OK":
+        raise ConnectionLostError(f"unexpected reply: {reply!r}")
+
+
+def _key_value(reply: object) -> bytes | None:
+    if reply is None or isinstance(reply, bytes):
+        return reply
+    raise ConnectionLostError(f"Redis does not show its state: {reply!r}")

@@ -1,0 +1,295 @@
+"""The one task that writes: it sends what the ledger decides and carries the effects out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import structlog
+import trio
+from trio_util import AsyncValue
+
+from dbos_actors.clock import Clock
+from dbos_actors.store.batch import Batch, Wire
+from dbos_actors.store.connection import (
+    AuthenticationError,
+    Connection,
+    ConnectionLostError,
+    answered_within,
+)
+from dbos_actors.store.ledger import Effects, Ledger, Phase
+from dbos_actors.store.patience import Patience
+from dbos_actors.store.settings import StoreSettings, StoreState
+from dbos_actors.store.submission import Submission
+
+logger = structlog.get_logger(__name__)
+
+# Doubling further would overflow before it mattered.
+BACKOFF_DOUBLINGS = 10
+
+
+def backoff_s(attempt: int, settings: StoreSettings, random: Random) -> float:
+    """How long to wait after the ``attempt``-th failure in a row, from 1; full jitter."""
+    if attempt <= 1:
+        return 0.0
+    limit_s = settings.backoff_s * 2.0 ** min(attempt - 1, BACKOFF_DOUBLINGS)
+    return random.uniform(0.0, min(limit_s, settings.backoff_max_s))
+
+
+class Committer:
+    """Runs the ledger against Redis.
+
+    ``generation`` rises whenever the commit connection is replaced: whoever reads on another
+    connection then has to replace that one too, lest the two lead to different servers.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        wire: Wire,
+        connection: Connection,
+        connect: Callable[[], Awaitable[Connection]],
+        settings: StoreSettings,
+        clock: Clock,
+        random: Random,
+        state: AsyncValue,
+        patience: Patience,
+        told: Callable[[], None],
+        on_away: Callable[[], None],
+        on_reload: Callable[[], None],
+    ) -> None:
+        """``connection`` watches the commit key, which has the ledger's value.
+
+        ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
+        away, ``on_reload`` when it has lost commits for good.
+        """
+        self.ledger = ledger
+        self.generation = 0
+        self.reconnects = 0
+        self.command_errors = 0
+        self._wire = wire
+        self._connection = connection
+        self._connect = connect
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        self._state = state
+        self._patience = patience
+        self._told = told
+        self._on_away = on_away
+        self._on_reload = on_reload
+        self._work = trio.Event()
+        self._idle = False
+        # When the batch in flight was sent; infinity: none is.
+        self._sent_s = math.inf
+        # In a row; a commit that Redis accepts ends the row, a connection alone does not.
+        self._failures = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether memory may be shown: nothing is in doubt and nobody can have taken the store."""
+        ledger = self.ledger
+        return ledger.settled and self._clock.monotonic_s() < ledger.lease_until_s
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a submission. Raises `OverloadedError`, or `UnavailableError` when closed."""
+        now_s = self._clock.monotonic_s()
+        self.ledger.submit(submission, now_s)
+        if self._idle:
+            self.wake()
+        if self._state.value is not StoreState.CONNECTED:
+            self._patience.enrol(submission, now_s)
+
+    def wake(self) -> None:
+        """Look at the ledger again."""
+        self._idle = False
+        self._work.set()
+
+    def release(self) -> None:
+        """Commit what is queued, give the lease up, and end."""
+        self.ledger.releasing = True
+        self.wake()
+
+    def suspect(self) -> None:
+        """Someone saw the store in a state that does not fit: check it."""
+        self.ledger.check_wanted = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Commit until the ledger is closed.
+
+        Raises:
+            FencedError: another server has taken the store; nobody was told anything since.
+        """
+        while not self.ledger.closed:
+            try:
+                await self._serve()
+            except ConnectionLostError as error:
+                self.ledger.connection_lost()
+                self._go_away(str(error))
+                self._failures += 1
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._connection.aclose()
+            if not self.ledger.closed:
+                await self._reconnect()
+
+    async def watch_for_stalls(self) -> None:
+        """Notice a Redis that does not answer though the connection stands; until cancelled."""
+        stall_s = self._settings.stall_s
+        while True:
+            sent_s = self._sent_s
+            now_s = self._clock.monotonic_s()
+            if sent_s + stall_s <= now_s:
+                self._go_away("no answer to a commit")
+                await trio.sleep(stall_s)
+            else:
+                await trio.sleep(min(sent_s + stall_s - now_s, stall_s))
+
+    # ------------------------------------------------------------- the loop
+
+    async def _serve(self) -> None:
+        ledger = self.ledger
+        clock = self._clock
+        while ledger.phase is Phase.KNOWN:
+            batch = ledger.next_batch(clock.monotonic_s())
+            if batch is None:
+                await self._wait_for_work()
+                continue
+            await self._exchange(batch)
+
+    async def _wait_for_work(self) -> None:
+        self._work = trio.Event()
+        self._idle = True
+        with trio.CancelScope(deadline=self.ledger.wake_s):
+            await self._work.wait()
+        self._idle = False
+
+    async def _exchange(self, batch: Batch) -> None:
+        ledger = self.ledger
+        connection = self._connection
+        errors = connection.error_count
+        self._sent_s = self._clock.monotonic_s()
+        try:
+            with answered_within(self._settings.reply_timeout_s):
+                answer = await self._wire.send(
+                    connection,
+                    batch,
+                    before=ledger.key_value,
+                    after=ledger.value_at(batch.sequence),
+                )
+        finally:
+            self._sent_s = math.inf
+        effects = ledger.answered(batch, answer, self._clock.monotonic_s())
+        if answer.replies is not None:
+            self._failures = 0
+            if connection.error_count != errors:
+                self._report_errors(answer.replies)
+        self._carry_out(effects)
+        if effects.reconnect is not None:
+            logger.warning("commit_refused", reason=effects.reconnect)
+            raise ConnectionLostError(effects.reconnect)
+        if self._state.value is StoreState.AWAY and ledger.settled:
+            self._come_back()
+
+    # ------------------------------------------------------------- effects
+
+    def _carry_out(self, effects: Effects) -> None:
+        """Tell everyone; one who raises is a bug, which must not cost the others their answer."""
+        replies = effects.replies
+        if effects.committed:
+            first = 0
+            for submission, _ in effects.committed:
+                try:
+                    if replies is None:
+                        submission.committed(None)
+                    else:
+                        after = first + len(submission.commands)
+                        submission.committed(replies[first:after])
+                        first = after
+                except Exception:
+                    logger.exception("submission_raised")
+        if effects.error is not None:
+            self._refuse(effects)
+        if self._patience.has_given_up:
+            for submission, _ in (*effects.committed, *effects.refused):
+                self._patience.settled(submission)
+        if effects.committed or effects.refused:
+            self._told()
+        if effects.lost_batches:
+            logger.error("commits_lost", commits=effects.lost_batches)
+            self._on_reload()
+
+    def _refuse(self, effects: Effects) -> None:
+        error = effects.error
+        assert error is not None
+        logger.warning(
+            "submissions_refused",
+            submissions=len(effects.refused),
+            owners=len(effects.owners),
+            reason=str(error),
+        )
+        for submission, _ in effects.refused:
+            try:
+                submission.refused(error)
+            except Exception:
+                logger.exception("submission_raised")
+        for owner in effects.owners:
+            try:
+                owner.store_refused(error)
+            except Exception:
+                logger.exception("owner_raised")
+
+    def _report_errors(self, replies: list[object]) -> None:
+        """A command that Redis could queue but not execute is a bug of ours."""
+        errors = [str(reply) for reply in replies if isinstance(reply, Exception)]
+        self.command_errors += len(errors)
+        if errors:
+            logger.error("command_failed", commands=len(errors), first=errors[0])
+
+    # ------------------------------------------------------------ away, back
+
+    def _go_away(self, reason: str) -> None:
+        self._patience.reason = reason
+        if self._state.value is not StoreState.CONNECTED:
+            return
+        logger.warning("store_away", reason=reason)
+        self._state.value = StoreState.AWAY
+        for submission, since_s in self.ledger.waiting():
+            self._patience.enrol(submission, since_s)
+        self._on_away()
+
+    def _come_back(self) -> None:
+        logger.info("store_back")
+        self._patience.clear()
+        self._state.value = StoreState.CONNECTED
+
+    async def _reconnect(self) -> None:
+        """Connect, with pauses, and settle what is in doubt."""
+        while True:
+            await trio.sleep(backoff_s(self._failures, self._settings, self._random))
+            try:
+                self._connection, value = await self._armed_connection()
+            except (ConnectionLostError, AuthenticationError) as error:
+                self._patience.reason = str(error)
+                self._failures += 1
+            else:
+                break
+        self.generation += 1
+        self.reconnects += 1
+        self._carry_out(self.ledger.key_read(value, self._clock.monotonic_s()))
+        if self.ledger.settled:
+            self._come_back()
+
+    async def _armed_connection(self) -> tuple[Connection, bytes | None]:
+        """A new connection that watches the commit key, and the key's value."""
+        connection = await self._connect()
+        try:
+            with answered_within(self._settings.connect_timeout_s):
+                return connection, await self._wire.arm(connection)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await connection.aclose()
+            raise

@@ -1,0 +1,515 @@
+"""What is committed, what waits, and what to do about an answer or a lost connection. Pure.
+
+The ledger decides; `committer` talks to Redis and tells the submissions. The
+history of a partition is a chain: ``base`` (what the commit key held before
+this server took ownership), then the sequence numbers of this server's epoch.
+
+    history: [ kept, confirmed ... | acknowledged, lost by Redis ... | in flight ]
+                                   ^ position                        ^ acknowledged
+
+Invariants:
+- Sequence numbers in ``history`` are contiguous; only the last may be in flight.
+- ``position`` is what the store is known to contain. What lies after it in the
+  history is sent, in order, before anything new.
+- A batch is dropped from the history ``kept_s`` after the store was last known
+  to have it, and only on proof that the store was alive that much later.
+- No submission is sent in two batches, unless the first one provably was not
+  executed. Submissions of one owner never change their order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
+from dbos_actors.store.batch import Answer, Batch, Entry, Form, Lease
+from dbos_actors.store.submission import Owner, Submission
+
+# What an entry of the queue costs besides its commands; bounds barriers, which have none.
+ENTRY_BYTES = 256
+
+# While the history is full, how often to ask whether Redis lives, so that it may be trimmed.
+PROBE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerLimits:
+    """See `StoreSettings` for the meaning and origin of each."""
+
+    batch_submissions: int
+    batch_bytes: int
+    queue_bytes: int
+    kept_s: float
+    kept_bytes: int
+    lease_s: float
+    renewal_s: float
+
+
+class Phase(Enum):
+    """What is known about the store."""
+
+    # The connection is lost: the commit key must be read before anything else.
+    UNKNOWN = auto()
+    KNOWN = auto()
+    FENCED = auto()
+    CLOSED = auto()
+
+
+@dataclass(slots=True)
+class Effects:
+    """What an event means for others; carried out in the order of the fields."""
+
+    # In the store. `replies` are those of all of them, in order; None: lost.
+    committed: list[Entry] = field(default_factory=list)
+    replies: list[object] | None = None
+    # Not in the store, and the owners who must start again from it, each once.
+    refused: list[Entry] = field(default_factory=list)
+    owners: list[Owner] = field(default_factory=list)
+    error: UnavailableError | None = None
+    # The store came back older than what is kept, by so many commits or more.
+    lost_batches: int = 0
+    # Talk to Redis again, on a new connection, after a pause: it refuses for now.
+    reconnect: str | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """Events so far."""
+
+    commits: int = 0
+    repeated: int = 0
+    refused: int = 0
+    submissions_committed: int = 0
+    submissions_refused: int = 0
+    batches_lost: int = 0
+    reloads: int = 0
+    renewals_failed: int = 0
+
+
+def parse_key(value: bytes | None) -> tuple[int, int] | None:
+    """``epoch:sequence`` of a commit key's value; None if it has another form."""
+    epoch, colon, sequence = (value or b"").partition(b":")
+    if not (colon and epoch.isdigit() and sequence.isdigit()):
+        return None
+    return int(epoch), int(sequence)
+
+
+class Ledger:
+    """The commit history of one partition as its owner sees it."""
+
+    def __init__(
+        self, *, base: bytes | None, epoch: int, limits: LedgerLimits, now_s: float
+    ) -> None:
+        """Start right after ownership was taken, by a commit ``epoch:0`` sent at ``now_s``.
+
+        ``base`` is what the commit key held before it.
+        """
+        self.epoch = epoch
+        self.counts = Counts()
+        self.check_wanted = False
+        """Set to have the ownership checked even if nothing waits."""
+        self.releasing = False
+        """Set to give the lease up once the queue is empty."""
+        self._phase = Phase.KNOWN
+        self._limits = limits
+        self._base = base
+        first = Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW)
+        first.confirmed_s = now_s
+        self._history: deque[Batch] = deque([first])
+        self._history_bytes = first.size_bytes
+        self._position = 0
+        self._acknowledged = 0
+        # The commit key as last seen: what the next commit starts from.
+        self._value = self.value_at(0)
+        # A CHECK that is in flight; it has no place in the history.
+        self._check: Batch | None = None
+        self._queue: deque[Entry] = deque()
+        self._queued_bytes = 0
+        self._renewed_s = now_s
+        self._renew_at_s = now_s + limits.renewal_s
+        self._sent_s = now_s
+
+    # ------------------------------------------------------------- queries
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will be sent any more, because the store was closed in order."""
+        return self._phase is Phase.CLOSED
+
+    @property
+    def settled(self) -> bool:
+        """Whether the store is known to contain everything acknowledged."""
+        return self._phase is Phase.KNOWN and self._position >= self._acknowledged
+
+    @property
+    def lease_until_s(self) -> float:
+        """Until when no server that respects the lease can have taken the store."""
+        return self._renewed_s + self._limits.lease_s
+
+    @property
+    def wake_s(self) -> float:
+        """When `next_batch` may return something although nothing was submitted."""
+        if self._queue:
+            return min(self._sent_s + PROBE_S, self._renew_at_s)
+        return self._renew_at_s
+
+    @property
+    def sequence(self) -> int:
+        """Of the last acknowledged commit."""
+        return self._acknowledged
+
+    @property
+    def key_value(self) -> bytes:
+        """The commit key as last seen: what the next batch must find."""
+        return self._value
+
+    @property
+    def queued_submissions(self) -> int:
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    @property
+    def in_flight_submissions(self) -> int:
+        return sum(1 for _ in self._in_flight())
+
+    @property
+    def kept_batches(self) -> int:
+        return len(self._history)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._history_bytes
+
+    def value_at(self, sequence: int) -> bytes:
+        """The commit key after the commit ``sequence`` of this epoch."""
+        return b"%d:%d" % (self.epoch, sequence)
+
+    def includes(self, value: bytes | None) -> bool:
+        """Whether a store with this commit key contains everything acknowledged, and is ours."""
+        key = parse_key(value)
+        return key is not None and key[0] == self.epoch and key[1] >= self._acknowledged
+
+    def waiting(self) -> Iterator[Entry]:
+        """Every submission that is neither committed nor refused, oldest first."""
+        yield from self._in_flight()
+        yield from self._queue
+
+    def _in_flight(self) -> Iterable[Entry]:
+        if self._check is not None:
+            return self._check.entries
+        return self._history[-1].entries if self._history else ()
+
+    # -------------------------------------------------------------- events
+
+    def submit(self, submission: Submission, now_s: float) -> None:
+        """Queue a submission.
+
+        Raises:
+            OverloadedError: the queue is full; nothing is queued.
+            UnavailableError: the store is no longer ours, or closed.
+        """
+        size_bytes = submission.size_bytes + ENTRY_BYTES
+        if self._queued_bytes + size_bytes > self._limits.queue_bytes:
+            raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
+        if self._phase is Phase.FENCED or self._phase is Phase.CLOSED:
+            raise UnavailableError("this server no longer owns the store")
+        self._queued_bytes += size_bytes
+        self._queue.append((submission, now_s))
+
+    def next_batch(self, now_s: float) -> Batch | None:
+        """What to send now; None: nothing, until a submission or `wake_s`.
+
+        The caller sends it at once and reports with `answered` or `connection_lost`.
+        """
+        assert self._phase is Phase.KNOWN
+        batch = self._next_batch(now_s)
+        if batch is not None:
+            self._sent_s = now_s
+        return batch
+
+    def _next_batch(self, now_s: float) -> Batch | None:
+        history = self._history
+        if history and history[-1].sequence > self._position:
+            self.counts.repeated += 1
+            return history[self._position + 1 - history[0].sequence]
+        if now_s >= self._renew_at_s:
+            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
+        if self._queue:
+            if self._history_bytes < self._limits.kept_bytes:
+                return self._cut()
+            if now_s < self._sent_s + PROBE_S:
+                return None
+            return self._start_check([])
+        if self.releasing:
+            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
+        if self.check_wanted:
+            return self._start_check([])
+        return None
+
+    def _cut(self) -> Batch:
+        """Take from the head of the queue what goes into one batch."""
+        queue = self._queue
+        limits = self._limits
+        entries: list[Entry] = []
+        size_bytes = 0
+        freeing: bool | None = None
+        while queue and len(entries) < limits.batch_submissions:
+            submission = queue[0][0]
+            if submission.commands:
+                if freeing is None:
+                    freeing = submission.frees_memory
+                elif freeing is not submission.frees_memory:
+                    break
+                if size_bytes and size_bytes + submission.size_bytes > limits.batch_bytes:
+                    break
+                size_bytes += submission.size_bytes
+            entries.append(queue.popleft())
+        self._queued_bytes -= _cost(entries)
+        if freeing is None:
+            return self._start_check(entries)
+        form = Form.SCRIPT if freeing else Form.TRANSACTION
+        return self._append(Batch(form, sequence=0, entries=entries))
+
+    def _append(self, batch: Batch) -> Batch:
+        batch.sequence = self._acknowledged + 1
+        self._history.append(batch)
+        self._history_bytes += batch.size_bytes
+        return batch
+
+    def _start_check(self, entries: list[Entry]) -> Batch:
+        self.check_wanted = False
+        self._check = Batch(Form.CHECK, sequence=self._acknowledged, entries=entries)
+        return self._check
+
+    def answered(self, batch: Batch, answer: Answer, now_s: float) -> Effects:
+        """Redis has answered the batch that was sent last.
+
+        Raises:
+            FencedError: another server has taken the store.
+        """
+        effects = Effects()
+        self._check = None
+        if answer.refusal is not None:
+            self._refuse(batch, answer, now_s, effects)
+        elif batch.form is Form.CHECK:
+            if answer.commit == self._value:
+                effects.committed = batch.entries
+                effects.replies = []
+                self._alive()
+            else:
+                self._requeue(batch.entries)
+        elif answer.replies is not None:
+            self._confirm(batch, answer.replies, effects)
+        if answer.commit != self._value:
+            self._place(answer.commit, now_s, effects)
+        self.counts.submissions_committed += len(effects.committed)
+        return effects
+
+    def connection_lost(self) -> None:
+        """Whether the batch in flight was executed is unknown."""
+        if self._phase is Phase.KNOWN:
+            self._phase = Phase.UNKNOWN
+        if self._check is not None:
+            self._requeue(self._check.entries)
+            self._check = None
+
+    def key_read(self, value: bytes | None, now_s: float) -> Effects:
+        """A new connection watches the commit key, which has this value.
+
+        Raises:
+            FencedError: another server has taken the store.
+        """
+        effects = Effects()
+        self._phase = Phase.KNOWN
+        self._place(value, now_s, effects)
+        self.counts.submissions_committed += len(effects.committed)
+        return effects
+
+    def close(self) -> tuple[list[Entry], list[Entry]]:
+        """Accept nothing more.
+
+        Returns what is in flight, outcome unknown, and what was never sent.
+        """
+        in_flight, queued = list(self._in_flight()), list(self._queue)
+        self._queue.clear()
+        self._queued_bytes = 0
+        if self._phase is not Phase.FENCED:
+            self._phase = Phase.CLOSED
+        return in_flight, queued
+
+    # ------------------------------------------------------------ decisions
+
+    def _confirm(self, batch: Batch, replies: list[object], effects: Effects) -> None:
+        """The store has ``batch``, which was the next one."""
+        self._position = batch.sequence
+        self._value = self.value_at(batch.sequence)
+        batch.confirmed_s = self._sent_s
+        if batch.lease is Lease.RENEW:
+            self._renewed_s = self._sent_s
+            self._renew_at_s = self._sent_s + self._limits.renewal_s
+        if batch.sequence > self._acknowledged:
+            self._acknowledged = batch.sequence
+            self.counts.commits += 1
+            effects.committed = batch.entries
+            effects.replies = replies
+            batch.entries = []
+            if batch.lease is Lease.RELEASE:
+                self._phase = Phase.CLOSED
+        self._alive()
+
+    def _alive(self) -> None:
+        """The store was alive, with everything up to ``position``, when the last batch was sent."""
+        history = self._history
+        until_s = self._sent_s - self._limits.kept_s
+        while history:
+            oldest = history[0]
+            if (
+                oldest.sequence > self._position
+                or oldest.confirmed_s is None
+                or oldest.confirmed_s > until_s
+            ):
+                break
+            history.popleft()
+            self._history_bytes -= oldest.size_bytes
+
+    def _refuse(self, batch: Batch, answer: Answer, now_s: float, effects: Effects) -> None:
+        """Redis has executed nothing of ``batch``."""
+        reason = str(answer.refusal)
+        if batch.sequence <= self._acknowledged:
+            # Acknowledged long ago: the only way out is to try until it is accepted.
+            effects.reconnect = reason
+            return
+        self._history.pop()
+        self._history_bytes -= batch.size_bytes
+        self.counts.refused += 1
+        if reason.startswith("READONLY"):
+            # No longer the primary: a new connection may lead to the one that is.
+            effects.reconnect = reason
+        if batch.lease is Lease.RENEW:
+            self.counts.renewals_failed += 1
+            self._renew_at_s = now_s + self._limits.renewal_s
+            return
+        if batch.lease is Lease.RELEASE:
+            self._phase = Phase.CLOSED
+            return
+        owners = _owners_of(batch, answer.refused_commands)
+        effects.error = UnavailableError(f"Redis refused the commit: {reason}")
+        effects.owners = list(owners.values())
+        innocent: list[Entry] = []
+        for entry in batch.entries:
+            (effects.refused if id(entry[0].owner) in owners else innocent).append(entry)
+        queued = list(self._queue)
+        self._queue.clear()
+        for entry in queued:
+            if id(entry[0].owner) in owners:
+                effects.refused.append(entry)
+            else:
+                self._queue.append(entry)
+        self._requeue(innocent)
+        self._queued_bytes = _cost(self._queue)
+        self.counts.submissions_refused += len(effects.refused)
+
+    def _requeue(self, entries: list[Entry]) -> None:
+        """Back to the head of the queue: they were provably not executed."""
+        self._queue.extendleft(reversed(entries))
+        self._queued_bytes += _cost(entries)
+
+    def _place(self, value: bytes | None, now_s: float, effects: Effects) -> None:
+        """The commit key has this value: find where in our history the store is."""
+        history = self._history
+        position = self._position_of(value)
+        newest = history[-1].sequence if history else self._acknowledged
+        if position > newest:
+            self._fence(value)
+        if position > self._acknowledged:
+            batch = history[-1]
+            effects.committed, batch.entries = batch.entries, []
+            effects.replies = None
+            self._acknowledged = position
+            self.counts.commits += 1
+            if batch.lease is Lease.RELEASE:
+                self._phase = Phase.CLOSED
+        oldest = history[0].sequence if history else self._acknowledged + 1
+        if position < oldest - 1:
+            self._lose(oldest - 1 - position, effects)
+            position = oldest - 1
+        self._position = position
+        self._value = value or b""
+        for batch in history:
+            # A store that has come back may go again: what it has counts from now.
+            batch.confirmed_s = now_s if batch.sequence <= position else None
+
+    def _position_of(self, value: bytes | None) -> int:
+        """The sequence a commit key's value stands for: -1 is `base`, -2 something older."""
+        if value == self._base:
+            return -1
+        key = parse_key(value)
+        if key is None:
+            if value is not None:
+                self._fence(value)
+            return -2
+        epoch, sequence = key
+        if epoch == self.epoch:
+            return sequence
+        base = parse_key(self._base)
+        if base is None or (epoch, sequence) > base:
+            # Another server's: a later epoch, or an owner before us that still writes.
+            self._fence(value)
+        return -2
+
+    def _fence(self, value: bytes | None) -> None:
+        self._phase = Phase.FENCED
+        held = (value or b"nothing").decode(errors="replace")
+        raise FencedError(
+            f"another server has taken the store over: the commit key holds {held}, "
+            f"this server's epoch is {self.epoch}"
+        )
+
+    def _lose(self, batches: int, effects: Effects) -> None:
+        """Acknowledged commits are gone for good: whatever was decided since rests on sand."""
+        effects.lost_batches = batches
+        self.counts.batches_lost += batches
+        self.counts.reloads += 1
+        effects.error = UnavailableError("Redis came back without commits it had acknowledged")
+        if self._history and self._history[-1].sequence > self._acknowledged:
+            batch = self._history.pop()
+            self._history_bytes -= batch.size_bytes
+            effects.refused += batch.entries
+        effects.refused += self._queue
+        self._queue.clear()
+        self._queued_bytes = 0
+        owners = {id(submission.owner): submission.owner for submission, _ in effects.refused}
+        effects.owners = list(owners.values())
+        self.counts.submissions_refused += len(effects.refused)
+
+
+def _cost(entries: Iterable[Entry]) -> int:
+    """What entries count for in the queue's bound."""
+    return sum([submission.size_bytes + ENTRY_BYTES for submission, _ in entries])
+
+
+def _owners_of(batch: Batch, refused_commands: tuple[int, ...]) -> dict[int, Owner]:
+    """Who is to blame, by id: the owners of the commands refused, else of any command."""
+    owners: dict[int, Owner] = {}
+    first = 0
+    refused = iter(refused_commands)
+    index = next(refused, None)
+    for submission, _ in batch.entries:
+        after = first + len(submission.commands)
+        guilty = after > first if not refused_commands else index is not None and index < after
+        while index is not None and index < after:
+            index = next(refused, None)
+        if guilty:
+            owners[id(submission.owner)] = submission.owner
+        first = after
+    return owners

@@ -1,0 +1,288 @@
+"""Batched reads, on a connection of their own.
+
+All reads that wait go out as one pipeline; while it is in flight others gather.
+What they see is never older than what has been acknowledged:
+- nothing is read while the commit connection is lost or in doubt;
+- a new read connection is first shown to lead to a store that contains
+  everything acknowledged; if not, the committer is told to look;
+- when the commit connection is replaced, so is this one, and what was in flight
+  on it is read again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import structlog
+import trio
+from trio_util import AsyncValue
+
+from dbos_actors.clock import Clock
+from dbos_actors.errors import OverloadedError, UnavailableError
+from dbos_actors.store.batch import Wire
+from dbos_actors.store.committer import Committer, backoff_s
+from dbos_actors.store.connection import (
+    AuthenticationError,
+    Connection,
+    ConnectionLostError,
+    answered_within,
+)
+from dbos_actors.store.patience import Patience
+from dbos_actors.store.resp import ReplyError, first_error
+from dbos_actors.store.settings import StoreSettings, StoreState
+
+logger = structlog.get_logger(__name__)
+
+OnReplies = Callable[[Sequence[object] | UnavailableError], None]
+
+# Error replies of a server that cannot show its data yet: the read is repeated.
+NOT_READY = ("LOADING", "MASTERDOWN", "BUSY ")
+
+
+class Read:
+    """Some commands that wait for their replies."""
+
+    __slots__ = ("commands", "deadline_s", "done", "on_replies", "since_s")
+
+    def __init__(
+        self,
+        commands: Sequence[bytes],
+        on_replies: OnReplies,
+        *,
+        deadline_s: float | None,
+        since_s: float,
+    ) -> None:
+        self.commands = commands
+        self.on_replies = on_replies
+        self.deadline_s = deadline_s
+        self.since_s = since_s
+        # Answered, or nobody waits any more.
+        self.done = False
+
+    def give_up(self, error: UnavailableError) -> None:
+        self.finish(error)
+
+    def finish(self, outcome: Sequence[object] | UnavailableError) -> None:
+        """Deliver the outcome, once."""
+        if self.done:
+            return
+        self.done = True
+        try:
+            self.on_replies(outcome)
+        except Exception:  # one reader's bug is not the others'
+            logger.exception("reader_raised")
+
+
+class Reader:
+    """Collects reads and sends them a batch at a time."""
+
+    def __init__(
+        self,
+        *,
+        committer: Committer,
+        wire: Wire,
+        connect: Callable[[], Awaitable[Connection]],
+        settings: StoreSettings,
+        clock: Clock,
+        random: Random,
+        state: AsyncValue,
+        patience: Patience,
+        told: Callable[[], None],
+    ) -> None:
+        self.reads = 0
+        self.round_trips = 0
+        self._committer = committer
+        self._wire = wire
+        self._connect = connect
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        self._state = state
+        self._patience = patience
+        self._told = told
+        self._queue: deque[Read] = deque()
+        self._queued_commands = 0
+        self._batch: list[Read] = []
+        self._work = trio.Event()
+        self._connection: Connection | None = None
+        self._generation = -1
+
+    @property
+    def queued(self) -> int:
+        """Reads that wait or are in flight."""
+        return len(self._queue) + len(self._batch)
+
+    # ------------------------------------------------------------- callers
+
+    def submit(
+        self, commands: Sequence[bytes], on_replies: OnReplies, *, deadline_s: float | None = None
+    ) -> Read:
+        """Queue a read; ``on_replies`` is called later, once, with its replies or an error.
+
+        Raises:
+            OverloadedError: too many wait; nothing is queued.
+            UnavailableError: the store is closed.
+        """
+        limit = self._settings.read_queue_commands
+        if self._queued_commands + len(commands) > limit:
+            raise OverloadedError("the read queue", limit=limit, unit="commands")
+        state = self._state.value
+        if state is StoreState.CLOSED:
+            raise UnavailableError("the store is closed")
+        read = Read(commands, on_replies, deadline_s=deadline_s, since_s=self._clock.monotonic_s())
+        self._queue.append(read)
+        self._queued_commands += len(commands)
+        self._work.set()
+        if state is not StoreState.CONNECTED:
+            self._patience.enrol(read, read.since_s)
+        return read
+
+    async def read(self, *commands: bytes) -> list[object]:
+        """The replies to ``commands``, which join the next batch. If cancelled, not delivered.
+
+        Raises:
+            UnavailableError: Redis is away for longer than callers wait, or refuses a command.
+            OverloadedError: too many reads wait.
+        """
+        done = trio.Event()
+        outcomes: list[Sequence[object] | UnavailableError] = []
+
+        def on_replies(outcome: Sequence[object] | UnavailableError) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        read = self.submit(commands, on_replies)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            read.done = True
+            raise
+        (outcome,) = outcomes
+        if isinstance(outcome, UnavailableError):
+            raise outcome
+        return list(outcome)
+
+    # ------------------------------------------------------------- the loop
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        failures = 0
+        try:
+            while True:
+                await self._wait_for_work()
+                await self._state.wait_value(StoreState.CONNECTED)
+                try:
+                    await self._read_batch()
+                except (ConnectionLostError, AuthenticationError) as error:
+                    failures += 1
+                    logger.info("read_connection_lost", reason=str(error))
+                    await self._drop_connection()
+                    await trio.sleep(backoff_s(failures, self._settings, self._random))
+                else:
+                    failures = 0
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._drop_connection()
+
+    def close(self) -> None:
+        """Nothing is read any more: fail what waits."""
+        waiting = [*self._batch, *self._queue]
+        self._batch = []
+        self._queue.clear()
+        self._queued_commands = 0
+        for read in waiting:
+            read.finish(UnavailableError("the store is closed"))
+
+    def away(self) -> None:
+        """Redis went away: everything that waits gives up in due time."""
+        for read in (*self._batch, *self._queue):
+            if not read.done:
+                self._patience.enrol(read, read.since_s)
+
+    async def _wait_for_work(self) -> None:
+        while not self._queue and not self._batch:
+            self._work = trio.Event()
+            await self._work.wait()
+
+    async def _read_batch(self) -> None:
+        connection = await self._current_connection()
+        batch = self._batch = self._take()
+        if not batch:
+            return
+        payload = b"".join([command for read in batch for command in read.commands])
+        count = sum([len(read.commands) for read in batch])
+        errors = connection.error_count
+        with answered_within(self._settings.reply_timeout_s):
+            replies = await connection.call(payload, count)
+        if self._generation != self._committer.generation or not self._committer.ledger.settled:
+            raise ConnectionLostError("the commit connection was lost meanwhile")
+        failed = connection.error_count != errors
+        if failed:
+            _expect_ready(replies)
+        self._batch = []
+        self.reads += len(batch)
+        self.round_trips += 1
+        self._deliver(batch, replies, failed=failed)
+
+    def _take(self) -> list[Read]:
+        """What was in flight on a broken connection, then more, as many as a batch may hold."""
+        batch = [read for read in self._batch if not self._is_done(read)]
+        count = sum([len(read.commands) for read in batch])
+        queue = self._queue
+        limit = self._settings.read_commands
+        while queue and (not batch or count + len(queue[0].commands) <= limit):
+            read = queue.popleft()
+            self._queued_commands -= len(read.commands)
+            if not self._is_done(read):
+                batch.append(read)
+                count += len(read.commands)
+        return batch
+
+    def _is_done(self, read: Read) -> bool:
+        if read.done:
+            self._patience.settled(read)
+        return read.done
+
+    def _deliver(self, batch: list[Read], replies: list[object], *, failed: bool) -> None:
+        first = 0
+        for read in batch:
+            after = first + len(read.commands)
+            outcome: Sequence[object] | UnavailableError = replies[first:after]
+            first = after
+            if failed and (error := first_error(replies[first - len(read.commands) : after])):
+                logger.error("read_failed", reason=str(error))
+                outcome = UnavailableError(f"Redis refused the read: {error}")
+            read.finish(outcome)
+        if self._patience.has_given_up:
+            for read in batch:
+                self._patience.settled(read)
+        self._told()
+
+    # ---------------------------------------------------------- connections
+
+    async def _current_connection(self) -> Connection:
+        generation = self._committer.generation
+        if self._connection is not None and self._generation == generation:
+            return self._connection
+        await self._drop_connection()
+        connection = self._connection = await self._connect()
+        with answered_within(self._settings.connect_timeout_s):
+            value = await self._wire.read_key(connection)
+        if not self._committer.ledger.includes(value):
+            self._committer.suspect()
+            raise ConnectionLostError("the store lacks what was acknowledged")
+        self._generation = generation
+        return connection
+
+    async def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.aclose()
+
+
+def _expect_ready(replies: Sequence[object]) -> None:
+    error = first_error(replies)
+    if isinstance(error, ReplyError) and str(error).startswith(NOT_READY):
+        raise ConnectionLostError(str(error))
