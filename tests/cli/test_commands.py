@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dbos_actors.settings import descriptions
+from tests.support.valkey import ValkeyServer
 
 COMMAND = [sys.executable, "-m", "dbos_actors"]
 READY = re.compile(r"ready address=(\S+) redis=(\S+)\n")
@@ -193,3 +194,45 @@ def test_an_unreachable_redis_is_one_line_and_status_2() -> None:
     assert address in line
     assert "--embedded" in line
     assert "secret" not in line
+
+
+def test_a_redis_can_be_waited_for(start_valkey: Callable[..., ValkeyServer]) -> None:
+    valkey = start_valkey()
+    valkey.kill()
+    with subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", "--wait-for-redis"],
+        env=environment(REDIS_ADDR=valkey.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        try:
+            while "redis_unreachable" not in (line := server.stderr.readline()):
+                assert line, "it gave up"
+            valkey.start()
+            assert READY.fullmatch(server.stdout.readline())
+            assert end(server, signal.SIGTERM)[0] == 0
+        finally:
+            server.kill()
+
+
+def test_a_second_server_on_the_redis_is_refused_and_may_take_over(valkey: ValkeyServer) -> None:
+    redis = {"REDIS_ADDR": valkey.address}
+    with serving("--port", "0", **redis) as (server, _, _):
+        line = one_line(run("serve", "--port", "0", **redis))
+        assert "the store is owned by" in line
+        assert "--take-over" in line
+        with serving("--port", "0", "--take-over", **redis) as (successor, _, _):
+            out, err = server.communicate(timeout=30)
+            assert (server.returncode, out) == (3, ""), err
+            assert end(successor, signal.SIGTERM)[0] == 0
+
+
+def test_a_server_without_a_listener_does_not_keep_the_store(valkey: ValkeyServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        one_line(run("serve", "--port", port, REDIS_ADDR=valkey.address))
+    with serving("--port", "0", REDIS_ADDR=valkey.address) as (server, _, _):
+        assert end(server, signal.SIGTERM)[0] == 0
