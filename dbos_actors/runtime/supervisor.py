@@ -9,13 +9,13 @@ a message costs no bookkeeping beyond one flag.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from dbos_actors.clock import Clock
-from dbos_actors.errors import OverloadedError
+from dbos_actors.errors import OverloadedError, UnavailableError
 from dbos_actors.runtime.cell import ActorLimits, Cell, State
 from dbos_actors.runtime.turn import Behaviour, Call, CommitLog
 
@@ -31,7 +31,8 @@ class SupervisorLimits:
     few runs each were measured to fit in 1 GB."""
 
     idle_s: float = 300.0
-    """An actor without messages for at least this long, at most twice that, leaves memory."""
+    """An actor without messages for at least this long leaves memory the next time the hand
+    comes by; a lap takes about as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,9 @@ class Supervisor:
         self._limits = limits
         self._cells: dict[str, Cell] = {}
         self._nursery: trio.Nursery | None = None
-        self._hand: Iterator[Cell] = iter(())
+        # What the hand has yet to pass in this lap, next one last. What it has passed is not
+        # kept, so that cells which have left memory are freed.
+        self._lap: list[Cell] = []
         self._activations = 0
         self._passivations = 0
 
@@ -88,7 +91,7 @@ class Supervisor:
         if cell is None:
             try:
                 cell = self._activate(key)
-            except OverloadedError as error:
+            except (OverloadedError, UnavailableError) as error:
                 call.fail(error)
                 return
         cell.deliver(call)
@@ -104,7 +107,7 @@ class Supervisor:
 
     def statistics(self) -> SupervisorStatistics:
         """Count what is resident and what waits. Visits every cell."""
-        waiting = [len(cell.mailbox) for cell in self._cells.values()]
+        waiting = [cell.waiting for cell in self._cells.values()]
         return SupervisorStatistics(
             resident=len(self._cells),
             quarantined=sum(c.state is State.QUARANTINED for c in self._cells.values()),
@@ -115,7 +118,8 @@ class Supervisor:
         )
 
     def _activate(self, key: str) -> Cell:
-        assert self._nursery is not None, "deliver() before run()"
+        if self._nursery is None:
+            raise UnavailableError("the actors are not running")
         if len(self._cells) >= self._limits.max_resident and not self._evict_one():
             raise OverloadedError(
                 "the table of resident actors", limit=self._limits.max_resident, unit="actors"
@@ -130,7 +134,7 @@ class Supervisor:
         )
         self._cells[key] = cell
         self._activations += 1
-        self._nursery.start_soon(cell.run)
+        self._nursery.start_soon(cell.run, name=key)
         return cell
 
     def _unroute(self, cell: Cell) -> None:
@@ -139,18 +143,21 @@ class Supervisor:
 
     def _next_cell(self) -> Cell | None:
         """Where the hand points next; a lap is a snapshot, so it survives what comes and goes."""
-        cell = next(self._hand, None)
-        if cell is None:
-            self._hand = iter(list(self._cells.values()))
-            cell = next(self._hand, None)
-        return cell
+        while True:
+            if not self._lap:
+                self._lap = list(reversed(self._cells.values()))
+                if not self._lap:
+                    return None
+            cell = self._lap.pop()
+            if cell.state is not State.PASSIVE:
+                return cell
 
     def _evict_one(self) -> bool:
         for _ in range(_EVICTION_PROBES):
             cell = self._next_cell()
             if cell is None:
                 return False
-            if self._visit(cell):
+            if self._is_idle(cell) and cell.passivate():
                 return True
         # Everyone was active since the last lap: recency tells nothing, so take any idle one.
         return any(
@@ -159,20 +166,24 @@ class Supervisor:
             if cell is not None
         )
 
-    def _visit(self, cell: Cell) -> bool:
-        """Second chance: passivate unless active since the last visit."""
+    def _is_idle(self, cell: Cell) -> bool:
+        """Second chance: whether it had no message since the last visit."""
         if cell.active:
             cell.active = False
+            cell.idle_since_s = self._clock.monotonic_s()
             return False
-        return cell.passivate()
+        return True
 
     async def _sweep(self) -> None:
         """One lap per `idle_s`, a slice a second."""
-        pause_s = min(1.0, self._limits.idle_s / 10)
+        idle_s = self._limits.idle_s
+        pause_s = min(1.0, idle_s / 10)
         while True:
             await trio.sleep(pause_s)
-            for _ in range(math.ceil(len(self._cells) * pause_s / self._limits.idle_s)):
+            due_s = self._clock.monotonic_s() - idle_s
+            for _ in range(math.ceil(len(self._cells) * pause_s / idle_s)):
                 cell = self._next_cell()
                 if cell is None:
                     break
-                self._visit(cell)
+                if self._is_idle(cell) and cell.idle_since_s <= due_s:
+                    cell.passivate()

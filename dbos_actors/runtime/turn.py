@@ -117,14 +117,18 @@ class Turn:
     def committed(self, replies: Sequence[object] | None) -> None:
         """Answer the caller; the store has taken the turn."""
         then = self.then
-        if then is None:
-            self.call.reply(self.answer)
-        else:
-            self.owner.guarded(then, self, replies)
+        try:
+            answer = self.answer if then is None else then(self, replies)
+            if answer is not DEFERRED:
+                self.call.reply(answer)
+        except Exception as error:  # noqa: BLE001 - the actor's, not the store's that calls
+            self.owner.failed(self.call, error)
         self.owner.settled()
 
     def refused(self, error: UnavailableError) -> None:
         """Tell the caller; the store has not taken the turn and never will."""
+        # First, so that nothing is answered from memory that is ahead of the store.
+        self.owner.reload()
         self.call.fail(error)
         self.owner.settled()
 
@@ -155,9 +159,9 @@ class Behaviour(Protocol):
         ...
 
     def fetch(self, part: Hashable, arrived: Callable[[UnavailableError | None], None], /) -> None:
-        """Start fetching ``part``; ``arrived`` is called, later, when it is resident.
+        """Start fetching ``part``; ``arrived`` is called when it is resident, or with the error.
 
-        Raises `OverloadedError`.
+        Raises `OverloadedError`, and then ``arrived`` is not called.
         """
         ...
 
@@ -170,5 +174,8 @@ class Behaviour(Protocol):
         ...
 
     def released(self) -> None:
-        """Give back what is held outside the actor; its state is dropped."""
+        """Give back what is held outside the actor; its state is dropped. Must not raise.
+
+        A fetch of this incarnation may still be under way.
+        """
         ...
