@@ -72,6 +72,7 @@ class Supervisor:
         # What the hand has yet to pass in this lap, next one last. What it has passed is not
         # kept, so that cells which have left memory are freed.
         self._lap: list[Cell] = []
+        self._lap_size = 0
         self._activations = 0
         self._passivations = 0
 
@@ -146,6 +147,7 @@ class Supervisor:
         while True:
             if not self._lap:
                 self._lap = list(reversed(self._cells.values()))
+                self._lap_size = len(self._lap)
                 if not self._lap:
                     return None
             cell = self._lap.pop()
@@ -181,7 +183,9 @@ class Supervisor:
         while True:
             await trio.sleep(pause_s)
             due_s = self._clock.monotonic_s() - idle_s
-            for _ in range(math.ceil(len(self._cells) * pause_s / idle_s)):
+            # Of the lap as it began: by what is left of it, it would never end.
+            size = max(self._lap_size, len(self._cells))
+            for _ in range(math.ceil(size * pause_s / idle_s)):
                 cell = self._next_cell()
                 if cell is None:
                     break
