@@ -1,0 +1,138 @@
+"""Who gets the next due task: lanes and the rings that keep their turns fair.
+
+A lane is one agent's tasks for one module. The due tasks of a lane queue in the
+order in which they fell due. Lanes with due tasks stand in rings: one of agents,
+one per agent of its modules, and one per module of its agents. A selection goes
+round the ring that fits its filter and takes one task at each stop; whoever has
+been served goes to the back of every ring. So with n agents waiting an agent gets
+every n-th task, however long the others' backlogs are, at O(1) per task.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_GAPS = 64
+"""Gaps in a queue that are not worth packing it."""
+
+
+class Lane:
+    """One agent's tasks for one module."""
+
+    __slots__ = ("agent_id", "due", "module_name", "number", "records", "taken")
+
+    def __init__(self, number: int, agent_id: str, module_name: str) -> None:
+        self.number = number  # never used again for another lane, so a record may name it
+        self.agent_id = agent_id
+        self.module_name = module_name
+        self.records = 0  # tasks of any status that name this lane
+        # None instead of empty. A plain dict: unlike an ordered one, or a deque, it is
+        # nothing to the garbage collector, whose pause would grow with the backlog.
+        self.due: dict[str, None] | None = None
+        self.taken = 0  # out of `due` since it was last packed: gaps an iteration skips
+
+
+class DueIndex:
+    """The due tasks of all lanes, by agent and by module."""
+
+    __slots__ = ("_agents", "_modules", "_size")
+
+    def __init__(self) -> None:
+        self._agents: OrderedDict[str, OrderedDict[str, Lane]] = OrderedDict()
+        self._modules: dict[str, OrderedDict[str, Lane]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, lane: Lane, task_id: str) -> None:
+        """Queue a task that has fallen due; it must not be queued already."""
+        if lane.due is None:
+            lane.due = {}
+            lane.taken = 0
+            self._agents.setdefault(lane.agent_id, OrderedDict())[lane.module_name] = lane
+            self._modules.setdefault(lane.module_name, OrderedDict())[lane.agent_id] = lane
+        lane.due[task_id] = None
+        self._size += 1
+
+    def discard(self, lane: Lane, task_id: str) -> bool:
+        """Take a task out of its queue; False if it was not there."""
+        due = lane.due
+        if due is None or task_id not in due:
+            return False
+        del due[task_id]
+        self._size -= 1
+        lane.taken += 1
+        if lane.taken > len(due) + _GAPS:
+            lane.due = due = dict.fromkeys(due)
+            lane.taken = 0
+        if not due:
+            lane.due = None
+            lanes = self._agents[lane.agent_id]
+            del lanes[lane.module_name]
+            if not lanes:
+                del self._agents[lane.agent_id]
+            agents = self._modules[lane.module_name]
+            del agents[lane.agent_id]
+            if not agents:
+                del self._modules[lane.module_name]
+        return True
+
+    def has(self, agent_id: str = "", module_name: str = "") -> bool:
+        """Whether any task of the filter is due; an empty name stands for all."""
+        if agent_id and module_name:
+            return module_name in self._agents.get(agent_id, ())
+        if agent_id:
+            return agent_id in self._agents
+        if module_name:
+            return module_name in self._modules
+        return bool(self._agents)
+
+    def select(self, agent_id: str = "", module_name: str = "") -> Iterator[tuple[Lane, str]]:
+        """Due tasks of the filter in the order of their turns, lazily; changes nothing."""
+        if agent_id:
+            lanes = self._agents.get(agent_id)
+            if lanes is None:
+                return iter(())
+            if not module_name:
+                return _in_turn(_queue(lane) for lane in lanes.values())
+            lane = lanes.get(module_name)
+            return iter(()) if lane is None else _queue(lane)
+        if module_name:
+            return _in_turn(_queue(lane) for lane in self._modules.get(module_name, {}).values())
+        return _in_turn(
+            _in_turn(_queue(lane) for lane in lanes.values()) for lanes in self._agents.values()
+        )
+
+    def served(self, lane: Lane) -> None:
+        """A task of ``lane`` was handed out: it goes to the back of its rings."""
+        if lane.due is not None:
+            lanes = self._agents[lane.agent_id]
+            lanes.move_to_end(lane.module_name)
+            self._modules[lane.module_name].move_to_end(lane.agent_id)
+        if lane.agent_id in self._agents:
+            self._agents.move_to_end(lane.agent_id)
+
+
+def _queue(lane: Lane) -> Iterator[tuple[Lane, str]]:
+    return ((lane, task_id) for task_id in lane.due or ())
+
+
+def _in_turn(queues: Iterable[Iterator[_T]]) -> Iterator[_T]:
+    """One item of each queue, then the next one of each, and so on."""
+    waiting: deque[Iterator[_T]] = deque()
+    for queue in queues:
+        for item in queue:
+            yield item
+            waiting.append(queue)
+            break
+    while waiting:
+        queue = waiting.popleft()
+        for item in queue:
+            yield item
+            waiting.append(queue)
+            break

@@ -1,0 +1,183 @@
+"""Bytes of the scheduler's journal and snapshot.
+
+A *journal entry* is one turn: its sequence number, what it adds to the ledger,
+the lanes it names first, and for each task it touched the row as it is *after*
+the turn, or none if the record is gone. Entries carry states, not commands: an
+entry applied to a state that already contains it changes no record. That is what
+lets a snapshot be taken in slices while the work goes on: it begins with the
+sequence and the ledger at its start, each slice holds rows as they were when it
+was cut, and the entries after that sequence make up for the difference.
+
+A *snapshot* is a series of chunks: one header, lanes, rows, one end that counts
+the chunks. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from dbos_actors.domain.task_due import Lane
+from dbos_actors.errors import DbosError
+
+FORMAT = 1
+
+_ENTRY = struct.Struct("<BQiiiHI")  # format, sequence, ledger x 3, lanes, rows
+_LANE = struct.Struct("<IHH")  # number, agent's length, module's length
+_ROW = struct.Struct("<HH")  # id's length, row's length (0: the record is gone)
+_HEADER = struct.Struct("<cBQQQQI")  # kind, format, sequence, ledger x 3, next lane's number
+_CHUNK = struct.Struct("<cI")  # kind, items (end: chunks before it)
+
+
+class JournalError(DbosError):
+    """The journal or snapshot read back is not what was written."""
+
+
+class Ledger(NamedTuple):
+    """The counters that outlive records; in an entry, what is added to them.
+
+    ``scheduled`` counts every task that got a record, less those deleted;
+    ``completed`` counts for ever, also after retention has dropped the record.
+    """
+
+    scheduled: int = 0
+    completed: int = 0
+    deleted: int = 0
+
+    def plus(self, other: Ledger) -> Ledger:
+        return Ledger(
+            self.scheduled + other.scheduled,
+            self.completed + other.completed,
+            self.deleted + other.deleted,
+        )
+
+
+class Entry(NamedTuple):
+    """A journal entry, decoded."""
+
+    sequence: int
+    added: Ledger
+    lanes: list[Lane]
+    rows: list[tuple[str, bytes]]
+
+
+class Header(NamedTuple):
+    """A snapshot's header, decoded."""
+
+    sequence: int
+    ledger: Ledger
+    next_lane: int
+
+
+def encode_entry(
+    sequence: int, added: Ledger, lanes: Iterable[Lane], rows: Mapping[str, bytes]
+) -> bytes:
+    """One turn; an empty row says that the record is gone."""
+    new_lanes = list(lanes)
+    parts = [_ENTRY.pack(FORMAT, sequence, *added, len(new_lanes), len(rows))]
+    parts.extend(_encoded_lane(lane) for lane in new_lanes)
+    parts.extend(_encoded_rows(rows.items()))
+    return b"".join(parts)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """:raises JournalError: the bytes are no entry of this format."""
+    try:
+        version, sequence, scheduled, completed, deleted, lanes, rows = _ENTRY.unpack_from(data)
+        _require_format(version)
+        offset = _ENTRY.size
+        decoded_lanes, offset = _decoded_lanes(data, offset, lanes)
+        decoded_rows, offset = _decoded_rows(data, offset, rows)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise JournalError(f"damaged journal entry: {error}") from error
+    if offset != len(data):
+        raise JournalError(f"journal entry {sequence} has {len(data) - offset} bytes too many")
+    return Entry(sequence, Ledger(scheduled, completed, deleted), decoded_lanes, decoded_rows)
+
+
+def header_chunk(header: Header) -> bytes:
+    return _HEADER.pack(b"H", FORMAT, header.sequence, *header.ledger, header.next_lane)
+
+
+def lanes_chunk(lanes: list[Lane]) -> bytes:
+    return _CHUNK.pack(b"L", len(lanes)) + b"".join(map(_encoded_lane, lanes))
+
+
+def rows_chunk(rows: Iterable[tuple[str, bytes]], count: int) -> bytes:
+    return b"".join([_CHUNK.pack(b"R", count), *_encoded_rows(rows)])
+
+
+def end_chunk(chunks: int) -> bytes:
+    return _CHUNK.pack(b"E", chunks)
+
+
+def decode_chunk(data: bytes) -> Header | list[Lane] | list[tuple[str, bytes]] | int:
+    """A header, lanes, rows, or (end) the number of chunks before it.
+
+    :raises JournalError: the bytes are no chunk of this format.
+    """
+    try:
+        kind = data[:1]
+        if kind == b"H":
+            _, version, sequence, scheduled, completed, deleted, lanes = _HEADER.unpack(data)
+            _require_format(version)
+            return Header(sequence, Ledger(scheduled, completed, deleted), lanes)
+        _, count = _CHUNK.unpack_from(data)
+        if kind == b"E":
+            return int(count)
+        if kind == b"L":
+            return _decoded_lanes(data, _CHUNK.size, count)[0]
+        if kind == b"R":
+            return _decoded_rows(data, _CHUNK.size, count)[0]
+    except (struct.error, UnicodeDecodeError) as error:
+        raise JournalError(f"damaged snapshot chunk: {error}") from error
+    raise JournalError(f"unknown kind of snapshot chunk {kind!r}")
+
+
+def _require_format(version: int) -> None:
+    if version != FORMAT:
+        raise JournalError(f"written in format {version}, this program reads format {FORMAT}")
+
+
+def _encoded_lane(lane: Lane) -> bytes:
+    agent, module = lane.agent_id.encode(), lane.module_name.encode()
+    return _LANE.pack(lane.number, len(agent), len(module)) + agent + module
+
+
+def _encoded_rows(rows: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    pack = _ROW.pack
+    for task_id, row in rows:
+        name = task_id.encode()
+        yield pack(len(name), len(row)) + name + row
+
+
+def _decoded_lanes(data: bytes, offset: int, count: int) -> tuple[list[Lane], int]:
+    lanes = []
+    for _ in range(count):
+        number, agent_size, module_size = _LANE.unpack_from(data, offset)
+        offset += _LANE.size
+        middle, end = offset + agent_size, offset + agent_size + module_size
+        _require_bytes(data, end)
+        lanes.append(Lane(number, data[offset:middle].decode(), data[middle:end].decode()))
+        offset = end
+    return lanes, offset
+
+
+def _decoded_rows(data: bytes, offset: int, count: int) -> tuple[list[tuple[str, bytes]], int]:
+    rows = []
+    unpack, size = _ROW.unpack_from, _ROW.size
+    for _ in range(count):
+        name_size, row_size = unpack(data, offset)
+        offset += size
+        middle = offset + name_size
+        end = middle + row_size
+        rows.append((data[offset:middle].decode(), data[middle:end]))
+        offset = end
+    _require_bytes(data, offset)
+    return rows, offset
+
+
+def _require_bytes(data: bytes, end: int) -> None:
+    if end > len(data):
+        raise JournalError(f"cut off: {end} bytes expected, {len(data)} there")

@@ -1,0 +1,175 @@
+"""What is resident of a task, and its bytes.
+
+The same bytes, the *row*, are the resident form, the journal's and the
+snapshot's: 46 bytes, then the worker's name while a lease runs, then the last
+error. With its object header a plain row takes 80 bytes. The payload is not
+resident; of it a 64-bit digest is, to tell the same task from a changed one.
+
+A `TaskRecord` is a row taken apart: a private, mutable copy, never shared with
+the table it came from.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from hashlib import blake2b
+
+from dbos_actors.domain.task_due import Lane
+from dbos_actors.domain.task_states import Settled, Status
+
+LAST_ERROR_BYTES_MAX = 512
+"""Of a last error is kept so much: it stays resident with every dead task."""
+WORKER_BYTES_MAX = 255
+LATENESS_MS_MAX = 0xFFFF_FFFF
+TOKEN_BITS = 64
+
+# status | settled << 4, worker's length, deliveries, max_attempts, lane, span_s, moment,
+# lateness_ms, scheduled_at, digest, token
+_ROW = struct.Struct("<BBHHIIIIqQQ")
+_STATUSES = {int(status): status for status in Status}
+_SETTLEDS = {int(settled): settled for settled in Settled}
+
+
+class TaskRecord:
+    """The resident part of one task.
+
+    ``moment`` is a wall-clock second whose meaning the status gives: the end of
+    the lease (inflight), of the retry delay or 0 (pending), the time of the
+    outcome (completed, dead). ``span_s`` is the length of that lease or delay.
+    ``lateness_ms`` is how long after its due time the first delivery came;
+    before that, how late the task already was when it was scheduled.
+    """
+
+    __slots__ = (
+        "deliveries",
+        "digest",
+        "lane",
+        "last_error",
+        "lateness_ms",
+        "max_attempts",
+        "moment",
+        "scheduled_at",
+        "settled",
+        "span_s",
+        "status",
+        "task_id",
+        "token",
+        "worker_id",
+    )
+
+    def __init__(self, task_id: str, lane: Lane) -> None:
+        self.task_id = task_id
+        self.lane = lane
+        self.status = Status.GONE
+        self.settled = Settled.NOT
+        self.deliveries = 0
+        self.max_attempts = 0
+        self.span_s = 0
+        self.moment = 0
+        self.lateness_ms = 0
+        self.scheduled_at = 0
+        self.digest = 0
+        self.token = 0  # of the last delivery; 0 before the first
+        self.worker_id = ""
+        self.last_error = ""
+
+    @property
+    def agent_id(self) -> str:
+        return self.lane.agent_id
+
+    @property
+    def module_name(self) -> str:
+        return self.lane.module_name
+
+    @property
+    def lease_token(self) -> str:
+        """The last delivery's token as it stands on the wire, "" before the first delivery."""
+        return token_text(self.token)
+
+    @property
+    def retry_count(self) -> int:
+        """Deliveries after the first."""
+        return max(0, self.deliveries - 1)
+
+    @property
+    def visibility_time(self) -> int:
+        """When a lease or retry delay ends, wall-clock seconds; 0 when neither is known."""
+        return self.moment if self.status in (Status.PENDING, Status.INFLIGHT) else 0
+
+    def encode(self) -> bytes:
+        """The row."""
+        worker = self.worker_id.encode()
+        return (
+            _ROW.pack(
+                self.status | self.settled << 4,
+                len(worker),
+                self.deliveries,
+                self.max_attempts,
+                self.lane.number,
+                self.span_s,
+                self.moment,
+                self.lateness_ms,
+                self.scheduled_at,
+                self.digest,
+                self.token,
+            )
+            + worker
+            + self.last_error.encode()
+        )
+
+    @classmethod
+    def decode(cls, task_id: str, row: bytes, lanes: Mapping[int, Lane]) -> TaskRecord:
+        """The record of a row; ``lanes`` must know its lane."""
+        record = cls.__new__(cls)
+        (
+            state,
+            worker_size,
+            record.deliveries,
+            record.max_attempts,
+            lane,
+            record.span_s,
+            record.moment,
+            record.lateness_ms,
+            record.scheduled_at,
+            record.digest,
+            record.token,
+        ) = _ROW.unpack_from(row)
+        record.task_id = task_id
+        record.lane = lanes[lane]
+        record.status = _STATUSES[state & 15]
+        record.settled = _SETTLEDS[state >> 4]
+        if len(row) > _ROW.size:
+            middle = _ROW.size + worker_size
+            record.worker_id = row[_ROW.size : middle].decode()
+            record.last_error = row[middle:].decode()
+        else:
+            record.worker_id = record.last_error = ""
+        return record
+
+
+def row_lane(row: bytes) -> int:
+    """The lane's number, without decoding the rest."""
+    number: int = _LANE.unpack_from(row, 6)[0]
+    return number
+
+
+_LANE = struct.Struct("<I")
+
+
+def token_text(token: int) -> str:
+    """A lease token as it stands on the wire."""
+    return f"{token:016x}" if token else ""
+
+
+def payload_digest(payload: bytes) -> int:
+    """64 bits that tell a task's payload from another one."""
+    return int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
+
+
+def clipped(text: str, size_bytes: int) -> str:
+    """``text``, cut to at most ``size_bytes`` of UTF-8 between characters."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= size_bytes:
+        return encoded.decode()
+    return encoded[:size_bytes].decode(errors="ignore")

@@ -1,0 +1,126 @@
+"""Short ways to say what the tests of the task book say often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dbos_actors.domain.task_journal import Ledger
+from dbos_actors.domain.task_record import TaskRecord, payload_digest
+from dbos_actors.domain.task_recovery import Recovery
+from dbos_actors.domain.tasks import SHARDS, Change, TaskBook, TaskLimits
+from dbos_actors.domain.timers import Now
+
+T = TypeVar("T")
+WALL_S = 1_700_000_000.0
+
+
+class Driver:
+    """A task book with hands on both its clocks, keeping its journal."""
+
+    def __init__(self, limits: TaskLimits | None = None) -> None:
+        self.limits = limits
+        self.book = TaskBook(limits)
+        self.wall_s = WALL_S
+        self.monotonic_s = 500.0
+        self.journal: list[bytes] = []
+        self.last = Change(self.now)
+        self._token = 0x1000
+
+    @property
+    def now(self) -> Now:
+        return Now(self.wall_s, self.monotonic_s)
+
+    def sleep(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+        self.book.advance(self.now, limit=10**9)
+
+    def turn(self, operation: Callable[[Change], T]) -> T:
+        """One operation, journalled and applied."""
+        self.book.advance(self.now, limit=10**9)
+        self.last = self.book.begin(self.now)
+        result = operation(self.last)
+        if self.last:
+            self.journal.append(self.book.seal(self.last))
+            self.book.apply(self.last)
+        return result
+
+    def schedule(
+        self,
+        task_id: str,
+        *,
+        agent_id: str = "a1",
+        module_name: str = "ping",
+        payload: bytes = b"",
+        scheduled_at: int = 0,
+        max_attempts: int = 0,
+    ) -> bool:
+        return self.turn(
+            lambda change: self.book.schedule(
+                change,
+                task_id=task_id,
+                agent_id=agent_id,
+                module_name=module_name,
+                payload_digest=payload_digest(payload),
+                scheduled_at=scheduled_at,
+                max_attempts=max_attempts,
+            )
+        )
+
+    def lease(self, limit: int = 100, lease_s: int = 30, **filters: Any) -> list[TaskRecord]:
+        self._token += 0x1_0000
+        return self.turn(
+            lambda change: self.book.lease(
+                change, limit=limit, lease_s=lease_s, worker_id="w1", token=self._token, **filters
+            )
+        )
+
+    def ack(self, task_id: str, lease_token: str = "") -> TaskRecord:
+        return self.turn(lambda change: self.book.ack(change, task_id, lease_token))
+
+    def nack(self, task_id: str, lease_token: str = "", **more: Any) -> TaskRecord:
+        return self.turn(lambda change: self.book.nack(change, task_id, lease_token, **more))
+
+    def extend(self, task_id: str, lease_token: str, lease_s: int) -> TaskRecord:
+        return self.turn(
+            lambda change: self.book.extend(change, task_id, lease_token, lease_s=lease_s)
+        )
+
+    def expire(self, limit: int = 10**6) -> list[TaskRecord]:
+        return self.turn(lambda change: self.book.expire(change, limit=limit))
+
+    def retire(self, limit: int = 10**6) -> list[str]:
+        return self.turn(lambda change: self.book.retire(change, limit=limit))
+
+    def record(self, task_id: str) -> TaskRecord:
+        record = self.book.get(task_id)
+        assert record is not None
+        return record
+
+    def restart(self) -> None:
+        """Recover from the journal alone."""
+        self.book = recovered([], self.journal, self.now, self.limits)
+
+
+def recovered(
+    chunks: list[bytes], journal: list[bytes], now: Now, limits: TaskLimits | None = None
+) -> TaskBook:
+    recovery = Recovery(limits)
+    for chunk in chunks:
+        recovery.load_chunk(chunk)
+    for entry in journal:
+        recovery.replay(entry)
+    for _ in recovery.build(now):
+        pass
+    return recovery.book
+
+
+def durable_state(book: TaskBook) -> tuple[int, Ledger, dict[str, bytes], dict[int, Any]]:
+    """All that must survive a restart."""
+    rows = {task_id: row for shard in range(SHARDS) for task_id, row in book.shard(shard).items()}
+    lanes = {
+        number: (lane.agent_id, lane.module_name, lane.records)
+        for number, lane in book.lanes.items()
+    }
+    return book.sequence, book.ledger, rows, lanes

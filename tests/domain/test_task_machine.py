@@ -1,0 +1,399 @@
+"""The task book against a simple model, through restarts, snapshots and clock jumps.
+
+Every operation runs on both. After each one the records, what is due and the
+ledger must agree; at the end (and at every restart) the book recovered from the
+journal alone, and from a snapshot cut in slices along the way, must equal the
+live one, and the auditor must find nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from dbos_actors.domain.task_audit import Audit
+from dbos_actors.domain.tasks import TaskLimits
+from dbos_actors.errors import RefusedError
+from tests.domain.task_helpers import Driver, durable_state, recovered
+
+LIMITS = TaskLimits(retention_s=120, completed_max=3, max_attempts=3)
+IDS = st.sampled_from([f"t{i}" for i in range(8)])
+AGENTS = st.sampled_from(["a1", "a2", "a3"])
+MODULES = st.sampled_from(["ping", "dns"])
+FILTERS = st.fixed_dictionaries({}, optional={"agent_id": AGENTS, "module_name": MODULES})
+
+
+@dataclass
+class Model:
+    status: str
+    lane: tuple[str, str]
+    payload: bytes
+    scheduled_at: int
+    max_attempts: int
+    deliveries: int = 0
+    token: str = ""
+    ended_by: str = ""
+    deadline_s: float | None = None  # of a lease or delay, monotonic
+    visible_at: int = 0
+    span_s: int = 0
+    finished_at: int = 0
+
+
+class TaskMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(LIMITS)
+        self.model: dict[str, Model] = {}
+        self.scheduled = self.completed = self.deleted = 0
+        self.tokens: list[tuple[str, str]] = [("t0", "feedfeedfeedfeed")]
+        self.ever_acked: set[tuple[str, str]] = set()
+        self.cutting: Iterator[bytes] | None = None
+        self.chunks: list[bytes] = []
+        self.cut_at = 0
+        self.snapshot: tuple[int, list[bytes]] | None = None
+
+    # ---------------------------------------------------------------- model
+
+    @property
+    def wall_s(self) -> float:
+        return self.driver.wall_s
+
+    @property
+    def monotonic_s(self) -> float:
+        return self.driver.monotonic_s
+
+    def is_due(self, task: Model) -> bool:
+        return (
+            task.status == "pending"
+            and task.deadline_s is None
+            and task.scheduled_at <= self.wall_s
+        )
+
+    def time_passes(self) -> None:
+        for task in self.model.values():
+            waits = task.status == "pending" and task.deadline_s is not None
+            if waits and (task.deadline_s or 0) <= self.monotonic_s:
+                task.deadline_s = None
+
+    def give_up(self, task: Model, ended_by: str, delay_s: int = 0) -> None:
+        task.ended_by = ended_by
+        task.deadline_s = None
+        task.visible_at = task.span_s = 0
+        if task.deliveries >= task.max_attempts:
+            task.status = "dead"
+        else:
+            task.status = "pending"
+            if delay_s:
+                task.deadline_s = self.monotonic_s + delay_s
+                task.visible_at = math.ceil(self.wall_s + delay_s)
+                task.span_s = delay_s
+
+    def may_settle(self, task_id: str, token: str, ended_by: str) -> str:
+        """What the model says of a settlement: yes, again or no."""
+        task = self.model.get(task_id)
+        if task is None:
+            return "no"
+        if token:
+            if token != task.token:
+                return "no"
+            if task.status == "inflight":
+                return "yes"
+            return "again" if task.ended_by.startswith(ended_by) else "no"
+        if task.status in ("pending", "inflight"):
+            return "yes"
+        again = ended_by == "ack" and task.ended_by == "ack unfenced"
+        return "again" if again and task.status == "completed" else "no"
+
+    # ----------------------------------------------------------- operations
+
+    @rule(
+        task_id=IDS,
+        lane=st.tuples(AGENTS, MODULES),
+        payload=st.sampled_from([b"", b"x"]),
+        in_s=st.one_of(st.none(), st.integers(-50, 100), st.integers(3000, 4000)),
+        attempts=st.integers(0, 2),
+    )
+    def schedule(
+        self, task_id: str, lane: tuple[str, str], payload: bytes, in_s: int | None, attempts: int
+    ) -> None:
+        at = 0 if in_s is None else int(self.wall_s) + in_s
+        task = self.model.get(task_id)
+        same = (
+            task is not None
+            and task.lane == lane
+            and task.payload == payload
+            and attempts in (0, task.max_attempts)
+            and (
+                at == task.scheduled_at
+                or (at == 0 and (task.status != "pending" or task.scheduled_at <= int(self.wall_s)))
+            )
+        )
+        refused = task is not None and task.status in ("inflight", "completed") and not same
+        try:
+            changed = self.driver.schedule(
+                task_id,
+                agent_id=lane[0],
+                module_name=lane[1],
+                payload=payload,
+                scheduled_at=at,
+                max_attempts=attempts,
+            )
+        except RefusedError:
+            assert refused
+            return
+        assert not refused
+        assert changed is not (same and task is not None and task.status != "dead")
+        if not changed:
+            return
+        if task is None:
+            self.scheduled += 1
+        deliveries = task.deliveries if task and task.status == "pending" else 0
+        self.model[task_id] = Model(
+            "pending",
+            lane,
+            payload,
+            at or int(self.wall_s),
+            attempts or 3,
+            deliveries=deliveries,
+        )
+
+    @rule(limit=st.integers(1, 5), lease_s=st.sampled_from([5, 30]), filters=FILTERS)
+    def lease(self, limit: int, lease_s: int, filters: dict[str, str]) -> None:
+        self.time_passes()
+        due = [
+            task_id
+            for task_id, task in self.model.items()
+            if self.is_due(task)
+            and filters.get("agent_id", task.lane[0]) == task.lane[0]
+            and filters.get("module_name", task.lane[1]) == task.lane[1]
+        ]
+        leased = self.driver.lease(limit=limit, lease_s=lease_s, **filters)
+        assert len(leased) == min(limit, len(due))
+        assert {record.task_id for record in leased} <= set(due)
+        # Fair: an agent gets a second task only when every agent with due tasks has one.
+        agents = [self.model[task_id].lane[0] for task_id in due]
+        served = [record.agent_id for record in leased]
+        if len(served) > len(set(served)):
+            assert set(served) == set(agents)
+        for record in leased:
+            assert (record.task_id, record.lease_token) not in self.ever_acked
+            task = self.model[record.task_id]
+            task.status = "inflight"
+            task.deliveries += 1
+            assert record.retry_count == task.deliveries - 1
+            assert all(record.lease_token != token for _, token in self.tokens)
+            task.token, task.ended_by = record.lease_token, ""
+            task.deadline_s = self.monotonic_s + lease_s
+            task.span_s = lease_s
+            self.tokens.append((record.task_id, record.lease_token))
+
+    @rule(data=st.data(), task_id=IDS)
+    def ack(self, data: st.DataObject, task_id: str) -> None:
+        self.settle_ack(*data.draw(st.sampled_from([(task_id, ""), *self.tokens[-12:]])))
+
+    def settle_ack(self, task_id: str, token: str) -> None:
+        verdict = self.may_settle(task_id, token, "ack")
+        entries = len(self.driver.journal)
+        try:
+            self.driver.ack(task_id, token)
+        except RefusedError:
+            assert verdict == "no"
+            return
+        assert verdict != "no"
+        assert (len(self.driver.journal) > entries) is (verdict == "yes")
+        if verdict == "again":
+            return
+        task = self.model[task_id]
+        if task.status == "pending":
+            task.deliveries += 1
+        task.status, task.deadline_s = "completed", None
+        task.ended_by = "ack" if token else "ack unfenced"
+        task.finished_at = int(self.wall_s)
+        self.completed += 1
+        self.ever_acked.add((task_id, task.token))
+
+    @rule(data=st.data(), task_id=IDS, delay_s=st.sampled_from([0, 0, 10, 100]))
+    def nack(self, data: st.DataObject, task_id: str, delay_s: int) -> None:
+        task_id, token = data.draw(st.sampled_from([(task_id, ""), *self.tokens[-12:]]))
+        verdict = self.may_settle(task_id, token, "nack")
+        try:
+            self.driver.nack(task_id, token, delay_s=delay_s)
+        except RefusedError:
+            assert verdict == "no"
+            return
+        assert verdict != "no"
+        if verdict == "yes":
+            task = self.model[task_id]
+            if task.status == "pending":
+                task.deliveries += 1
+            self.give_up(task, "nack", delay_s)
+
+    @rule(data=st.data(), lease_s=st.sampled_from([5, 60]))
+    def extend(self, data: st.DataObject, lease_s: int) -> None:
+        task_id, token = data.draw(st.sampled_from(self.tokens[-12:]))
+        task = self.model.get(task_id)
+        holds = task is not None and task.status == "inflight" and task.token == token
+        try:
+            self.driver.extend(task_id, token, lease_s)
+        except RefusedError:
+            assert not holds
+            return
+        assert task is not None
+        assert holds
+        task.deadline_s = self.monotonic_s + lease_s
+        task.span_s = lease_s
+
+    @rule()
+    def expire(self) -> None:
+        over = {
+            task_id
+            for task_id, task in self.model.items()
+            if task.status == "inflight" and (task.deadline_s or 0) <= self.monotonic_s
+        }
+        assert {record.task_id for record in self.driver.expire()} == over
+        for task_id in over:
+            self.give_up(self.model[task_id], "expired")
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        task_id, token = data.draw(st.sampled_from(self.tokens[-12:]))
+        task = self.model.get(task_id)
+        holds = task is not None and task.status == "inflight" and task.token == token
+        book = self.driver.book
+        released = self.driver.turn(lambda change: book.release(change, task_id, token, reason="x"))
+        assert released is holds
+        if holds and task is not None:
+            self.give_up(task, "expired")
+
+    @rule()
+    def retire(self) -> None:
+        kept = sorted(
+            (task.finished_at, task_id)
+            for task_id, task in self.model.items()
+            if task.status == "completed"
+        )
+        due = sum(at + LIMITS.retention_s <= int(self.wall_s) for at, _ in kept)
+        dropped = self.driver.retire()
+        assert len(dropped) == max(due, len(kept) - LIMITS.completed_max, 0)
+        for task_id in dropped:
+            del self.model[task_id]
+
+    @rule(agent=AGENTS)
+    def delete_agent(self, agent: str) -> None:
+        book = self.driver.book
+        cursor: int | None = 0
+        while cursor is not None:
+            at = cursor
+            cursor = self.driver.turn(
+                lambda change, at=at: book.delete_agent(change, agent, cursor=at, limit=1)  # type: ignore[misc]
+            )
+        for task_id, task in list(self.model.items()):
+            if task.lane[0] == agent and task.status != "completed":
+                del self.model[task_id]
+                self.scheduled -= 1
+                self.deleted += 1
+
+    # ----------------------------------------------------------------- time
+
+    @rule(seconds=st.sampled_from([0.5, 1, 5, 30, 130]))
+    def sleep(self, seconds: float) -> None:
+        self.driver.sleep(seconds)
+        self.time_passes()
+
+    @rule(seconds=st.sampled_from([-3600, -20, 20, 3600]))
+    def jump(self, seconds: int) -> None:
+        self.driver.wall_s += seconds
+
+    # ------------------------------------------------- snapshots and restarts
+
+    @precondition(lambda self: self.cutting is None)
+    @rule(rows=st.integers(1, 3))
+    def begin_snapshot(self, rows: int) -> None:
+        self.cut_at = self.driver.book.sequence
+        self.chunks = []
+        self.cutting = self.driver.book.snapshot(rows_per_chunk=rows)
+
+    @precondition(lambda self: self.cutting is not None)
+    @rule(chunks=st.integers(1, 4))
+    def cut(self, chunks: int) -> None:
+        assert self.cutting is not None
+        for _ in range(chunks):
+            chunk = next(self.cutting, None)
+            if chunk is None:
+                self.snapshot = (self.cut_at, self.chunks)
+                self.cutting = None
+                return
+            self.chunks.append(chunk)
+
+    @rule()
+    def restart(self) -> None:
+        self.time_passes()
+        self.check_recovery()
+        self.cutting = None
+        if self.snapshot is None:
+            self.driver.restart()
+        else:
+            at, chunks = self.snapshot
+            journal = self.driver.journal[at:]
+            self.driver.book = recovered(chunks, journal, self.driver.now, LIMITS)
+        for task in self.model.values():
+            if task.status == "inflight":
+                task.deadline_s = self.monotonic_s + task.span_s
+            elif task.status == "pending":
+                left_s = min(task.visible_at - self.wall_s, task.span_s)
+                task.deadline_s = self.monotonic_s + left_s if left_s > 0 else None
+
+    def check_recovery(self) -> None:
+        driver = self.driver
+        live = durable_state(driver.book)
+        assert durable_state(recovered([], driver.journal, driver.now, LIMITS)) == live
+        if self.snapshot is not None:
+            at, chunks = self.snapshot
+            again = recovered(chunks, driver.journal[at:], driver.now, LIMITS)
+            assert durable_state(again) == live
+            assert again.counters().balanced
+
+    def teardown(self) -> None:
+        self.check_recovery()
+
+    # ----------------------------------------------------------- always true
+
+    @invariant()
+    def agrees(self) -> None:
+        driver, book = self.driver, self.driver.book
+        book.advance(driver.now, limit=10**9)
+        self.time_passes()
+        assert len(book) == len(self.model)
+        for task_id, task in self.model.items():
+            record = driver.record(task_id)
+            assert (record.status.text, record.deliveries, record.scheduled_at) == (
+                task.status,
+                task.deliveries,
+                task.scheduled_at,
+            )
+        due = {record.task_id for record in book.due_tasks(until=int(self.wall_s))}
+        assert due == {task_id for task_id, task in self.model.items() if self.is_due(task)}
+        assert {task_id for _, task_id in book.index.due.select()} == due
+        counters = book.counters()
+        assert counters.balanced
+        assert (counters.scheduled, counters.completed, counters.deleted) == (
+            self.scheduled,
+            self.completed,
+            self.deleted,
+        )
+
+    @rule()
+    def audit(self) -> None:
+        audit = Audit(self.driver.book)
+        while audit.step(self.driver.now):
+            pass
+        assert audit.findings.clean, audit.findings
+
+
+TestTaskMachine = TaskMachine.TestCase
+TestTaskMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

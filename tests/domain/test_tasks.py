@@ -1,0 +1,525 @@
+"""What may be done with a task, one sentence at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import pytest
+
+from dbos_actors.domain.task_record import LAST_ERROR_BYTES_MAX, TaskRecord
+from dbos_actors.domain.task_states import (
+    TRANSITIONS,
+    Event,
+    StaleLeaseError,
+    Status,
+    UnknownTaskError,
+    successor,
+)
+from dbos_actors.domain.tasks import Change, TaskLimits
+from dbos_actors.errors import (
+    InvalidFieldError,
+    InvalidTransitionError,
+    MissingFieldError,
+    OverloadedError,
+)
+from tests.domain.task_helpers import WALL_S, Driver, durable_state
+
+NOW_S = int(WALL_S)
+
+
+@pytest.mark.parametrize(("status", "event"), list(product(Status, Event)))
+def test_a_transition_that_is_not_in_the_table_is_refused(status: Status, event: Event) -> None:
+    following = TRANSITIONS.get((status, event))
+    if following is not None:
+        assert successor(status, event) is following
+        return
+    with pytest.raises(InvalidTransitionError, match=f"invalid transition {status.text} -> "):
+        successor(status, event)
+
+
+# ----------------------------------------------------------------- scheduling
+
+
+def test_a_task_scheduled_at_0_is_due_now() -> None:
+    driver = Driver()
+    assert driver.schedule("t")
+    assert driver.record("t").scheduled_at == NOW_S
+    assert [record.task_id for record in driver.lease()] == ["t"]
+
+
+def test_a_task_is_never_leased_before_its_second_has_come() -> None:
+    driver = Driver()
+    driver.schedule("t", scheduled_at=NOW_S + 10)
+    driver.sleep(9.999)
+    assert driver.lease() == []
+    driver.sleep(0.001)
+    assert len(driver.lease()) == 1
+
+
+def test_the_same_task_again_changes_nothing_in_any_state_but_dead() -> None:
+    driver = Driver()
+    assert driver.schedule("t", payload=b"p")
+    assert not driver.schedule("t", payload=b"p")
+    token = driver.lease()[0].lease_token
+    assert not driver.schedule("t", payload=b"p")
+    assert not driver.schedule("t", payload=b"p", scheduled_at=NOW_S)
+    driver.ack("t", token)
+    assert not driver.schedule("t", payload=b"p")
+    assert len(driver.journal) == 3
+    assert driver.book.counters().scheduled == 1
+
+
+def test_a_pending_task_may_be_changed() -> None:
+    driver = Driver()
+    driver.schedule("t", scheduled_at=NOW_S + 3600)
+    assert driver.schedule("t", agent_id="a2", scheduled_at=NOW_S + 5, payload=b"new")
+    driver.sleep(5)
+    assert driver.lease(agent_id="a1") == []
+    assert [record.task_id for record in driver.lease(agent_id="a2")] == ["t"]
+    assert driver.book.counters().scheduled == 1
+
+
+def test_scheduling_a_waiting_task_for_now_makes_it_due() -> None:
+    driver = Driver()
+    driver.schedule("t", scheduled_at=NOW_S + 3600)
+    assert driver.schedule("t")
+    assert len(driver.lease()) == 1
+
+
+def test_an_inflight_or_completed_task_may_not_be_changed() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    with pytest.raises(InvalidTransitionError, match="inflight -> pending"):
+        driver.schedule("t", payload=b"other")
+    driver.ack("t", token)
+    with pytest.raises(InvalidTransitionError, match="completed -> pending"):
+        driver.schedule("t", scheduled_at=NOW_S + 1)
+
+
+def test_scheduling_a_dead_task_revives_it_with_its_attempts_reset() -> None:
+    driver = Driver()
+    driver.schedule("t", max_attempts=1)
+    driver.nack("t", driver.lease()[0].lease_token, reason="broken")
+    assert driver.record("t").status is Status.DEAD
+    assert driver.schedule("t", max_attempts=1)
+    record = driver.record("t")
+    assert (record.status, record.deliveries, record.last_error) == (Status.PENDING, 0, "")
+    assert driver.lease()[0].retry_count == 0
+    assert driver.book.counters().scheduled == 1
+
+
+@pytest.mark.parametrize("scheduled_at", [-1, 1_700_000_000_000])
+def test_a_time_that_is_no_second_is_refused(scheduled_at: int) -> None:
+    with pytest.raises(InvalidFieldError, match=r"task\.scheduled_at"):
+        Driver().schedule("t", scheduled_at=scheduled_at)
+
+
+def test_a_full_book_refuses_new_tasks_but_not_changes() -> None:
+    driver = Driver(TaskLimits(tasks_max=1))
+    driver.schedule("t")
+    with pytest.raises(OverloadedError, match="task book is full"):
+        driver.schedule("u")
+    assert driver.schedule("t", payload=b"changed")
+
+
+# --------------------------------------------------------------------- leases
+
+
+def test_each_delivery_has_its_own_token_and_counts_as_a_retry_after_the_first() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    first = driver.lease()[0]
+    assert (first.retry_count, first.status) == (0, Status.INFLIGHT)
+    assert first.visibility_time == NOW_S + 30
+    driver.nack("t", first.lease_token)
+    second = driver.lease()[0]
+    assert second.retry_count == 1
+    assert second.lease_token != first.lease_token
+
+
+def test_tasks_leased_together_have_different_tokens() -> None:
+    driver = Driver()
+    for i in range(10):
+        driver.schedule(f"t{i}")
+    assert len({record.lease_token for record in driver.lease()}) == 10
+
+
+def test_a_stale_token_is_refused_by_ack_nack_and_extend_and_says_why() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    stale = driver.lease()[0].lease_token
+    driver.sleep(31)
+    driver.expire()
+    with pytest.raises(StaleLeaseError, match="the lease has expired, the task is pending"):
+        driver.ack("t", stale)
+    driver.lease()
+    for call in (driver.ack, driver.nack):
+        with pytest.raises(StaleLeaseError, match="not the token of the last delivery"):
+            call("t", stale)
+    with pytest.raises(StaleLeaseError):
+        driver.extend("t", stale, 10)
+
+
+def test_a_repeated_ack_with_the_right_token_gets_its_first_answer_again() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    driver.ack("t", token)
+    entries = len(driver.journal)
+    assert driver.ack("t", token).status is Status.COMPLETED
+    assert len(driver.journal) == entries
+    assert driver.book.counters().completed == 1
+
+
+def test_a_repeated_nack_with_the_right_token_counts_once() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    driver.nack("t", token, reason="no route")
+    assert driver.nack("t", token).last_error == "no route"
+    assert driver.record("t").deliveries == 1
+
+
+def test_an_empty_token_is_accepted_while_the_task_is_pending_or_inflight() -> None:
+    driver = Driver()
+    driver.schedule("p")
+    assert driver.ack("p").status is Status.COMPLETED
+    driver.schedule("i")
+    driver.lease()
+    assert driver.ack("i").status is Status.COMPLETED
+    assert driver.ack("i").status is Status.COMPLETED  # sent again
+
+
+def test_an_empty_token_does_not_settle_what_a_token_completed() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    driver.ack("t", driver.lease()[0].lease_token)
+    with pytest.raises(InvalidTransitionError, match="completed -> completed"):
+        driver.ack("t")
+    with pytest.raises(InvalidTransitionError, match="completed -> pending"):
+        driver.nack("t")
+
+
+def test_an_unknown_id_is_refused_and_leaves_no_ghost() -> None:
+    driver = Driver()
+    for call in (driver.ack, driver.nack):
+        with pytest.raises(UnknownTaskError, match="unknown task t"):
+            call("t")
+    assert driver.book.get("t") is None
+    assert len(driver.book) == 0
+
+
+def test_acknowledging_leaves_nothing_pending() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    driver.ack("t")
+    assert list(driver.book.due_tasks(until=NOW_S + 10**6)) == []
+    assert driver.lease() == []
+
+
+def test_a_lease_that_expires_returns_the_task_and_at_last_it_is_dead_with_its_error() -> None:
+    driver = Driver()
+    driver.schedule("t", max_attempts=2)
+    for attempt in range(2):
+        assert driver.lease()[0].retry_count == attempt
+        driver.sleep(29.9)
+        assert driver.expire() == []
+        driver.sleep(0.2)
+        assert len(driver.expire()) == 1
+    record = driver.record("t")
+    assert record.status is Status.DEAD
+    assert record.last_error == "lease of w1 expired after 30 s"
+    assert [dead.task_id for dead in driver.book.dead_tasks()] == ["t"]
+    assert driver.last.outcomes[0].status is Status.DEAD
+
+
+def test_unfenced_nacks_use_up_attempts_too() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    for _ in range(5):
+        driver.nack("t", reason="agent offline")
+    assert driver.record("t").status is Status.DEAD
+    assert driver.record("t").retry_count == 4
+
+
+def test_a_nacked_task_comes_back_after_its_delay_and_not_before() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    driver.nack("t", driver.lease()[0].lease_token, delay_s=60, reason="busy")
+    assert driver.record("t").visibility_time == NOW_S + 60
+    assert list(driver.book.due_tasks(until=NOW_S)) == []
+    driver.sleep(59.9)
+    assert driver.lease() == []
+    driver.sleep(0.2)
+    assert driver.lease()[0].last_error == "busy"
+
+
+def test_an_extended_lease_ends_later() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    driver.sleep(20)
+    driver.extend("t", token, 30)
+    driver.sleep(20)
+    assert driver.expire() == []
+    driver.sleep(11)
+    assert len(driver.expire()) == 1
+    with pytest.raises(MissingFieldError, match="lease_token"):
+        driver.extend("t", "", 30)
+
+
+def test_a_vanished_workers_task_returns_at_once_and_its_token_is_stale() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    driver.turn(lambda change: driver.book.release(change, "t", token, reason="worker is gone"))
+    assert driver.lease()[0].last_error == "worker is gone"
+    with pytest.raises(StaleLeaseError):
+        driver.ack("t", token)
+    assert not driver.turn(lambda change: driver.book.release(change, "t", token, reason="again"))
+
+
+def test_a_last_error_is_cut_between_characters() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    driver.nack("t", reason="é" * LAST_ERROR_BYTES_MAX)
+    assert driver.record("t").last_error == "é" * (LAST_ERROR_BYTES_MAX // 2)
+
+
+def test_lateness_is_counted_from_the_due_time_to_the_first_delivery() -> None:
+    driver = Driver()
+    driver.schedule("ahead", scheduled_at=NOW_S + 10)
+    driver.schedule("overdue", scheduled_at=NOW_S - 100)
+    driver.sleep(10.25)
+    assert {r.task_id: r.lateness_ms for r in driver.lease()} == {"ahead": 250, "overdue": 10250}
+    driver.ack("ahead")
+    assert driver.last.outcomes[0].lateness_ms == 250
+
+
+# ---------------------------------------------------------------------- turns
+
+
+def test_a_change_that_is_dropped_never_happened() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    driver.schedule("u", agent_id="a2")
+    before = durable_state(driver.book)
+    change = driver.book.begin(driver.now)
+    first = driver.book.lease(change, limit=1, lease_s=5, worker_id="w", token=1)
+    driver.book.ack(change, first[0].task_id, first[0].lease_token)
+    driver.book.seal(change)
+    assert durable_state(driver.book) == before
+    assert [record.task_id for record in driver.lease()] == ["t", "u"]
+
+
+def test_a_refused_operation_leaves_the_rest_of_its_change_alone() -> None:
+    driver = Driver()
+    for task_id in "tu":
+        driver.schedule(task_id)
+    tokens = {record.task_id: record.lease_token for record in driver.lease()}
+
+    def acks(change: Change) -> None:
+        driver.book.ack(change, "t", tokens["t"])
+        with pytest.raises(StaleLeaseError):
+            driver.book.ack(change, "u", tokens["t"])
+        driver.book.ack(change, "u", tokens["u"])
+        assert driver.book.ack(change, "u", tokens["u"]).status is Status.COMPLETED
+
+    driver.turn(acks)
+    assert driver.book.counters().completed == 2
+    assert len(driver.journal) == 4
+
+
+# ------------------------------------------------------------------- fairness
+
+
+def names(records: list[TaskRecord]) -> list[str]:
+    return [record.agent_id for record in records]
+
+
+def test_one_agents_backlog_does_not_starve_another_agents_task() -> None:
+    driver = Driver()
+    for i in range(1000):
+        driver.schedule(f"hog{i}", agent_id="hog")
+    for i in range(3):
+        driver.schedule(f"small{i}", agent_id=f"small{i}")
+    assert Counter(names(driver.lease(limit=4))) == {
+        "hog": 1,
+        "small0": 1,
+        "small1": 1,
+        "small2": 1,
+    }
+
+
+def test_turns_go_on_where_the_last_lease_ended() -> None:
+    driver = Driver()
+    for i in range(4):
+        for agent in "abc":
+            driver.schedule(f"{agent}{i}", agent_id=agent)
+    served = [names(driver.lease(limit=2)) for _ in range(6)]
+    assert served == [["a", "b"], ["c", "a"], ["b", "c"]] * 2
+
+
+def test_filters_find_the_tasks_of_their_agent_and_module_only_and_share_turns() -> None:
+    driver = Driver()
+    for i in range(3):
+        for agent in "ab":
+            for module in ("ping", "dns"):
+                driver.schedule(f"{agent}{module}{i}", agent_id=agent, module_name=module)
+    book = driver.book
+    assert book.has_due(agent_id="a", module_name="dns")
+    assert not book.has_due(agent_id="a", module_name="trace")
+    found = driver.lease(limit=2, module_name="dns")
+    assert [(r.agent_id, r.module_name) for r in found] == [("a", "dns"), ("b", "dns")]
+    found = driver.lease(agent_id="a")
+    assert Counter(r.module_name for r in found) == {"ping": 3, "dns": 2}
+    assert not book.has_due(agent_id="a")
+    assert names(driver.lease(agent_id="b", module_name="ping")) == ["b"] * 3
+
+
+def test_listing_is_oldest_first_changes_nothing_and_may_look_ahead() -> None:
+    driver = Driver()
+    driver.schedule("late", scheduled_at=NOW_S + 60)
+    driver.schedule("new", scheduled_at=NOW_S - 1)
+    driver.schedule("old", scheduled_at=NOW_S - 5, agent_id="a2", module_name="dns")
+    entries = len(driver.journal)
+
+    def listed(**arguments: Any) -> list[str]:
+        return [record.task_id for record in driver.book.due_tasks(**arguments)]
+
+    assert listed(until=NOW_S) == ["old", "new"]
+    assert listed(until=NOW_S + 60) == ["old", "new", "late"]
+    assert listed(until=NOW_S, agent_id="a2") == ["old"]
+    assert listed(until=NOW_S, module_name="ping") == ["new"]
+    assert len(driver.journal) == entries
+
+
+# ----------------------------------------------------------------- two clocks
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_wall_clock_jump_moves_no_lease_and_no_delay(jump_s: int) -> None:
+    driver = Driver()
+    driver.schedule("leased", scheduled_at=NOW_S - 7200)
+    driver.schedule("delayed", scheduled_at=NOW_S - 7200)
+    driver.nack("delayed", delay_s=30)
+    driver.lease()
+    driver.wall_s += jump_s
+    driver.sleep(29.9)
+    assert driver.expire() == []
+    assert driver.lease() == []
+    driver.sleep(0.1)
+    assert [record.task_id for record in driver.expire()] == ["leased"]
+    assert {record.task_id for record in driver.lease()} == {"leased", "delayed"}
+
+
+def test_when_the_wall_clock_jumps_back_nothing_is_early_and_nothing_is_skipped() -> None:
+    driver = Driver()
+    for i in range(10):
+        driver.schedule(f"t{i}", scheduled_at=NOW_S + i * 600)
+    driver.sleep(3600)
+    assert len(list(driver.book.due_tasks(until=int(driver.wall_s)))) == 7
+    driver.wall_s -= 3600
+    assert [record.task_id for record in driver.lease()] == ["t0"]
+    leased = []
+    for _ in range(9):
+        assert driver.lease() == []
+        driver.sleep(600)
+        leased += [record.task_id for record in driver.lease()]
+    assert leased == [f"t{i}" for i in range(1, 10)]
+
+
+def test_when_the_wall_clock_jumps_ahead_what_it_passed_is_due_in_order() -> None:
+    driver = Driver()
+    for i in (3, 1, 2):
+        driver.schedule(f"t{i}", scheduled_at=NOW_S + i * 600)
+    driver.wall_s += 3600
+    assert [record.task_id for record in driver.lease()] == ["t1", "t2", "t3"]
+
+
+def test_falling_due_is_limited_per_step_and_loses_nothing() -> None:
+    driver = Driver()
+    for i in range(10):
+        driver.schedule(f"t{i}", scheduled_at=NOW_S + 1)
+    driver.wall_s += 1
+    assert [driver.book.advance(driver.now, limit=4) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_the_scheduler_sleeps_until_the_next_timer_but_keeps_an_eye_on_the_wall_clock() -> None:
+    driver = Driver()
+    assert driver.book.wake_after_s(driver.now) is None
+    driver.schedule("t", scheduled_at=NOW_S + 100)
+    assert driver.book.wake_after_s(driver.now) == 1.0
+    driver.sleep(99.75)
+    assert driver.book.wake_after_s(driver.now) == 0.25
+    driver.sleep(0.25)
+    driver.lease(lease_s=7)
+    assert driver.book.wake_after_s(driver.now) == 7.0
+    driver.ack("t")
+    assert driver.book.wake_after_s(driver.now) == 60.0
+
+
+# ------------------------------------------------------------ ledger, the end
+
+
+def test_a_completed_task_is_dropped_after_its_retention_and_stays_counted() -> None:
+    driver = Driver(TaskLimits(retention_s=3600))
+    driver.schedule("t")
+    driver.ack("t")
+    driver.sleep(3599)
+    assert driver.retire() == []
+    driver.sleep(1)
+    assert driver.retire() == ["t"]
+    counters = driver.book.counters()
+    assert (counters.scheduled, counters.completed, counters.completed_kept) == (1, 1, 0)
+    assert counters.balanced
+    assert driver.book.lanes == {}
+    with pytest.raises(UnknownTaskError):
+        driver.ack("t")
+
+
+def test_completed_tasks_beyond_their_number_go_oldest_first() -> None:
+    driver = Driver(TaskLimits(completed_max=2))
+    for i in range(5):
+        driver.schedule(f"t{i}")
+        driver.ack(f"t{i}")
+        driver.sleep(1)
+    assert driver.retire(limit=2) == ["t0", "t1"]
+    assert driver.retire() == ["t2"]
+    assert driver.retire() == []
+
+
+def test_deleting_an_agent_deletes_what_is_not_completed_and_the_ledger_balances() -> None:
+    driver = Driver()
+    for i in range(50):
+        driver.schedule(f"t{i}", max_attempts=1)
+        driver.schedule(f"other{i}", agent_id="a2")
+    driver.lease(limit=10, agent_id="a1")
+    driver.nack("t0")
+    driver.ack("t1")
+    cursor: int | None = 0
+    while cursor is not None:
+        at = cursor
+        cursor = driver.turn(
+            lambda change, at=at: driver.book.delete_agent(change, "a1", cursor=at, limit=7)  # type: ignore[misc]
+        )
+    counters = driver.book.counters()
+    assert (counters.scheduled, counters.deleted, counters.completed) == (51, 49, 1)
+    assert counters.balanced
+    assert len(driver.lease(limit=100)) == 50
+    restarted = Driver()
+    restarted.journal = driver.journal
+    restarted.restart()
+    assert durable_state(restarted.book) == durable_state(driver.book)
+
+
+def test_lanes_in_which_tasks_fell_due_are_told_once() -> None:
+    driver = Driver()
+    driver.schedule("t", scheduled_at=NOW_S + 1)
+    assert driver.book.take_fresh() == []
+    driver.sleep(1)
+    assert [lane.agent_id for lane in driver.book.take_fresh()] == ["a1"]
+    assert driver.book.take_fresh() == []

@@ -1,0 +1,98 @@
+"""The timer heap against a sorted list."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dbos_actors.domain.timers import PERIOD_TICKS, TimerHeap
+
+TICKS = st.one_of(
+    st.integers(0, 8),
+    st.integers(PERIOD_TICKS - 3, PERIOD_TICKS + 3),
+    st.integers(0, 5 * PERIOD_TICKS),
+)
+IDS = st.sampled_from("abcdefgh")
+
+
+class HeapAgainstList(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heap = TimerHeap()
+        self.model: list[tuple[int, str]] = []  # in order of arrival
+
+    def ordered(self) -> list[tuple[int, str]]:
+        return sorted(self.model, key=lambda timer: timer[0])
+
+    @rule(tick=TICKS, timer_id=IDS)
+    def add(self, tick: int, timer_id: str) -> None:
+        self.heap.add(tick, timer_id)
+        if (tick, timer_id) not in self.model:
+            self.model.append((tick, timer_id))
+
+    @rule(tick=TICKS, timer_id=IDS)
+    def discard(self, tick: int, timer_id: str) -> None:
+        present = (tick, timer_id) in self.model
+        assert self.heap.discard(tick, timer_id) is present
+        if present:
+            self.model.remove((tick, timer_id))
+
+    @rule(data=st.data())
+    def discard_present(self, data: st.DataObject) -> None:
+        if self.model:
+            self.discard(*data.draw(st.sampled_from(self.model)))
+
+    @rule(until=TICKS, limit=st.integers(0, 5))
+    def pop(self, until: int, limit: int) -> None:
+        expected = [timer for timer in self.ordered() if timer[0] <= until][:limit]
+        assert self.heap.pop(until, limit) == expected
+        for timer in expected:
+            self.model.remove(timer)
+
+    @rule(tick=TICKS)
+    def look(self, tick: int) -> None:
+        ordered = self.ordered()
+        assert list(self.heap.ascending(tick)) == [t for t in ordered if t[0] <= tick]
+        assert self.heap.after(tick) == [t for t in ordered if t[0] > tick]
+
+    @rule(tick=TICKS, timer_id=IDS)
+    def contains(self, tick: int, timer_id: str) -> None:
+        assert ((tick, timer_id) in self.heap) is ((tick, timer_id) in self.model)
+
+    @invariant()
+    def same(self) -> None:
+        assert len(self.heap) == len(self.model)
+        assert list(self.heap.ascending()) == self.ordered()
+        assert self.heap.first_tick() == min((t for t, _ in self.model), default=None)
+
+
+TestHeapAgainstList = HeapAgainstList.TestCase
+
+
+@given(st.lists(TICKS, max_size=50))
+def test_everything_added_comes_out_in_order_of_time_then_arrival(ticks: list[int]) -> None:
+    heap = TimerHeap()
+    for position, tick in enumerate(ticks):
+        heap.add(tick, str(position))
+    assert heap.pop(10**9, 1000) == sorted(
+        ((tick, str(position)) for position, tick in enumerate(ticks)),
+        key=lambda timer: timer[0],
+    )
+    assert heap.first_tick() is None
+
+
+def test_timers_that_come_and_go_at_changing_ticks_leave_no_corpses() -> None:
+    heap = TimerHeap()
+    heap.add(1, "keeps the first period open")
+    for i in range(50_000):
+        tick = i % PERIOD_TICKS
+        heap.first_tick()
+        heap.add(tick, "x")
+        heap.discard(tick, "x")
+        heap.add(i * PERIOD_TICKS, "y")
+        heap.discard(i * PERIOD_TICKS, "y")
+    assert len(heap) == 1
+    assert len(heap._open_ticks) <= 2 * PERIOD_TICKS
+    assert len(heap._numbers) <= 100
+    assert len(heap._periods) == 1
