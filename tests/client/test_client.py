@@ -15,7 +15,14 @@ from grpclib.server import Server
 
 from dbos_actors import client
 from dbos_actors.api.sdk import dbos
-from dbos_actors.client import DbosStub, GetAgentRequest, GRPCError, Status, connect
+from dbos_actors.client import (
+    DbosStub,
+    GetAgentRequest,
+    GRPCError,
+    Status,
+    StreamTerminatedError,
+    connect,
+)
 
 T = TypeVar("T")
 
@@ -116,6 +123,16 @@ def test_a_failing_infrastructure_raises() -> None:
             return status
 
     assert against_a_server(body) is Status.UNIMPLEMENTED
+
+
+def test_a_lost_connection_raises() -> None:
+    async def body() -> None:
+        listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        async with listener, connect(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as stub:
+            with pytest.raises(StreamTerminatedError):
+                await stub.get_agent(GetAgentRequest(agent_id="a"))
+
+    asyncio.run(body())
 
 
 def test_a_server_that_is_not_there_raises(tmp_path: Path) -> None:
