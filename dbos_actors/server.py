@@ -3,6 +3,7 @@
     open_supervisor
     |-- store            connection, committer, lease, readers
     |-- agents           one task per resident agent
+    |-- liveness         one timer over all agents, if there is a heartbeat timeout
     |-- service          listings under way
     `-- rpc server       listeners, one task per connection
 
@@ -23,6 +24,7 @@ import trio
 
 from dbos_actors.actors.agent import AgentActor, AgentContext
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
 from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.clock import Clock, SystemClock
@@ -139,7 +141,18 @@ async def open_supervisor(
 
         store.on_reload(reload)
         queries = Queries(store, limit_bytes=limits.message_bytes)
-        service = DbosService(agents=agents, queries=queries, directory=directory, limits=limits)
+        liveness = None
+        if settings.heartbeat_timeout_s:
+            liveness = Liveness(
+                store=store, agents=agents, clock=clock, timeout_s=settings.heartbeat_timeout_s
+            )
+        service = DbosService(
+            agents=agents,
+            queries=queries,
+            directory=directory,
+            limits=limits,
+            heard=None if liveness is None else liveness.heard,
+        )
         rpc = Server(
             unary=service.methods(),
             status_of=status_of,
@@ -148,6 +161,8 @@ async def open_supervisor(
         )
         store.on_batch(rpc.flush)
         await nursery.start(agents.run)
+        if liveness is not None:
+            nursery.start_soon(liveness.run)
         await nursery.start(service.run)
         if listeners is None:
             listeners = await _listen(settings)

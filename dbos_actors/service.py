@@ -79,8 +79,11 @@ class DbosService:
         queries: Queries,
         directory: RunDirectory,
         limits: Limits,
+        heard: Callable[[str], None] | None = None,
     ) -> None:
+        """``heard`` is called with the agent id of everything that agents report."""
         self._agents = agents
+        self._heard = heard
         self._queries = queries
         self._directory = directory
         self._limits = limits
@@ -115,10 +118,15 @@ class DbosService:
             for name, handler in handlers.items()
         }
 
+    def _report(self, agent_id: str, call: UnaryCall) -> None:
+        if self._heard is not None:
+            self._heard(agent_id)
+        self._agents.deliver(agent_id, call)
+
     # ---------------------------------------------------------------- agents
 
     def _register_agent(self, call: UnaryCall) -> None:
-        self._agents.deliver(check_agent(call.request, self._limits).id, call)
+        self._report(check_agent(call.request, self._limits).id, call)
 
     def _get_agent(self, call: UnaryCall) -> None:
         agent_id = call.request.agent_id
@@ -136,7 +144,7 @@ class DbosService:
     # --------------------------------------------------------- module states
 
     def _set_module_state(self, call: UnaryCall) -> None:
-        self._agents.deliver(check_state(call.request, self._limits).agent_id, call)
+        self._report(check_state(call.request, self._limits).agent_id, call)
 
     def _get_module_state(self, call: UnaryCall) -> None:
         request = call.request
@@ -173,7 +181,7 @@ class DbosService:
     # --------------------------------------------------------------- results
 
     def _store_result(self, call: UnaryCall) -> None:
-        self._agents.deliver(check_result(call.request, self._limits).agent_id, call)
+        self._report(check_result(call.request, self._limits).agent_id, call)
 
     def _get_result(self, call: UnaryCall) -> None:
         request = call.request

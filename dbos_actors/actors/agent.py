@@ -12,7 +12,7 @@ Messages are the contract's own requests, validated before they are sent here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,11 +50,17 @@ RUN: Final = "r"
 MODULE: Final = "m"
 """What a field of an agent's ``states`` begins with, before the request id or module name."""
 
-_RECORD: Final = None  # the part of the state that is the agent's record
+# Parts of the state besides runs, which are strings.
+_RECORD: Final = 0
+_KNOWN: Final = 1
 
 # More unfinished runs than this are not loaded at once but one by one as they are
 # reported, so that an agent that never finishes any cannot fill memory or stall a load.
 _RUNS_LOADED_AT_ONCE = 1_000
+
+_RUNS_FAILED_AT_ONCE = 200  # in one turn; six commands each
+
+_SILENT: Final = "the agent fell silent"
 
 _DELETION_STEP = 1_000  # request ids unlinked in one commit; takes Redis about a millisecond
 
@@ -79,6 +85,12 @@ _FOUND: Final = GetAgentResponse(found=True).SerializeToString()
 def found(message: bytes) -> bytes:
     """A Get response that carries ``message``; the same bytes for every Get method."""
     return _FOUND + embedded(2, message)
+
+
+class Lapse:
+    """A message to an agent's actor: the agent has not been heard from for too long."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -127,7 +139,17 @@ class AgentContext:
 class AgentActor:
     """One incarnation of an agent actor; a `runtime.Behaviour`."""
 
-    __slots__ = ("_agent_id", "_cell", "_complete", "_context", "_name", "_record", "_runs")
+    __slots__ = (
+        "_agent_id",
+        "_cell",
+        "_complete",
+        "_context",
+        "_known",
+        "_name",
+        "_record",
+        "_runs",
+        "_unfinished_resident",
+    )
 
     def __init__(self, agent_id: str, cell: Cell, context: AgentContext) -> None:
         self._agent_id = agent_id
@@ -135,6 +157,10 @@ class AgentActor:
         self._cell = cell
         self._context = context
         self._record: bytes | None = None
+        # Whether the store has the agent among those that have anything stored.
+        self._known = False
+        # Whether `_runs` has every unfinished run.
+        self._unfinished_resident = True
         # None is a run known not to exist, while the messages that asked have their turns.
         self._runs: dict[str, bytes | None] = {}
         # Whether all states of the agent are in `_runs`, so that an unknown one is new.
@@ -146,18 +172,21 @@ class AgentActor:
         store = self._context.store
         keys = store.keys
         states = keys.states + self._name
-        record, count, unfinished = await store.read(
+        record, known, count, unfinished = await store.read(
             pack("HGET", keys.agents, self._agent_id),
+            pack("SISMEMBER", keys.agents_known, self._agent_id),
             pack("HLEN", states),
             pack("SMEMBERS", keys.unfinished + self._name),
         )
         self._record = record
+        self._known = bool(known)
         if unfinished and len(unfinished) <= _RUNS_LOADED_AT_ONCE:
             parts = [RUN + request_id.decode() for request_id in unfinished]
             (values,) = await store.read(pack("HMGET", states, *parts))
             self._runs = {
                 part: value for part, value in zip(parts, values, strict=True) if value is not None
             }
+        self._unfinished_resident = len(self._runs) == len(unfinished)
         self._complete = len(self._runs) == count
 
     def missing(self, request: Any) -> str | None:
@@ -192,6 +221,9 @@ class AgentActor:
         if part is _RECORD:
             self._record = value
             return
+        if part is _KNOWN:
+            self._known = value
+            return
         assert isinstance(part, str)
         record, finished = value
         self._runs[part] = record
@@ -217,7 +249,12 @@ class AgentActor:
     # ----------------------------------------------------------------- turns
 
     def handle(self, request: Any) -> Turn | Job:
-        return _HANDLERS[type(request)](self, request)
+        turn = _HANDLERS[type(request)](self, request)
+        if not self._known and isinstance(turn, Turn) and turn.commands:
+            turn.also(
+                pack("SADD", self._context.store.keys.agents_known, self._agent_id), _KNOWN, True
+            )
+        return turn
 
     def register(self, request: RegisterAgentRequest) -> Turn:
         context = self._context
@@ -243,15 +280,22 @@ class AgentActor:
         part = part_of(reported)
         data = self._runs.get(part)
         current = None if data is None else ModuleState.FromString(data)
-        is_run = part[0] == RUN
-        judge = runs.report if is_run else runs.report_module
+        judge = runs.report if part[0] == RUN else runs.report_module
         report = judge(current, reported, now_s=context.now_s())
         if not report.changed:
             return Turn(STATE_SET)
+        commands, change = self._changed(part, report, is_new=current is None)
+        return Turn(STATE_SET, commands=commands, changes=(change,), then=self._states_changed)
+
+    def _changed(
+        self, part: str, report: runs.Report, *, is_new: bool
+    ) -> tuple[list[bytes], tuple[str, tuple[bytes, bool]]]:
+        """What to write about a changed state, and what it becomes in memory."""
+        context = self._context
+        keys = context.store.keys
+        name = self._name
         record = report.record
         data = record.SerializeToString()
-        name = self._name
-        keys = context.store.keys
         module = record.module_name
         now_ms = int(context.clock.wall_s() * 1000)
         commands = [
@@ -259,28 +303,26 @@ class AgentActor:
             pack("ZADD", keys.states_at + name, now_ms, part),
             pack("ZADD", f"{keys.states_of}{name}:{escaped(module)}", now_ms, part),
         ]
-        if current is None:
+        if is_new:
             commands.append(pack("SADD", keys.modules + name, module))
         if report.event is not None:
             commands.append(context.log_event(report.event))
-        if not is_run:
-            return Turn(STATE_SET, commands=commands, changes=((part, (data, True)),))
-        request_id = reported.request_id
+        if part[0] == MODULE:
+            return commands, (part, (data, True))
+        request_id = record.request_id
         commands.append(pack("ZADD", keys.request + escaped(request_id), now_ms, self._agent_id))
         if report.began:
             commands.append(pack("SADD", keys.unfinished + name, request_id))
-        elif report.finished and current is not None:
+        elif report.finished and not is_new:
             commands.append(pack("SREM", keys.unfinished + name, request_id))
-        return Turn(
-            STATE_SET,
-            commands=commands,
-            changes=((part, (data, runs.is_finished(record))),),
-            then=self._run_changed,
-        )
+        return commands, (part, (data, runs.is_finished(record)))
 
-    def _run_changed(self, turn: Turn, replies: Sequence[object] | None) -> bytes:  # noqa: ARG002
-        self._context.directory.changed(turn.call.request.state.request_id, self._agent_id)
-        return STATE_SET
+    def _states_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002
+        directory = self._context.directory
+        for part, _ in turn.changes:
+            if isinstance(part, str) and part[0] == RUN:
+                directory.changed(part[1:], self._agent_id)
+        return turn.answer
 
     def get_state(self, request: GetModuleStateRequest) -> Turn:
         part = RUN + request.request_id
@@ -337,6 +379,82 @@ class AgentActor:
         )
         return DEFERRED
 
+    # -------------------------------------------------------------- liveness
+
+    def lapse(self, request: Lapse) -> Turn | Job:  # noqa: ARG002 - it names this actor
+        """The agent has fallen silent: it is not alive, and its unfinished runs fail."""
+        unfinished = [
+            (part, state)
+            for part, state in (
+                (part, ModuleState.FromString(data))
+                for part, data in self._runs.items()
+                if part[0] == RUN and data is not None
+            )
+            if not runs.is_finished(state)
+        ]
+        if not self._unfinished_resident or len(unfinished) > _RUNS_FAILED_AT_ONCE:
+            return Job(self._lapse_in_steps)
+        commands, changes = self._failed(unfinished)
+        record_commands, record_changes = self._marked_silent()
+        return Turn(
+            None,
+            commands=commands + record_commands,
+            changes=changes + record_changes,
+            then=self._states_changed,
+        )
+
+    def _failed(
+        self, unfinished: Iterable[tuple[str, ModuleState]]
+    ) -> tuple[list[bytes], list[tuple[Hashable, Any]]]:
+        now_s = self._context.now_s()
+        commands: list[bytes] = []
+        changes: list[tuple[Hashable, Any]] = []
+        for part, state in unfinished:
+            report = runs.fail_unfinished(state, _SILENT, now_s=now_s)
+            written, change = self._changed(part, report, is_new=False)
+            commands += written
+            changes.append(change)
+        return commands, changes
+
+    def _marked_silent(self) -> tuple[list[bytes], list[tuple[Hashable, Any]]]:
+        if self._record is None:
+            return [], []
+        context = self._context
+        update = agents.lapse(Agent.FromString(self._record), now_s=context.now_s())
+        if update.event is None:
+            return [], []
+        record = update.record.SerializeToString()
+        commands = [
+            pack("HSET", context.store.keys.agents, self._agent_id, record),
+            context.log_event(update.event),
+        ]
+        return commands, [(_RECORD, record)]
+
+    async def _lapse_in_steps(self, cell: Cell) -> None:
+        """The same for an agent with very many unfinished runs; the agent itself comes last."""
+        context = self._context
+        store = context.store
+        keys = store.keys
+        name = self._name
+        while True:
+            (request_ids,) = await store.read(
+                pack("SRANDMEMBER", keys.unfinished + name, _RUNS_FAILED_AT_ONCE)
+            )
+            if not request_ids:
+                break
+            parts = [RUN + request_id.decode() for request_id in request_ids]
+            (values,) = await store.read(pack("HMGET", keys.states + name, *parts))
+            states = [
+                (part, ModuleState.FromString(value))
+                for part, value in zip(parts, values, strict=True)
+            ]
+            commands, _ = self._failed(states)
+            await cell.commit(*commands)
+            for _, state in states:
+                context.directory.changed(state.request_id, self._agent_id)
+        commands, _ = self._marked_silent()
+        await cell.commit(*commands)
+
     # -------------------------------------------------------------- deletion
 
     def delete(self, request: DeleteAgentRequest) -> Job:  # noqa: ARG002 - it names this actor
@@ -381,9 +499,10 @@ class AgentActor:
             pack("UNLINK", *(prefix + name for prefix in prefixes), *indexes),
             pack("HDEL", keys.agents, agent_id),
             pack("ZREM", keys.agents_index, agent_id),
+            pack("SREM", keys.agents_known, agent_id),
             pack("SREM", keys.agents_deleting, agent_id),
         ]
-        if self._record is not None or self._runs or modules:
+        if self._known:
             event = agents.deleted(agent_id, now_s=context.now_s())
             commands.append(context.log_event(event))
         await cell.commit(*commands, frees_memory=True)
@@ -398,6 +517,7 @@ _HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
     GetModuleStateRequest: AgentActor.get_state,
     StoreResultRequest: AgentActor.store_result,
     DeleteAgentRequest: AgentActor.delete,
+    Lapse: AgentActor.lapse,
 }
 
 

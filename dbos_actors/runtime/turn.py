@@ -114,6 +114,12 @@ class Turn:
             size += len(command)
         self.size_bytes = size
 
+    def also(self, command: bytes, part: Hashable, value: Any) -> None:
+        """Add a command, after the others, and the change that it makes; before submission."""
+        self.commands = [*self.commands, command]
+        self.changes = [*self.changes, (part, value)]
+        self.size_bytes += len(command)
+
     def committed(self, replies: Sequence[object] | None) -> None:
         """Answer the caller; the store has taken the turn."""
         then = self.then

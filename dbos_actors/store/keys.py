@@ -14,6 +14,7 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 | owner | string, expires | who owns the partition |
 | agents | hash | agent id -> Agent |
 | agents:index | sorted set, score 0 | agent ids in lexical order |
+| agents:known | set | every agent that has anything stored, registered or not |
 | agents:deleting | set | agents whose deletion has begun |
 | states:<agent> | hash | ``r`` + request id or ``m`` + module name -> ModuleState |
 | states-at:<agent> | sorted set | the same fields by time of last change, ms |
@@ -48,6 +49,7 @@ class Keys:
         self.owner = prefix + "owner"
         self.agents = prefix + "agents"
         self.agents_index = prefix + "agents:index"
+        self.agents_known = prefix + "agents:known"
         self.agents_deleting = prefix + "agents:deleting"
         self.events = prefix + "events"
         # followed by agent
