@@ -123,18 +123,19 @@ class Committer:
         Raises:
             FencedError: another server has taken the store; nobody was told anything since.
         """
-        while not self.ledger.closed:
-            try:
-                await self._serve()
-            except ConnectionLostError as error:
-                self.ledger.connection_lost()
-                self._go_away(str(error))
-                self._failures += 1
-            finally:
-                with trio.CancelScope(shield=True):
+        try:
+            while not self.ledger.closed:
+                try:
+                    await self._serve()
+                except ConnectionLostError as error:
+                    self.ledger.connection_lost()
+                    self._go_away(str(error))
+                    self._failures += 1
                     await self._connection.aclose()
-            if not self.ledger.closed:
-                await self._reconnect()
+                    await self._reconnect()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._connection.aclose()
 
     async def watch_for_stalls(self) -> None:
         """Notice a Redis that does not answer though the connection stands; until cancelled."""

@@ -277,7 +277,7 @@ async def test_a_taken_over_server_notices_within_a_renewal_though_idle(
     valkey: ValkeyServer,
 ) -> None:
     with pytest.raises(FencedError):
-        await until_taken_over(valkey, lambda store: None, renewal_s=0.1)
+        await until_taken_over(valkey, lambda _: None, renewal_s=0.1)
 
 
 async def test_the_lease_is_renewed_while_idle(valkey: ValkeyServer) -> None:
