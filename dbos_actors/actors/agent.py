@@ -471,7 +471,8 @@ class AgentActor:
         keys = store.keys
         name = self._name
         agent_id = self._agent_id
-        await cell.commit(pack("SADD", keys.agents_deleting, agent_id))
+        # A few bytes, but of a deletion: it has to get through when Redis has no memory left.
+        await cell.commit(pack("SADD", keys.agents_deleting, agent_id), frees_memory=True)
         cursor = b"0"
         while True:
             ((cursor, flat),) = await store.read(
