@@ -76,13 +76,22 @@ class MessageReader:
         return len(self._buffer)
 
     @property
-    def missing_bytes(self) -> int:
-        """How many bytes the message being read still lacks; 0 if one is complete."""
+    def announced_bytes(self) -> int:
+        """Size of the message being read, prefix included, once it is known; else 0.
+
+        Raises as `next` does.
+        """
         buffer = self._buffer
         if len(buffer) < PREFIX_BYTES:
-            return PREFIX_BYTES - len(buffer)
-        length: int = unpack_prefix(buffer)[1]
-        return max(0, PREFIX_BYTES + length - len(buffer))
+            return 0
+        flag: int
+        length: int
+        flag, length = unpack_prefix(buffer)
+        if flag > 1:
+            raise InvalidFlagError(flag)
+        if length > self.limit:
+            raise MessageTooLargeError(size=length, limit=self.limit)
+        return PREFIX_BYTES + length
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes of the stream."""
@@ -91,16 +100,10 @@ class MessageReader:
     def next(self) -> tuple[bool, bytes] | None:
         """Take the next complete message, or None."""
         buffer = self._buffer
-        if len(buffer) < PREFIX_BYTES:
+        end = self.announced_bytes
+        if not end or len(buffer) < end:
             return None
-        flag, length = unpack_prefix(buffer)
-        if flag > 1:
-            raise InvalidFlagError(flag)
-        if length > self.limit:
-            raise MessageTooLargeError(size=length, limit=self.limit)
-        end = PREFIX_BYTES + length
-        if len(buffer) < end:
-            return None
+        flag = buffer[0]
         with memoryview(buffer) as view:
             body = bytes(view[PREFIX_BYTES:end])
         del buffer[:end]

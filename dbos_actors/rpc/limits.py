@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dbos_actors.rpc.framing import MESSAGE_BYTES_MAX
 from dbos_actors.rpc.http2 import Http2Options
+from dbos_actors.rpc.keepalive import KeepalivePolicy
 
 _MIB = 1024 * 1024
 
@@ -39,6 +40,14 @@ class ServerLimits:
     RESOURCE_EXHAUSTED. Clients that do not read cost this much memory and no more."""
 
     stalled_s_max: float = 30.0
-    """A connection that accepts no byte of its unsent responses for so long is closed."""
+    """A connection that uses some of the shared bytes, and accepts none for so long, is closed."""
+
+    stream_backlog_bytes: int = 64 * 1024
+    """Unsent bytes on a stream beyond which its handler waits before sending more."""
+
+    compress_bytes_min: int | None = None
+    """Responses of at least this size are gzipped for clients that accept it; None: never.
+    Off by default: on a fast network it costs more time than it saves."""
 
     http2: Http2Options = field(default_factory=Http2Options)
+    keepalive: KeepalivePolicy = field(default_factory=KeepalivePolicy)

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import trio
 
+from dbos_actors.rpc.tls import ContextProvider
+
 BACKLOG = 1_024
 """Connections the kernel keeps until they are accepted; a restart of many clients at once."""
 
@@ -60,13 +62,16 @@ def parse_address(address: str) -> TcpAddress | UnixAddress:
     return TcpAddress(host, int(port))
 
 
-async def open_listeners(address: str) -> list[Listener]:
+async def open_listeners(address: str, *, tls: ContextProvider | None = None) -> list[Listener]:
     """Listen on an address; the caller owns what is returned.
 
+    With ``tls``, every connection is made with the context that it returns at that time.
     A unix socket file left by a process that is gone is replaced; one that is in
     use raises OSError (EADDRINUSE). Raises `AddressError` and OSError.
     """
     parsed = parse_address(address)
+    if tls is not None:
+        return [TlsListener(listener, tls) for listener in await open_listeners(address)]
     if isinstance(parsed, UnixAddress):
         return [await _open_unix_listener(parsed.path)]
     return [*await trio.open_tcp_listeners(parsed.port, host=parsed.host or None, backlog=BACKLOG)]
@@ -118,6 +123,33 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
 
 def address_of(listener: Listener) -> str:
     """Where a listener of ours listens, as `open_listeners` takes it: the port is the real one."""
+    if isinstance(listener, UnixListener):
+        return f"unix:{listener.path}"
+    assert isinstance(listener, trio.SocketListener)
+    host, port = listener.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class TlsListener(trio.abc.Listener[trio.SocketStream]):
+    """A listener whose connections begin with a TLS handshake, which the server does."""
+
+    def __init__(self, listener: Listener, context: ContextProvider) -> None:
+        self.listener = listener
+        self.context = context
+
+    async def accept(self) -> trio.SocketStream:
+        """The next connection, before its handshake."""
+        return await self.listener.accept()
+
+    async def aclose(self) -> None:
+        """Close the listener within."""
+        await self.listener.aclose()
+
+
+def bound_address(listener: Listener) -> str:
+    """Where a listener is reached, as `open_listeners` takes it."""
+    if isinstance(listener, TlsListener):
+        return bound_address(listener.listener)
     if isinstance(listener, UnixListener):
         return f"unix:{listener.path}"
     assert isinstance(listener, trio.SocketListener)

@@ -1,33 +1,32 @@
 """The server's side of gRPC on one HTTP/2 connection. Pure: bytes in, calls out, bytes out.
 
 `ServerConnection` turns what a client sends into calls, and answers into bytes.
-Time is an argument; the driver owns the socket. What all connections of a server
-have in common is in `ServerCore`.
+Time is an argument; the driver owns the socket and runs the handlers that wait.
 
 Rules:
-- A read is one batch: all its calls are dispatched, then the driver flushes once. An
-  answer given outside a batch marks its connection dirty; the dirty ones are flushed
+- A read is one batch: all its unary calls are dispatched, then the driver flushes once.
+  An answer given outside a batch marks its connection dirty; the dirty ones are flushed
   together (`ServerCore.wake`).
-- A stream is in ``_streams`` until its answer is queued or the client has gone.
+- A stream is in ``_streams`` until its status is queued or its client has gone.
 - A call answered before its request has ended gets its trailers first; the stream is
   reset (NO_ERROR) only once they have been handed to the socket.
-- Request bytes are acknowledged one by one, always: at dispatch; as they arrive once
-  room for the whole message is reserved; or when a stream closes with some left.
+- Request bytes are acknowledged one by one, always: when their message is taken; as they
+  arrive once the whole message has room; or when the stream is over with some left.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.deadlines import Deadlines
-from dbos_actors.rpc.framing import PREFIX_BYTES, frame, unpack_prefix
+from dbos_actors.rpc.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip, compress
+from dbos_actors.rpc.core import Driver, ServerCore
+from dbos_actors.rpc.framing import PREFIX_BYTES, FramingError, frame, unpack_prefix
 from dbos_actors.rpc.http2 import (
     ConnectionClosed,
     DataReceived,
@@ -35,23 +34,29 @@ from dbos_actors.rpc.http2 import (
     Headers,
     Http2Connection,
     Http2Error,
+    PingAcknowledged,
+    PingReceived,
     RequestReceived,
+    SettingsReceived,
     StreamClosed,
     StreamError,
     StreamReset,
     TrailersReceived,
 )
-from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.keepalive import UNANSWERED_SHUTDOWN_S, Action, Keepalive
 from dbos_actors.rpc.metadata import MetadataError, decode_timeout
 from dbos_actors.rpc.status import (
     INTERNAL_ERROR,
     OK_TRAILERS,
     RESPONSE_HEADERS,
+    RESPONSE_HEADERS_GZIP,
     Fields,
-    StatusOf,
+    details_fields,
     status_fields,
 )
+from dbos_actors.rpc.streaming import StreamCall, StreamMethod, framing_failure, restore
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -60,66 +65,8 @@ _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
 SHARED_RESPONSE_BYTES = 16_384
 """A response larger than one DATA frame is interleaved with others instead of going first."""
 
-
-class Driver(Protocol):
-    """Who moves the connection's bytes."""
-
-    def flush(self) -> None:
-        """Send what can be sent now, without waiting."""
-        ...
-
-
-class ServerCore:
-    """What the connections of one server share."""
-
-    __slots__ = (
-        "backlog_free",
-        "calls_live",
-        "calls_total",
-        "deadlines",
-        "dirty",
-        "limits",
-        "routes",
-        "status_of",
-        "wake",
-    )
-
-    def __init__(
-        self,
-        *,
-        unary: Mapping[str, UnaryMethod],
-        status_of: StatusOf,
-        limits: ServerLimits,
-    ) -> None:
-        self.routes: dict[bytes, UnaryMethod] = {
-            path.encode("ascii"): method for path, method in unary.items()
-        }
-        self.status_of = status_of
-        self.limits = limits
-        self.deadlines = Deadlines()
-        self.calls_live = 0
-        self.calls_total = 0
-        self.backlog_free = limits.backlog_bytes_shared
-        self.dirty: list[ServerConnection] = []
-        self.wake: Callable[[], None] = _nobody
-        """Called when the first connection becomes dirty; `flush` is to be called soon."""
-
-    def flush(self) -> None:
-        """Flush every connection that was answered outside its own read."""
-        dirty, self.dirty = self.dirty, []
-        for connection in dirty:
-            connection.is_dirty = False
-            connection.driver.flush()
-
-    def status(self, error: Exception) -> tuple[Status, str | None]:
-        """The status of an error a call failed with."""
-        if isinstance(error, GRPCError):
-            return error.status, error.message
-        return self.status_of(error)
-
-
-def _nobody() -> None:
-    pass
+_KEEPALIVE_PING = b"dbosping"
+_SHUTDOWN_PING = b"dbosexit"
 
 
 class _Discarded:
@@ -129,7 +76,7 @@ class _Discarded:
 
 
 _DISCARDED = _Discarded()
-_Inbound: TypeAlias = UnaryCall | _Discarded
+_Inbound: TypeAlias = UnaryCall | StreamCall | _Discarded
 
 
 class ServerConnection:
@@ -138,14 +85,19 @@ class ServerConnection:
     __slots__ = (
         "_charged",
         "_core",
+        "_ending",
         "_engine",
+        "_handlers",
+        "_keepalive",
         "_parked",
         "_receiving",
-        "_reserved",
         "_resets",
         "_send_data",
         "_send_response",
         "_send_trailers",
+        "_senders",
+        "_shutdown_s",
+        "_stalled",
         "_streams",
         "_uploads",
         "backlog",
@@ -153,6 +105,7 @@ class ServerConnection:
         "driver",
         "is_dirty",
         "peer",
+        "peer_certificate",
     )
 
     backlog: int
@@ -161,22 +114,38 @@ class ServerConnection:
     closed: bool
     """Nothing more will happen: close the socket once the output is sent."""
 
-    def __init__(self, core: ServerCore, driver: Driver, *, peer: str) -> None:
+    def __init__(
+        self,
+        core: ServerCore,
+        driver: Driver,
+        *,
+        peer: str,
+        now_s: float,
+        peer_certificate: dict[str, Any] | None = None,
+        age_factor: float = 1.0,
+    ) -> None:
         self._core = core
         self.driver = driver
         self.peer = peer
+        self.peer_certificate = peer_certificate
         engine = Http2Connection.server(core.limits.http2)
         self._engine = engine
         self._send_response = engine.send_response
         self._send_data = engine.send_data
         self._send_trailers = engine.send_trailers
+        self._keepalive = Keepalive(core.limits.keepalive, now_s, age_factor=age_factor)
         self._streams: dict[int, _Inbound] = {}
-        self._resets: list[int] = []
+        self._handlers = 0
+        # Streams to reset after a flush; whether a body precedes their trailers.
+        self._resets: dict[int, bool] = {}
         self._parked: deque[tuple[UnaryCall, bytes]] = deque()
-        self._uploads: deque[UnaryCall] = deque()
-        self._reserved = 0
+        self._senders: set[StreamCall] = set()
+        self._uploads = Uploads(core.limits.upload_bytes_max)
         self._receiving = False
         self._charged = 0
+        self._stalled: tuple[float, int] | None = None
+        self._shutdown_s: float | None = None
+        self._ending = False
         self.backlog = 0
         self.is_dirty = False
         self.closed = False
@@ -185,6 +154,7 @@ class ServerConnection:
 
     def receive(self, data: bytes | bytearray | memoryview, now_s: float) -> None:
         """Take bytes from the client and dispatch the calls they complete."""
+        self._keepalive.heard_s = now_s
         self._receiving = True
         try:
             self._engine.receive(data)
@@ -208,20 +178,30 @@ class ServerConnection:
                         self._end_unary(call, data, len(data))
                     else:
                         self._feed_unary(call, data, end_stream=event.end_stream)
+                elif type(call) is StreamCall:
+                    self._feed_stream(call, event.data, end_stream=event.end_stream)
                 else:
                     self._acknowledge(stream_id, len(event.data))
             elif kind is RequestReceived:
                 self._begin(event.stream_id, event.headers, event.end_stream, now_s)
-            elif kind is StreamClosed:
+            elif kind is StreamClosed or kind is StreamReset:
                 if event.stream_id in streams:
                     self._gone(event.stream_id)
             elif kind is TrailersReceived:
                 call = streams.get(event.stream_id)
                 if type(call) is UnaryCall:
                     self._feed_unary(call, b"", end_stream=True)
-            elif kind is StreamReset:
-                if event.stream_id in streams:
-                    self._gone(event.stream_id)
+                elif type(call) is StreamCall:
+                    self._feed_stream(call, b"", end_stream=True)
+            elif kind is SettingsReceived:
+                self._keepalive.greeted = True
+            elif kind is PingReceived:
+                busy = bool(streams) or self._handlers > 0
+                if self._keepalive.client_pinged(now_s, busy=busy):
+                    self._calm_down()
+            elif kind is PingAcknowledged:
+                if event.opaque_data == _SHUTDOWN_PING:
+                    self._finish_shutdown()
             elif kind is ConnectionClosed:
                 self.lost()
 
@@ -232,52 +212,79 @@ class ServerConnection:
         core = self._core
         method = core.routes.get(fields.get(b":path", b""))
         timeout = fields.get(b"grpc-timeout")
+        encoding = fields.get(b"grpc-encoding")
         if (
             method is None
             or fields[b":method"] != b"POST"
             or fields.get(b"content-type") not in _CONTENT_TYPES
             or fields.get(b"te") != b"trailers"
+            or encoding is not None
         ):
             refusal = _refusal(fields, known=method is not None)
             if refusal is not None:
                 self._refuse(stream_id, refusal, request_ended=end_stream)
                 return
-        assert method is not None
-        if timeout is None:
-            call = UnaryCall(self, stream_id, method, headers, None)
-        else:
+            if encoding == IDENTITY:
+                encoding = None
+        deadline_s = None
+        if timeout is not None:
             try:
                 deadline_s = now_s + decode_timeout(timeout)
             except MetadataError as error:
                 refusal = _http_error(b"400", Status.INTERNAL, str(error))
                 self._refuse(stream_id, refusal, request_ended=end_stream)
                 return
+        if type(method) is not UnaryMethod:
+            assert type(method) is StreamMethod
+            call: UnaryCall | StreamCall = StreamCall(
+                self, stream_id, method, headers, limit=core.limits.message_bytes_max
+            )
+            call.deadline = deadline_s
+        else:
             call = UnaryCall(self, stream_id, method, headers, deadline_s)
+        if deadline_s is not None:
             core.deadlines.add(deadline_s, call)
+        if encoding is not None:
+            call.encoding = encoding
+        if core.limits.compress_bytes_min is not None:
+            call.accepts_gzip = accepts_gzip(fields.get(b"grpc-accept-encoding"))
         self._streams[stream_id] = call
         core.calls_live += 1
         core.calls_total += 1
         if core.calls_live > core.limits.calls_live_max:
-            call.request_ended = end_stream
-            self._end(call, Status.RESOURCE_EXHAUSTED, "too many calls")
-        elif call.deadline is not None and call.deadline <= now_s:
-            call.request_ended = end_stream
-            self._end(call, Status.DEADLINE_EXCEEDED, "deadline exceeded on arrival")
+            self._refuse_call(call, end_stream, Status.RESOURCE_EXHAUSTED, "too many calls")
+        elif deadline_s is not None and deadline_s <= now_s:
+            late = "deadline exceeded on arrival"
+            self._refuse_call(call, end_stream, Status.DEADLINE_EXCEEDED, late)
+        elif type(call) is StreamCall:
+            self._begin_stream(call, end_stream=end_stream)
         elif end_stream:
-            self._feed_unary(call, b"", end_stream=True)
+            self._feed_unary(call, b"", end_stream=True)  # type: ignore[arg-type]
+
+    def _refuse_call(
+        self, call: UnaryCall | StreamCall, request_ended: bool, status: Status, message: str
+    ) -> None:
+        call.request_ended = request_ended
+        if isinstance(call, UnaryCall):
+            self._end(call, status, message)
+        else:
+            call.end(status, message)
 
     def _refuse(self, stream_id: int, fields: Fields, *, request_ended: bool) -> None:
-        """Answer a stream that never became a call."""
+        """Queue a stream's only headers."""
         try:
             self._send_response(stream_id, fields, end_stream=True)
         except StreamError:
             return
         if not request_ended:
-            self._streams[stream_id] = _DISCARDED
-            self._resets.append(stream_id)
+            self._discard(stream_id, has_body=False)
         self._answered_outside()
 
-    # -------------------------------------------------------------- request
+    def _discard(self, stream_id: int, *, has_body: bool) -> None:
+        self._streams[stream_id] = _DISCARDED
+        self._resets[stream_id] = has_body
+
+    # -------------------------------------------------------- unary requests
 
     def _feed_unary(self, call: UnaryCall, data: bytes, *, end_stream: bool) -> None:
         """Take a part of a unary request; the usual case, all in one part, never comes here."""
@@ -291,7 +298,7 @@ class ServerConnection:
         size = len(call.buffer)
         if call.message_bytes == 0 and size >= PREFIX_BYTES:
             flag, length = unpack_prefix(call.buffer)
-            if problem := self._prefix_problem(flag, length):
+            if problem := self._prefix_problem(call, flag, length):
                 call.request_ended = end_stream
                 self._end(call, *problem)
                 return
@@ -301,16 +308,18 @@ class ServerConnection:
         elif 0 < call.message_bytes < size:
             self._end(call, Status.UNIMPLEMENTED, "more than one request message")
         elif call.message_bytes > self._core.limits.http2.stream_window_bytes:
-            self._upload(call)
+            self._upload(call, call.message_bytes)
 
-    def _prefix_problem(self, flag: int, length: int) -> tuple[Status, str] | None:
-        if flag:
+    def _prefix_problem(self, call: UnaryCall, flag: int, length: int) -> tuple[Status, str] | None:
+        if flag > 1:
+            return Status.INTERNAL, f"invalid message flag {flag}"
+        if flag and call.encoding is None:
             return Status.INTERNAL, "compressed message without grpc-encoding"
         limit = self._core.limits.message_bytes_max
         if length > limit:
             return (
                 Status.RESOURCE_EXHAUSTED,
-                f"request message of {length} bytes, the limit is {limit}",
+                f"request message of {length} bytes is larger than the limit of {limit} bytes",
             )
         return None
 
@@ -321,7 +330,7 @@ class ServerConnection:
         call.buffer = None
         call.request_ended = True
         if call.message_bytes > self._core.limits.http2.stream_window_bytes:
-            self._release_upload(call)
+            self._uploads.release(call.stream_id)
         if self.backlog > self._core.limits.backlog_bytes_max:
             self._parked.append((call, data))
         else:
@@ -337,22 +346,26 @@ class ServerConnection:
             )
             return
         flag, length = unpack_prefix(data)
-        if flag or length != size - PREFIX_BYTES:
-            problem = self._prefix_problem(flag, length) or (
-                (Status.INTERNAL, "truncated request message")
-                if length > size - PREFIX_BYTES
-                else (Status.UNIMPLEMENTED, "more than one request message")
-            )
-            self._end(call, *problem)
-            return
-        if size > self._core.limits.message_bytes_max:
-            too_large = self._prefix_problem(flag, length)
-            if too_large:
-                self._end(call, *too_large)
+        body = data[PREFIX_BYTES:]
+        if flag or length != len(body) or length > self._core.limits.message_bytes_max:
+            problem = self._prefix_problem(call, flag, length)
+            if problem is None and length != len(body):
+                problem = (
+                    (Status.INTERNAL, "truncated request message")
+                    if length > len(body)
+                    else (Status.UNIMPLEMENTED, "more than one request message")
+                )
+            if problem is not None:
+                self._end(call, *problem)
+                return
+            try:
+                body = restore(call.encoding, body, self._core.limits.message_bytes_max)
+            except GRPCError as error:
+                self._end(call, error.status, error.message)
                 return
         method = call.method
         try:
-            call.request = method.decode(data[PREFIX_BYTES:])
+            call.request = method.decode(body)
         except Exception as error:  # noqa: BLE001 - whatever the codec raises is about this call alone
             log.info("undecodable request", path=call.path, peer=self.peer, error=str(error))
             self._end(call, Status.INTERNAL, "the request message cannot be decoded")
@@ -367,48 +380,104 @@ class ServerConnection:
             if not call.answered:
                 self._end(call, Status.INTERNAL, INTERNAL_ERROR)
 
+    # ------------------------------------------------------- stream requests
+
+    def _begin_stream(self, call: StreamCall, *, end_stream: bool) -> None:
+        call.request_ended = end_stream
+        if self._handlers >= self._core.limits.http2.concurrent_streams_max:
+            # More than its streams: handlers that outlive streams the client has reset.
+            call.end(Status.RESOURCE_EXHAUSTED, "too many calls on this connection")
+        elif call.method.client_streaming:
+            self._start(call)
+        elif end_stream:
+            call.end(Status.UNIMPLEMENTED, "no request message")
+
+    def _start(self, call: StreamCall) -> None:
+        call.handling = True
+        self._handlers += 1
+        self.driver.start(call)
+
+    def _feed_stream(self, call: StreamCall, data: bytes, *, end_stream: bool) -> None:
+        call.unacknowledged += len(data)
+        call.request_ended = end_stream
+        call.reader.feed(data)
+        if call.failure is None:
+            try:
+                self._upload_stream(call)
+            except FramingError as error:
+                call.failure = framing_failure(error)
+        if call.method.client_streaming or call.handling:
+            call.on_change()
+        else:
+            self._gather(call)
+
+    def _gather(self, call: StreamCall) -> None:
+        """Start the handler of a call with one request message once that is all there is."""
+        if call.failure is not None:
+            call.end(call.failure.status, call.failure.message)
+            return
+        announced, buffered = call.reader.announced_bytes, call.reader.buffered_bytes
+        if announced and buffered > announced:
+            call.end(Status.UNIMPLEMENTED, "more than one request message")
+        elif call.request_ended:
+            if buffered == 0:
+                call.end(Status.UNIMPLEMENTED, "no request message")
+            elif announced == 0 or buffered < announced:
+                call.end(Status.INTERNAL, "truncated request message")
+            else:
+                self._start(call)
+
+    def message_taken(self, call: StreamCall, body_bytes: int) -> None:
+        """The handler took a message of a body of so many bytes as sent."""
+        size = PREFIX_BYTES + body_bytes
+        acknowledged = call.reader.buffered_bytes + size - call.unacknowledged
+        due = max(0, size - acknowledged)
+        if due:
+            self._acknowledge(call.stream_id, due)
+            call.unacknowledged -= due
+            self._answered_outside()  # the windows' updates want to be sent
+        if call.message_bytes:
+            call.message_bytes = 0
+            self._uploads.release(call.stream_id)
+        if call.failure is None:
+            try:
+                self._upload_stream(call)
+            except FramingError as error:
+                call.failure = framing_failure(error)
+
     # ------------------------------------------------- memory for uploads
 
-    def _upload(self, call: UnaryCall) -> None:
-        """Acknowledge a message larger than its window, once all of it has room."""
-        if call.unacknowledged and not self._has_room(call):
-            return
-        self._acknowledge(call.stream_id, call.unacknowledged)
-        call.unacknowledged = 0
+    def _upload_stream(self, call: StreamCall) -> None:
+        """See to the message at the head of a stream, if it is larger than the window."""
+        announced = call.reader.announced_bytes
+        if announced > self._core.limits.http2.stream_window_bytes:
+            call.message_bytes = announced
+            self._upload(call, announced)
 
-    def _has_room(self, call: UnaryCall) -> bool:
-        size = call.message_bytes
-        if call.buffer is not None and len(call.buffer) > call.unacknowledged:
-            return True  # acknowledged before: it has its reservation
-        if call in self._uploads:
-            return False
-        if self._reserved and self._reserved + size > self._core.limits.upload_bytes_max:
-            self._uploads.append(call)
-            return False
-        self._reserved += size
-        return True
+    def _upload(self, call: UnaryCall | StreamCall, size: int) -> None:
+        """Acknowledge what has come of a message larger than its window, once it has room."""
+        uploads = self._uploads
+        if uploads.has_room(call.stream_id):
+            self._acknowledge_upload(call)
+        elif not uploads.knows(call.stream_id):
+            uploads.request(call.stream_id, size, lambda: self._acknowledge_upload(call))
 
-    def _release_upload(self, call: UnaryCall) -> None:
-        if call in self._uploads:
-            self._uploads.remove(call)
-            return
-        self._reserved -= call.message_bytes
-        while self._uploads:
-            waiting = self._uploads[0]
-            size = waiting.message_bytes
-            if self._reserved and self._reserved + size > self._core.limits.upload_bytes_max:
-                return
-            self._uploads.popleft()
-            self._reserved += size
-            self._acknowledge(waiting.stream_id, waiting.unacknowledged)
-            waiting.unacknowledged = 0
+    def _acknowledge_upload(self, call: UnaryCall | StreamCall) -> None:
+        due = call.unacknowledged
+        if isinstance(call, StreamCall):  # what follows the message is not to be had so early
+            buffered = call.reader.buffered_bytes
+            due -= max(0, buffered - call.message_bytes)
+        if due > 0:
+            self._acknowledge(call.stream_id, due)
+            call.unacknowledged -= due
+            self._answered_outside()
 
     def _acknowledge(self, stream_id: int, amount: int) -> None:
         if amount:
             with suppress(Http2Error, ValueError):  # the connection is ending: nothing to reopen
                 self._engine.acknowledge(amount, stream_id)
 
-    # -------------------------------------------------------------- answers
+    # -------------------------------------------------------- unary answers
 
     def reply(self, call: UnaryCall, body: bytes) -> None:
         """Queue the response message of an unanswered call."""
@@ -420,9 +489,15 @@ class ServerConnection:
         self.backlog = backlog
         self._settle(call, Status.OK)
         stream_id = call.stream_id
+        headers = RESPONSE_HEADERS
+        if call.accepts_gzip and size >= (self._core.limits.compress_bytes_min or 0):
+            headers = RESPONSE_HEADERS_GZIP
+            framed = frame(compress(body), compressed=True)
+        else:
+            framed = frame(body)
         try:
-            self._send_response(stream_id, RESPONSE_HEADERS)
-            self._send_data(stream_id, frame(body))
+            self._send_response(stream_id, headers)
+            self._send_data(stream_id, framed)
             self._send_trailers(stream_id, OK_TRAILERS)
             if size > SHARED_RESPONSE_BYTES:
                 self._engine.share_fairly(stream_id)
@@ -435,23 +510,29 @@ class ServerConnection:
         """Queue the status of an error for an unanswered call."""
         try:
             status, message = self._core.status(error)
+            fields = details_fields(error)
         except Exception:
             log.exception("no status for an error", path=call.path, error=repr(error))
-            status, message = Status.INTERNAL, INTERNAL_ERROR
-        self._end(call, status, message)
+            status, message, fields = Status.INTERNAL, INTERNAL_ERROR, []
+        self._end(call, status, message, fields)
 
     def expire(self, call: UnaryCall) -> None:
         """Queue DEADLINE_EXCEEDED for an unanswered call."""
         self._end(call, Status.DEADLINE_EXCEEDED, "deadline exceeded")
 
-    def _end(self, call: UnaryCall, status: Status, message: str | None = None) -> None:
+    def _end(
+        self,
+        call: UnaryCall,
+        status: Status,
+        message: str | None = None,
+        fields: Fields | None = None,
+    ) -> None:
         """Queue a trailers-only answer."""
         self._settle(call, status)
-        self._acknowledge(call.stream_id, call.unacknowledged)
-        call.unacknowledged = 0
+        self._release(call)
         self._refuse(
             call.stream_id,
-            RESPONSE_HEADERS + status_fields(status, message),
+            RESPONSE_HEADERS + status_fields(status, message) + (fields or []),
             request_ended=call.request_ended,
         )
 
@@ -465,6 +546,14 @@ class ServerConnection:
             core.deadlines.answered()
         if call.on_answered is not None:
             call.on_answered(status)
+
+    def _release(self, call: UnaryCall | StreamCall) -> None:
+        """What came of the request and was not used is given back."""
+        self._acknowledge(call.stream_id, call.unacknowledged)
+        call.unacknowledged = 0
+        if call.message_bytes:
+            self._uploads.release(call.stream_id)
+            call.message_bytes = 0
 
     def _answered_outside(self) -> None:
         if not self._receiving and not self.is_dirty:
@@ -485,6 +574,75 @@ class ServerConnection:
             self._charged += extra
         return True
 
+    # ------------------------------------------------------- stream answers
+
+    def can_send(self, call: StreamCall, size: int) -> bool:
+        """Whether a message of so many bytes may be queued; if not, ``on_change`` will tell."""
+        limits = self._core.limits
+        if self._engine.queued_bytes(call.stream_id) < limits.stream_backlog_bytes:
+            backlog = self.backlog + size
+            if backlog <= limits.backlog_bytes_free or self._charge(backlog):
+                self._senders.discard(call)
+                return True
+        self._senders.add(call)
+        return False
+
+    def send_headers(self, call: StreamCall, fields: Fields) -> None:
+        """Queue the response headers of a call that is not over."""
+        with suppress(*StreamError):
+            self._send_response(call.stream_id, fields)
+            if call.method.server_streaming:
+                self._engine.share_fairly(call.stream_id)
+        self._answered_outside()
+
+    def send(self, call: StreamCall, framed: bytes) -> None:
+        """Queue a framed message of a call that is not over."""
+        self.backlog += len(framed)
+        with suppress(*StreamError):
+            self._send_data(call.stream_id, framed)
+        self._answered_outside()
+
+    def end_stream(self, call: StreamCall, status: Status, fields: Fields) -> None:
+        """Queue the status of a call that is not over."""
+        stream_id = call.stream_id
+        self._settle_stream(call, status)
+        if not call.headers_sent:
+            headers = RESPONSE_HEADERS + fields
+            self._refuse(stream_id, headers, request_ended=call.request_ended)
+            return
+        with suppress(*StreamError):
+            self._send_trailers(stream_id, fields)
+            if not call.request_ended:
+                self._discard(stream_id, has_body=True)
+        self._answered_outside()
+
+    def cancel_stream(self, call: StreamCall) -> None:
+        """Reset a call that is not over."""
+        self._settle_stream(call, None)
+        with suppress(*StreamError):
+            self._engine.reset(call.stream_id, ErrorCode.CANCEL)
+        self._answered_outside()
+
+    def stream_finished(self, call: StreamCall) -> None:
+        """The handler of a call has returned; the call is over."""
+        call.handling = False
+        self._handlers -= 1
+        self._core.calls_live -= 1
+
+    def _settle_stream(self, call: StreamCall, status: Status | None) -> None:
+        call.over = True
+        self._streams.pop(call.stream_id, None)
+        self._senders.discard(call)
+        self._release(call)
+        if not call.handling:
+            self._core.calls_live -= 1
+        if call.deadline is not None:
+            self._core.deadlines.answered()
+        if call.on_answered is not None:
+            call.on_answered(status)
+        call.on_over()
+        call.on_change()
+
     # ------------------------------------------------------------ bytes out
 
     def output(self, amount: int) -> bytes:
@@ -492,8 +650,9 @@ class ServerConnection:
         try:
             return self._engine.output(amount)
         except Http2Error as error:
-            log.warning("the HTTP/2 engine failed", peer=self.peer, error=str(error))
-            self.lost()
+            if not self.closed:
+                log.warning("the HTTP/2 engine failed", peer=self.peer, error=str(error))
+                self.lost()
             return b""
 
     def flushed(self, unsent_bytes: int, now_s: float) -> bool:
@@ -503,6 +662,8 @@ class ServerConnection:
         """
         if self.closed:
             return False
+        if self.backlog:
+            self._keepalive.responded = True
         again = False
         backlog = self._engine.queued_bytes() + unsent_bytes
         self.backlog = backlog
@@ -510,40 +671,85 @@ class ServerConnection:
             charged = max(0, min(self._charged, backlog - self._core.limits.backlog_bytes_free))
             self._core.backlog_free += self._charged - charged
             self._charged = charged
-        if self._resets and not unsent_bytes:
-            self._reset_discarded()
-            again = True
-        if self._parked and backlog <= self._core.limits.backlog_bytes_max:
-            again = self._resume() or again
         self._receiving = True
         try:
             self._handle_events(now_s)
+            if self._resets and not unsent_bytes:
+                again = self._reset_discarded()
+            if self._parked and backlog <= self._core.limits.backlog_bytes_max:
+                again = self._resume() or again
         finally:
             self._receiving = False
+        if self._senders:
+            for call in list(self._senders):
+                call.on_change()
+        if self._ending and not unsent_bytes:
+            self.lost()
         return again
 
-    def _reset_discarded(self) -> None:
-        resets, self._resets = self._resets, []
-        for stream_id in resets:
-            if self._streams.get(stream_id) is _DISCARDED:
-                try:
-                    self._engine.reset(stream_id, ErrorCode.NO_ERROR)
-                except StreamError:
-                    self._streams.pop(stream_id, None)
+    def _reset_discarded(self) -> bool:
+        """Reset the streams whose trailers are on their way; whether any was."""
+        any_reset = False
+        for stream_id, has_body in list(self._resets.items()):
+            if self._streams.get(stream_id) is not _DISCARDED:
+                del self._resets[stream_id]
+                continue
+            try:
+                if has_body and not self._engine.can_send_trailers(stream_id):
+                    continue
+                self._engine.reset(stream_id, ErrorCode.NO_ERROR)
+                any_reset = True
+            except StreamError:
+                self._streams.pop(stream_id, None)
+            del self._resets[stream_id]
+        return any_reset
 
     def _resume(self) -> bool:
         """Begin parked calls until the backlog is full again; whether any was."""
-        self._receiving = True
         begun = False
-        try:
-            while self._parked and self.backlog <= self._core.limits.backlog_bytes_max:
-                call, data = self._parked.popleft()
-                if not call.answered:
-                    self._dispatch(call, data)
-                    begun = True
-        finally:
-            self._receiving = False
+        while self._parked and self.backlog <= self._core.limits.backlog_bytes_max:
+            call, data = self._parked.popleft()
+            if not call.answered:
+                self._dispatch(call, data)
+                begun = True
         return begun
+
+    # ----------------------------------------------------------------- time
+
+    def tick(self, now_s: float, accepted_bytes: int) -> None:
+        """To be called about once a second, with the bytes the socket has accepted so far."""
+        if self.closed:
+            return
+        for call in list(self._senders):
+            call.on_change()
+        if self._is_stalled(now_s, accepted_bytes):
+            log.warning("connection closed: it does not read", peer=self.peer)
+            self.lost()
+            return
+        if self._shutdown_s is not None and now_s >= self._shutdown_s + UNANSWERED_SHUTDOWN_S:
+            self._finish_shutdown()
+        busy = bool(self._streams) or self._handlers > 0
+        match self._keepalive.tick(now_s, busy=busy):
+            case Action.PING:
+                with suppress(Http2Error):
+                    self._engine.ping(_KEEPALIVE_PING)
+                self._answered_outside()
+            case Action.DRAIN:
+                self.announce_shutdown(now_s)
+                self._answered_outside()
+            case Action.CLOSE:
+                log.info("connection closed: too old, or not answering", peer=self.peer)
+                self.lost()
+
+    def _is_stalled(self, now_s: float, accepted_bytes: int) -> bool:
+        """Whether it has kept some of the shared memory for too long without taking a byte."""
+        if not self._charged:
+            self._stalled = None
+        elif self._stalled is None or self._stalled[1] != accepted_bytes:
+            self._stalled = (now_s, accepted_bytes)
+        else:
+            return now_s - self._stalled[0] >= self._core.limits.stalled_s_max
+        return False
 
     # ----------------------------------------------------------------- ends
 
@@ -552,16 +758,36 @@ class ServerConnection:
         call = self._streams.pop(stream_id)
         if isinstance(call, UnaryCall):
             self._settle(call, None)
-            self._acknowledge(stream_id, call.unacknowledged)
-            if call.message_bytes > self._core.limits.http2.stream_window_bytes and (
-                not call.request_ended
-            ):
-                self._release_upload(call)
+            self._release(call)
+        elif isinstance(call, StreamCall):
+            self._settle_stream(call, None)
+        else:
+            self._resets.pop(stream_id, None)
 
-    def announce_shutdown(self) -> None:
-        """Begin a graceful end: a GOAWAY, after which open calls finish and no new one is begun."""
-        if not self.closed:
+    def _calm_down(self) -> None:
+        log.info("connection closed: too many pings", peer=self.peer)
+        with suppress(Http2Error):
+            self._engine.shut_down(ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
+        self._ending = True
+        self._answered_outside()
+
+    def announce_shutdown(self, now_s: float) -> None:
+        """Begin a graceful end (RFC 9113, 6.8): a notice, and the final GOAWAY once the client
+        has seen that, so that no call under way is lost; then open calls finish.
+        """
+        if self.closed or self._shutdown_s is not None:
+            return
+        self._shutdown_s = now_s
+        self._keepalive.draining(now_s)
+        with suppress(Http2Error):
+            self._engine.announce_shutdown()
+            self._engine.ping(_SHUTDOWN_PING)
+
+    def _finish_shutdown(self) -> None:
+        self._shutdown_s = float("inf")
+        with suppress(Http2Error):
             self._engine.shut_down()
+        self._answered_outside()
 
     def lost(self) -> None:
         """The connection is over: its calls have nobody to answer. Idempotent."""
@@ -571,9 +797,10 @@ class ServerConnection:
         for call in list(self._streams.values()):
             if isinstance(call, UnaryCall):
                 self._settle(call, None)
+            elif isinstance(call, StreamCall):
+                self._settle_stream(call, None)
         self._streams.clear()
         self._parked.clear()
-        self._uploads.clear()
         self._core.backlog_free += self._charged
         self._charged = 0
 
@@ -591,6 +818,11 @@ def _refusal(fields: dict[bytes, bytes], *, known: bool) -> Fields | None:
     if not known:
         path = fields.get(b":path", b"")[:256].decode("ascii", "replace")
         return RESPONSE_HEADERS + status_fields(Status.UNIMPLEMENTED, f"unknown method {path}")
+    encoding = fields.get(b"grpc-encoding", IDENTITY)
+    if encoding not in {IDENTITY, GZIP}:
+        text = encoding[:64].decode("ascii", "replace")
+        status = status_fields(Status.UNIMPLEMENTED, f"grpc-encoding {text!r} is not supported")
+        return [*RESPONSE_HEADERS, (b"grpc-accept-encoding", ACCEPTED), *status]
     return None
 
 

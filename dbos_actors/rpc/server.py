@@ -14,8 +14,11 @@ cancelled ever holds a part of the output.
 from __future__ import annotations
 
 import errno
+import random
 import socket
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -23,10 +26,15 @@ import structlog
 import trio
 
 from dbos_actors.clock import Clock, SystemClock
+from dbos_actors.rpc.core import Servable, ServerCore
+from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import Listener, peer_name
-from dbos_actors.rpc.protocol import ServerConnection, ServerCore
+from dbos_actors.rpc.listeners import Listener, TlsListener, peer_name
+from dbos_actors.rpc.protocol import ServerConnection
 from dbos_actors.rpc.status import StatusOf
+from dbos_actors.rpc.stream import handle
+from dbos_actors.rpc.streaming import StreamCall
+from dbos_actors.rpc.tls import AlpnError, TlsFilter
 from dbos_actors.rpc.unary import UnaryMethod
 
 log = structlog.get_logger(__name__)
@@ -36,6 +44,9 @@ _READ_BYTES = 256 * 1024
 
 _WRITE_BYTES = 64 * 1024
 """Handed to the socket at a time; also what a connection keeps of framed output at most."""
+
+_TICK_S = 1.0
+"""How often keepalive, idle and age limits are looked at."""
 
 _LINGER_S = 1.0
 """How long a connection we end is kept for its client to take our last bytes."""
@@ -60,22 +71,34 @@ class ServerStatistics:
 class Server:
     """A gRPC server.
 
-    ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call.
-    ``status_of`` gives the status of the errors that calls fail with. Nothing is
-    opened before `serve`; a server serves once.
+    ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
+    wins over ``services``, grpclib's, whose handlers get a `dbos_actors.rpc.stream.Stream`.
+    ``status_of`` gives the status of the errors that calls fail with. ``random`` spreads
+    the ages at which connections are drained. Nothing is opened before `serve`; a server
+    serves once.
     """
 
     def __init__(
         self,
         *,
         unary: Mapping[str, UnaryMethod],
+        services: Collection[Servable] = (),
         status_of: StatusOf,
         limits: ServerLimits | None = None,
+        interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
+        random: random.Random | None = None,
     ) -> None:
         self._limits = limits or ServerLimits()
         self._clock = clock or SystemClock()
-        self._core = ServerCore(unary=unary, status_of=status_of, limits=self._limits)
+        self._random = random
+        self._core = ServerCore(
+            unary=unary,
+            services=services,
+            status_of=status_of,
+            limits=self._limits,
+            interceptors=interceptors,
+        )
         self._core.wake = self._wake_flusher
         self._flusher: trio.lowlevel.Task | None = None
         self._connections: dict[_Connection, None] = {}
@@ -100,6 +123,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_deadlines)
                 nursery.start_soon(self._flush_dirty)
+                nursery.start_soon(self._tick)
                 nursery.start_soon(self._accept_all, listeners, nursery)
                 task_status.started(listeners)
 
@@ -164,13 +188,21 @@ class Server:
                 sock.close()
                 continue
             self._connections_total += 1
-            connections.start_soon(self._serve_connection, sock)
+            context = listener.context() if isinstance(listener, TlsListener) else None
+            connections.start_soon(self._serve_connection, sock, context)
 
-    async def _serve_connection(self, sock: socket.socket) -> None:
+    async def _serve_connection(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Run one connection to its end; nothing that happens in it gets out."""
         peer = peer_name(sock)
         try:
-            connection = _Connection(sock, self._core, self._clock, self._read_buffer, peer)
+            connection = _Connection(
+                sock,
+                context,
+                core=self._core,
+                clock=self._clock,
+                read_buffer=self._read_buffer,
+                age_factor=self._age_factor(),
+            )
             self._connections[connection] = None
             try:
                 await connection.run()
@@ -184,7 +216,18 @@ class Server:
             trio.lowlevel.notify_closing(sock)
             sock.close()
 
+    def _age_factor(self) -> float:
+        """Connections made at once are not all to come back at once (grpc-go: within 10 %)."""
+        return 1.0 if self._random is None else self._random.uniform(0.9, 1.1)
+
     # ------------------------------------------------- tasks for all of them
+
+    async def _tick(self) -> NoReturn:
+        while True:
+            await trio.sleep(_TICK_S)
+            now_s = self._clock.monotonic_s()
+            for connection in list(self._connections):
+                connection.tick(now_s)
 
     async def _watch_deadlines(self) -> NoReturn:
         deadlines = self._core.deadlines
@@ -230,45 +273,59 @@ class _Connection:
     """Drives one `ServerConnection` over one socket."""
 
     __slots__ = (
+        "_accepted_bytes",
         "_clock",
+        "_core",
         "_drained",
-        "_limits",
         "_nursery",
         "_protocol",
         "_read_buffer",
         "_reading",
         "_sock",
+        "_tls",
         "_unsent",
     )
+
+    _unsent: memoryview | None
+    """Taken from the engine and not accepted by the socket yet; while there is some, only the
+    writer touches the socket's sending side."""
 
     def __init__(
         self,
         sock: socket.socket,
+        context: ssl.SSLContext | None,
+        *,
         core: ServerCore,
         clock: Clock,
         read_buffer: memoryview,
-        peer: str,
+        age_factor: float,
     ) -> None:
         self._sock = sock
+        self._core = core
         self._clock = clock
         self._read_buffer = read_buffer
-        self._limits = core.limits
-        self._protocol = ServerConnection(core, self, peer=peer)
+        self._tls = None if context is None else TlsFilter(context)
+        self._protocol = ServerConnection(
+            core, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
+        )
         self._nursery: trio.Nursery | None = None
-        self._unsent: memoryview | None = None
+        self._unsent = None
+        self._accepted_bytes = 0
         self._drained: trio.Event | None = None
         self._reading = trio.CancelScope()
 
     async def run(self) -> None:
-        """Read until the connection ends."""
+        """Read until the connection ends, and its handlers have returned."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self.flush()
+                if self._tls is None:
+                    self.flush()
                 with self._reading:
                     await self._read()
                 if self._protocol.closed:
                     with trio.move_on_after(_LINGER_S):
                         await self._linger()
+                self._protocol.lost()
                 self._nursery.cancel_scope.cancel()
         except OSError:
             pass  # the client went away without a word: nothing to tell an operator
@@ -276,8 +333,8 @@ class _Connection:
             self._protocol.lost()
 
     async def _read(self) -> None:
-        protocol, sock, buffer = self._protocol, self._sock, self._read_buffer
-        backlog_max = self._limits.backlog_bytes_max
+        protocol, sock, buffer, tls = self._protocol, self._sock, self._read_buffer, self._tls
+        backlog_max = self._core.limits.backlog_bytes_max
         monotonic_s = self._clock.monotonic_s
         while not protocol.closed:
             if self._unsent is not None and protocol.backlog > backlog_max:
@@ -289,8 +346,29 @@ class _Connection:
                 continue
             if size == 0:
                 return
-            protocol.receive(buffer[:size], monotonic_s())
+            if tls is None:
+                protocol.receive(buffer[:size], monotonic_s())
+            elif not self._receive_sealed(tls, buffer[:size]):
+                return
             self.flush()
+
+    def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
+        """Take bytes under TLS; False: the connection is not worth going on with."""
+        protocol = self._protocol
+        try:
+            for plain in tls.open(data):
+                protocol.receive(plain, self._clock.monotonic_s())
+        except ssl.SSLError as error:
+            log.info("TLS failed", peer=protocol.peer, error=error.reason or str(error))
+            with suppress(OSError):
+                self._sock.send(tls.seal(b""))  # the alert; lost if the socket is full
+            return False
+        except AlpnError:
+            log.info("TLS client without h2", peer=protocol.peer)
+            return False
+        if protocol.peer_certificate is None and tls.ready:
+            protocol.peer_certificate = tls.peer_certificate
+        return True
 
     async def _linger(self) -> None:
         """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
@@ -306,9 +384,22 @@ class _Connection:
         self._drained = trio.Event()
         await self._drained.wait()
 
+    def start(self, call: StreamCall) -> None:
+        """Start a call's handler."""
+        assert self._nursery is not None
+        self._nursery.start_soon(handle, call, self._core, self._clock)
+
+    def tick(self, now_s: float) -> None:
+        """Look at the time."""
+        self._protocol.tick(now_s, self._accepted_bytes)
+        if self._protocol.closed:
+            self._reading.cancel()
+            if self._drained is not None:
+                self._drained.set()
+
     def announce_shutdown(self) -> None:
         """Begin a graceful end."""
-        self._protocol.announce_shutdown()
+        self._protocol.announce_shutdown(self._clock.monotonic_s())
         self.flush()
 
     def flush(self) -> None:
@@ -323,30 +414,44 @@ class _Connection:
                 log.exception("connection failed", peer=self._protocol.peer)
                 self._protocol.lost()
                 blocked = False
-            assert self._nursery is not None
             if blocked:
+                assert self._nursery is not None
                 self._nursery.start_soon(self._write)
             elif self._protocol.closed:
                 self._reading.cancel()
 
     def _pump(self) -> bool:
         """Move output to the socket until there is none (False) or it accepts no more (True)."""
-        protocol, sock = self._protocol, self._sock
+        protocol, sock, tls = self._protocol, self._sock, self._tls
+        if tls is not None and not tls.ready:
+            return self._send(sock, tls.seal(b""))
         while True:
             data = protocol.output(_WRITE_BYTES)
+            more = len(data) == _WRITE_BYTES
+            if tls is not None:
+                data = tls.seal(data)
             if data:
-                try:
-                    sent = sock.send(data)
-                except (BlockingIOError, InterruptedError):
-                    sent = 0
-                if sent < len(data):
-                    self._unsent = memoryview(data)[sent:]
-                    protocol.flushed(len(self._unsent), self._clock.monotonic_s())
+                if self._send(sock, data):
                     return True
-                if len(data) == _WRITE_BYTES:
+                if more:
                     continue
             if not protocol.flushed(0, self._clock.monotonic_s()):
                 return False
+
+    def _send(self, sock: socket.socket, data: bytes) -> bool:
+        """Send; whether some of it was left, for the writer."""
+        if not data:
+            return False
+        try:
+            sent = sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        self._accepted_bytes += sent
+        if sent == len(data):
+            return False
+        self._unsent = memoryview(data)[sent:]
+        self._protocol.flushed(len(self._unsent), self._clock.monotonic_s())
+        return True
 
     async def _write(self) -> None:
         """Move output to a socket that accepted no more, until it has all of it."""
@@ -358,6 +463,7 @@ class _Connection:
                     sent = sock.send(self._unsent)
                 except (BlockingIOError, InterruptedError):
                     continue
+                self._accepted_bytes += sent
                 if sent < len(self._unsent):
                     self._unsent = self._unsent[sent:]
                     continue

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.metadata import encode_status_message
+from dbos_actors.rpc.metadata import encode_binary, encode_status_message
+from dbos_actors.rpc.schemas import message_class
 
 StatusOf: TypeAlias = Callable[[Exception], tuple[Status, str]]
 """The service's table from errors to statuses."""
@@ -15,6 +17,7 @@ StatusOf: TypeAlias = Callable[[Exception], tuple[Status, str]]
 Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 RESPONSE_HEADERS: Fields = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+RESPONSE_HEADERS_GZIP: Fields = [*RESPONSE_HEADERS, (b"grpc-encoding", b"gzip")]
 OK_TRAILERS: Fields = [(b"grpc-status", b"0")]
 
 INTERNAL_ERROR = "internal error"
@@ -27,3 +30,30 @@ def status_fields(status: Status, message: str | None = None) -> Fields:
     if message:
         fields.append((b"grpc-message", encode_status_message(message)))
     return fields
+
+
+_RpcStatus = message_class("google.rpc.Status")
+STATUS_DETAILS_KEY = b"grpc-status-details-bin"
+
+
+def details_fields(error: Exception) -> Fields:
+    """The trailer with a `grpclib.GRPCError`'s details; nothing for other errors."""
+    if not isinstance(error, GRPCError) or error.details is None:
+        return []
+    return [details_field(error.status, error.message, error.details)]
+
+
+def details_field(status: Status, message: str | None, details: Any) -> tuple[bytes, bytes]:
+    """``grpc-status-details-bin``: a google.rpc.Status around the details' messages.
+
+    ``details`` is a sequence of protobuf messages, or the bytes of a whole google.rpc.Status.
+    """
+    if not isinstance(details, bytes):
+        rpc_status = _RpcStatus(code=status.value, message=message or "")
+        for detail in details:
+            rpc_status.details.add(
+                type_url=f"type.googleapis.com/{detail.DESCRIPTOR.full_name}",
+                value=detail.SerializeToString(),
+            )
+        details = rpc_status.SerializeToString()
+    return STATUS_DETAILS_KEY, encode_binary(details)

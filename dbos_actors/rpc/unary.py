@@ -50,17 +50,19 @@ class UnaryMethod:
 class UnaryCall:
     """One unary call. Made by the transport only.
 
-    ``buffer``, ``message_bytes``, ``method``, ``request_ended``, ``stream_id`` and
-    ``unacknowledged`` are the transport's: what of the request has come so far.
+    Its public attributes without a docstring of their own are the transport's: what of
+    the request has come so far, and how it is encoded.
     """
 
     __slots__ = (
         "_connection",
         "_headers",
         "_metadata",
+        "accepts_gzip",
         "answered",
         "buffer",
         "deadline",
+        "encoding",
         "message_bytes",
         "method",
         "on_answered",
@@ -103,6 +105,8 @@ class UnaryCall:
         self.on_answered = None
         self.request = None
         self.request_ended = False
+        self.encoding: bytes | None = None
+        self.accepts_gzip = False
 
     @property
     def metadata(self) -> Metadata:
@@ -121,6 +125,11 @@ class UnaryCall:
     def path(self) -> str:
         """The method's full path, such as ``/dbos.DBOS/GetAgent``."""
         return dict(self._headers)[b":path"].decode("ascii", "replace")
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client proved to be with mutual TLS (`ssl.SSLSocket.getpeercert`)."""
+        return self._connection.peer_certificate
 
     @property
     def peer(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ import pytest
 import trio
 from grpclib.const import Status
 
+from dbos_actors.rpc.core import Servable, ServerCore
 from dbos_actors.rpc.framing import frame
 from dbos_actors.rpc.http2 import (
     ConnectionClosed,
@@ -26,8 +27,9 @@ from dbos_actors.rpc.http2 import (
 )
 from dbos_actors.rpc.limits import ServerLimits
 from dbos_actors.rpc.listeners import open_listeners
-from dbos_actors.rpc.protocol import ServerConnection, ServerCore
+from dbos_actors.rpc.protocol import ServerConnection
 from dbos_actors.rpc.server import Server
+from dbos_actors.rpc.streaming import StreamCall
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 
 Handler: TypeAlias = Callable[[UnaryCall], None]
@@ -116,10 +118,14 @@ class RawClient:
         parts = []
         while data := self.engine.output(1 << 20):
             parts.append(data)
+        self._take_events()
         return b"".join(parts)
 
     def receive(self, data: bytes) -> None:
         self.engine.receive(data)
+        self._take_events()
+
+    def _take_events(self) -> None:
         for event in self.engine.events():
             match event:
                 case ResponseReceived():
@@ -151,18 +157,25 @@ class Pipe:
         limits: ServerLimits | None = None,
         decode: Callable[[bytes], Any] = bytes,
         client: RawClient | None = None,
+        services: Sequence[Servable] = (),
     ) -> None:
         self.core = ServerCore(
             unary={f"/test.Test/{n}": UnaryMethod(h, decode) for n, h in methods.items()},
+            services=services,
             status_of=status_of,
             limits=limits or ServerLimits(),
         )
         self.client = client or RawClient()
-        self.server = ServerConnection(self.core, self, peer="ipv4:192.0.2.1:1")
         self.now_s = 1000.0
+        self.started: list[StreamCall] = []
+        self.server = ServerConnection(self.core, self, peer="ipv4:192.0.2.1:1", now_s=self.now_s)
         self.flushes = 0
         self.blocked = False
         self._unread = bytearray()
+
+    def start(self, call: StreamCall) -> None:
+        """As the driver, which would run a handler."""
+        self.started.append(call)
 
     def flush(self) -> None:
         """As the driver of `ServerConnection`."""
@@ -265,6 +278,8 @@ class SocketClient:
 
     async def receive(self) -> bool:
         """Take what has come; False at the end."""
+        if self.raw.closed:
+            return False
         data = await self.stream.receive_some(1 << 18)
         if not data:
             return False

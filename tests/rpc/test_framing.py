@@ -60,6 +60,6 @@ def test_an_end_inside_a_message_is_an_error_and_between_messages_is_not() -> No
     reader = MessageReader()
     reader.feed(frame(b"abc") + frame(b"abc")[:-1])
     assert reader.next() == (False, b"abc")
-    assert reader.missing_bytes == 1
+    assert reader.announced_bytes == 8
     with pytest.raises(TruncatedMessageError):
         reader.end()

@@ -445,7 +445,7 @@ def test_a_shutdown_lets_open_calls_finish_and_ends_the_connection(make_pipe: Ma
     pipe = make_pipe({"Echo": calls.append})
     stream = pipe.client.request(b"x")
     pipe.run()
-    pipe.server.announce_shutdown()
+    pipe.server.announce_shutdown(pipe.now_s)
     pipe.flush()
     pipe.run()
     assert not pipe.server.closed

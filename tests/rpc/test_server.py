@@ -278,6 +278,7 @@ async def test_a_drain_finishes_open_calls_and_refuses_connections(
             while await idle.receive():
                 pass
         assert idle.raw.goaway is not None
+        await idle.stream.aclose()
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
         assert not served.is_set()

@@ -1,0 +1,53 @@
+"""gzip for messages, the one compression every gRPC implementation knows. Pure."""
+
+from __future__ import annotations
+
+import zlib
+
+IDENTITY = b"identity"
+GZIP = b"gzip"
+ACCEPTED = b"identity,gzip"
+"""Our ``grpc-accept-encoding``."""
+
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_LEVEL = 1
+"""The fastest: a response waits for it, on the one thread there is."""
+
+
+class CompressionError(Exception):
+    """A compressed message that cannot be restored."""
+
+
+class ExpandedTooLargeError(CompressionError):
+    """A message that would be larger than the limit once decompressed."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(f"decompressed message is larger than the limit of {limit} bytes")
+        self.limit = limit
+
+
+def decompress(body: bytes, limit: int) -> bytes:
+    """Restore a message of at most ``limit`` bytes, never holding more than one byte beyond.
+
+    Raises `ExpandedTooLargeError`, or `CompressionError` for anything but one whole gzip member.
+    """
+    inflater = zlib.decompressobj(_GZIP_WINDOW)
+    try:
+        data = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise CompressionError("malformed gzip message") from error
+    if len(data) > limit:
+        raise ExpandedTooLargeError(limit=limit)
+    if not inflater.eof or inflater.unused_data:
+        raise CompressionError("malformed gzip message")
+    return data
+
+
+def compress(body: bytes) -> bytes:
+    """A message as one gzip member."""
+    return zlib.compress(body, _LEVEL, _GZIP_WINDOW)
+
+
+def accepts_gzip(accept_encoding: bytes | None) -> bool:
+    """Whether a peer's ``grpc-accept-encoding`` names gzip."""
+    return accept_encoding is not None and GZIP in accept_encoding.replace(b" ", b"").split(b",")

@@ -1,0 +1,122 @@
+"""What the connections of one server share: routes, limits, deadlines, counters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.deadlines import Deadlines
+from dbos_actors.rpc.interceptors import Interceptor
+from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.status import StatusOf
+from dbos_actors.rpc.streaming import StreamCall, StreamMethod
+from dbos_actors.rpc.unary import UnaryMethod
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.protocol import ServerConnection
+
+Route: TypeAlias = UnaryMethod | StreamMethod
+
+
+class Servable(Protocol):
+    """A grpclib service (its own type for this is private)."""
+
+    def __mapping__(self) -> Mapping[str, Any]:
+        """Full path to `grpclib.const.Handler`."""
+        ...
+
+
+class Driver(Protocol):
+    """Who moves a connection's bytes and runs its handlers."""
+
+    def flush(self) -> None:
+        """Send what can be sent now, without waiting."""
+        ...
+
+    def start(self, call: StreamCall) -> None:
+        """Start the call's handler, in a task; `StreamCall.finished` when it has returned."""
+        ...
+
+
+class ServerCore:
+    """What the connections of one server share."""
+
+    __slots__ = (
+        "backlog_free",
+        "calls_live",
+        "calls_total",
+        "deadlines",
+        "dirty",
+        "limits",
+        "routes",
+        "status_of",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        *,
+        unary: Mapping[str, UnaryMethod],
+        services: Collection[Servable] = (),
+        status_of: StatusOf,
+        limits: ServerLimits,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
+        self.routes = _routes(unary, services, interceptors)
+        self.status_of = status_of
+        self.limits = limits
+        self.deadlines = Deadlines()
+        self.calls_live = 0
+        self.calls_total = 0
+        self.backlog_free = limits.backlog_bytes_shared
+        self.dirty: list[ServerConnection] = []
+        self.wake: Callable[[], None] = _nobody
+        """Called when the first connection becomes dirty; `flush` is to be called soon."""
+
+    def flush(self) -> None:
+        """Flush every connection that was answered outside its own read."""
+        dirty, self.dirty = self.dirty, []
+        for connection in dirty:
+            connection.is_dirty = False
+            connection.driver.flush()
+
+    def status(self, error: Exception) -> tuple[Status, str | None]:
+        """The status of an error a call failed with."""
+        if isinstance(error, GRPCError):
+            return error.status, error.message
+        return self.status_of(error)
+
+
+def _routes(
+    unary: Mapping[str, UnaryMethod],
+    services: Collection[Servable],
+    interceptors: Sequence[Interceptor],
+) -> dict[bytes, Route]:
+    routes: dict[bytes, Route] = {}
+    for service in services:
+        for path, handler in service.__mapping__().items():
+            stream_handler = handler.func
+            for interceptor in reversed(interceptors):
+                stream_handler = interceptor.stream(path, stream_handler)
+            routes[path.encode("ascii")] = StreamMethod(
+                path=path,
+                handler=stream_handler,
+                client_streaming=handler.cardinality.client_streaming,
+                server_streaming=handler.cardinality.server_streaming,
+                decode=handler.request_type.FromString,
+                reply_type=handler.reply_type,
+            )
+    for path, method in unary.items():
+        unary_handler = method.handler
+        for interceptor in reversed(interceptors):
+            unary_handler = interceptor.unary(path, unary_handler)
+        routes[path.encode("ascii")] = replace(method, handler=unary_handler)
+    return routes
+
+
+def _nobody() -> None:
+    pass

@@ -1,0 +1,211 @@
+"""One call of a grpclib service on a connection: what its bytes and its end mean. Pure.
+
+`StreamCall` is the half of a call that belongs to the protocol; the handler sees the
+other half, `dbos_actors.rpc.stream.Stream`, which waits where this cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.compression import (
+    CompressionError,
+    ExpandedTooLargeError,
+    compress,
+    decompress,
+)
+from dbos_actors.rpc.framing import FramingError, MessageReader, MessageTooLargeError, frame
+from dbos_actors.rpc.interceptors import StreamHandler
+from dbos_actors.rpc.status import (
+    RESPONSE_HEADERS,
+    RESPONSE_HEADERS_GZIP,
+    Fields,
+    status_fields,
+)
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.http2 import Headers
+    from dbos_actors.rpc.protocol import ServerConnection
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMethod:
+    """How a method of a grpclib service is served."""
+
+    path: str
+    handler: StreamHandler
+    client_streaming: bool
+    server_streaming: bool
+    decode: Callable[[bytes], Any]
+    reply_type: type
+
+
+class StreamCall:
+    """The protocol's half of one call.
+
+    A call is *over* when its status is queued or its client has gone; its handler may
+    outlive that, and only when the handler has returned is it *finished*.
+    """
+
+    __slots__ = (
+        "_connection",
+        "accepts_gzip",
+        "deadline",
+        "encoding",
+        "failure",
+        "handling",
+        "headers",
+        "headers_sent",
+        "message_bytes",
+        "method",
+        "on_answered",
+        "on_change",
+        "on_over",
+        "over",
+        "reader",
+        "request_ended",
+        "stream_id",
+        "unacknowledged",
+    )
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        method: StreamMethod,
+        headers: Headers,
+        *,
+        limit: int,
+    ) -> None:
+        self._connection = connection
+        self.stream_id = stream_id
+        self.method = method
+        self.headers = headers
+        self.deadline: float | None = None
+        self.encoding: bytes | None = None
+        """The request's ``grpc-encoding``; None: identity."""
+        self.accepts_gzip = False
+        """Whether responses may be compressed: the client said so, and the server is set to."""
+        self.reader = MessageReader(limit)
+        self.unacknowledged = 0
+        self.message_bytes = 0
+        """Size of the message being uploaded, once it has room of its own; else 0."""
+        self.request_ended = False
+        self.failure: GRPCError | None = None
+        """Why no further message can be taken."""
+        self.headers_sent = False
+        self.handling = False
+        """Whether a handler was started, and has not returned."""
+        self.over = False
+        self.on_change: Callable[[], None] = _nothing
+        """Called when there may be more to take, or room to send, or the call is over."""
+        self.on_over: Callable[[], None] = _nothing
+        self.on_answered: Callable[[Status | None], None] | None = None
+
+    @property
+    def peer(self) -> str:
+        """Whose call it is."""
+        return self._connection.peer
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client proved to be, with mutual TLS."""
+        return self._connection.peer_certificate
+
+    @property
+    def answered(self) -> bool:
+        """Whether its deadline no longer matters."""
+        return self.over
+
+    # -------------------------------------------------------------- requests
+
+    def take(self) -> bytes | None:
+        """The next request message, if it is complete. Raises `grpclib.GRPCError`."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            item = self.reader.next()
+        except FramingError as error:
+            self.failure = framing_failure(error)
+            raise self.failure from error
+        if item is None:
+            if self.request_ended and self.reader.buffered_bytes:
+                self.failure = GRPCError(Status.INTERNAL, "truncated request message")
+                raise self.failure
+            return None
+        compressed, body = item
+        self._connection.message_taken(self, len(body))
+        if not compressed:
+            return body
+        try:
+            return restore(self.encoding, body, self.reader.limit)
+        except GRPCError as error:
+            self.failure = error
+            raise
+
+    # ------------------------------------------------------------- responses
+
+    def can_send(self, size: int) -> bool:
+        """Whether a message of so many bytes may be queued now."""
+        return self._connection.can_send(self, size)
+
+    def send_headers(self, fields: Fields) -> None:
+        """Queue the initial metadata."""
+        self.headers_sent = True
+        base = RESPONSE_HEADERS_GZIP if self.accepts_gzip else RESPONSE_HEADERS
+        self._connection.send_headers(self, base + fields)
+
+    def send(self, body: bytes, compress_bytes_min: int | None) -> None:
+        """Queue a response message."""
+        if self.accepts_gzip and compress_bytes_min is not None and len(body) >= compress_bytes_min:
+            self._connection.send(self, frame(compress(body), compressed=True))
+        else:
+            self._connection.send(self, frame(body))
+
+    def end(
+        self, status: Status, message: str | None = None, fields: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Queue the status: trailers, or the only headers. No-op once over."""
+        if not self.over:
+            self._connection.end_stream(self, status, [*status_fields(status, message), *fields])
+
+    def cancel(self) -> None:
+        """Reset the stream: the client gets no status. No-op once over."""
+        if not self.over:
+            self._connection.cancel_stream(self)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.end(Status.DEADLINE_EXCEEDED, "deadline exceeded")
+
+    def finished(self) -> None:
+        """The handler has returned."""
+        self._connection.stream_finished(self)
+
+
+def framing_failure(error: FramingError) -> GRPCError:
+    """The status of a request that is no sequence of messages."""
+    if isinstance(error, MessageTooLargeError):
+        return GRPCError(Status.RESOURCE_EXHAUSTED, f"request {error}")
+    return GRPCError(Status.INTERNAL, str(error))
+
+
+def restore(encoding: bytes | None, body: bytes, limit: int) -> bytes:
+    """Decompress a request message that says it is compressed. Raises `grpclib.GRPCError`."""
+    if encoding is None:
+        raise GRPCError(Status.INTERNAL, "compressed message without grpc-encoding")
+    try:
+        return decompress(body, limit)
+    except ExpandedTooLargeError as error:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
+    except CompressionError as error:
+        raise GRPCError(Status.INTERNAL, str(error)) from error
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,142 @@
+"""TLS for listeners: contexts that speak h2, that reload, and the filter on a connection.
+
+The filter is sans-I/O, over OpenSSL's memory BIOs, so that a connection with TLS takes
+the same direct path to its socket as one without.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+ContextProvider: TypeAlias = Callable[[], ssl.SSLContext]
+"""Asked once per connection, so that a new certificate serves every new connection."""
+
+ALPN = "h2"
+
+_READ_BYTES = 64 * 1024
+
+
+class AlpnError(Exception):
+    """The client does not speak HTTP/2."""
+
+
+def server_context(
+    certificate: Path, key: Path, *, client_authorities: Path | None = None
+) -> ssl.SSLContext:
+    """A context for a server: TLS 1.2 or later, h2 only.
+
+    With ``client_authorities`` (PEM), every client must have a certificate signed by one of
+    them (mutual TLS). Raises OSError and ssl.SSLError for files that cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # RFC 9113, 9.2.2 forbids most TLS 1.2 suites: keep those with forward secrecy and AEAD.
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols([ALPN])
+    context.load_cert_chain(certificate, key)
+    if client_authorities is not None:
+        context.load_verify_locations(client_authorities)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class ReloadingContext:
+    """A `ContextProvider` that follows its files.
+
+    A change is noticed at the next connection. Files that cannot be used (half written, key
+    and certificate not of one pair) are logged once, and the last good ones stay in use.
+    """
+
+    def __init__(
+        self, certificate: Path, key: Path, *, client_authorities: Path | None = None
+    ) -> None:
+        self._paths = (certificate, key, client_authorities)
+        self._stamp = self._read_stamp()
+        self._context = self._load()
+
+    def __call__(self) -> ssl.SSLContext:
+        """The context for a new connection."""
+        stamp = self._read_stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._context = self._load()
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                log.error("certificate not reloaded", path=str(self._paths[0]), error=str(error))  # noqa: TRY400 - the text says it all
+            else:
+                log.info("certificate reloaded", path=str(self._paths[0]))
+        return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        certificate, key, client_authorities = self._paths
+        return server_context(certificate, key, client_authorities=client_authorities)
+
+    def _read_stamp(self) -> tuple[object, ...]:
+        stamps: list[object] = []
+        for path in self._paths:
+            try:
+                stat = path.stat() if path is not None else None
+            except OSError:
+                stat = None
+            stamps.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(stamps)
+
+
+class TlsFilter:
+    """TLS on one connection's bytes, server side. Raises ssl.SSLError on bytes that are none."""
+
+    __slots__ = ("_incoming", "_object", "_outgoing", "_ready")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._ready = False
+
+    def open(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """Decrypt what came. Raises `AlpnError` once it is clear that h2 is not spoken."""
+        self._incoming.write(data)
+        if not self._ready and not self._handshake():
+            return
+        while True:
+            try:
+                plain = self._object.read(_READ_BYTES)
+            except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                return
+            if not plain:
+                return
+            yield plain
+
+    def _handshake(self) -> bool:
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        if self._object.selected_alpn_protocol() != ALPN:
+            raise AlpnError
+        self._ready = True
+        return True
+
+    def seal(self, data: bytes) -> bytes:
+        """Encrypt, after whatever TLS itself has to say."""
+        if data and self._ready:
+            self._object.write(data)
+        return self._outgoing.read()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake is complete."""
+        return self._ready
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client proved to be, if it was asked."""
+        return self._object.getpeercert() or None
