@@ -37,7 +37,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.domain import agents, results, runs
 from dbos_actors.errors import UnavailableError
 from dbos_actors.runtime import DEFERRED, Cell, Job, Turn
-from dbos_actors.store import Store, pack
+from dbos_actors.store import Store, pack, pack_argument, pack_head
 from dbos_actors.store.keys import escaped
 
 REGISTERED: Final = RegisterAgentResponse(success=True).SerializeToString()
@@ -147,6 +147,7 @@ class AgentActor:
         "_known",
         "_name",
         "_record",
+        "_result_heads",
         "_runs",
         "_unfinished_resident",
     )
@@ -157,6 +158,8 @@ class AgentActor:
         self._cell = cell
         self._context = context
         self._record: bytes | None = None
+        # How the two commands that store a result begin.
+        self._result_heads: tuple[bytes, bytes] | None = None
         # Whether the store has the agent among those that have anything stored.
         self._known = False
         # Whether `_runs` has every unfinished run.
@@ -337,12 +340,18 @@ class AgentActor:
         result = request.result
         result_id = result.id
         now_s = context.now_s()
-        record, received_at = results.accept(result, now_s=now_s, server_id=context.server_id)
-        keys = context.store.keys
-        name = self._name
+        record = results.accept(result, now_s=now_s, server_id=context.server_id)
+        heads = self._result_heads
+        if heads is None:
+            keys = context.store.keys
+            heads = self._result_heads = (
+                pack_head(4, "HSETNX", keys.results + self._name),
+                pack_head(5, "ZADD", keys.results_at + self._name, "NX"),
+            )
+        member = pack_argument(result_id.encode())
         commands = [
-            pack("HSETNX", keys.results + name, result_id, record),
-            pack("ZADD", keys.results_at + name, "NX", received_at, result_id),
+            b"%b%b$%d\r\n%b\r\n" % (heads[0], member, len(record), record),
+            heads[1] + pack_argument(b"%d" % result.received_at) + member,
         ]
         if context.event_results:
             commands.append(context.log_event(results.stored(result, now_s=now_s)))

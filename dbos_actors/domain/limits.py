@@ -142,14 +142,18 @@ def check_result(request: StoreResultRequest, limits: Limits) -> MeasurementResu
     check_id("result.id", result.id, limits)
     check_id("result.agent_id", result.agent_id, limits)
     check_name("result.module_name", result.module_name, limits)
-    check_data("result.data", result.data, limits)
+    data_bytes = len(result.data)
+    if data_bytes > limits.data_bytes:
+        raise FieldLimitError("result.data", size=data_bytes, limit=limits.data_bytes)
     if not 0 <= result.received_at <= SCORE_MAX:
         raise InvalidFieldError("result.received_at", f"must be from 0 to {SCORE_MAX}")
     name_bytes = limits.name_bytes
-    check_text("result.agent_runtime_version", result.agent_runtime_version, name_bytes)
-    check_text("result.module_revision", result.module_revision, name_bytes)
-    check_text("result.dbos_server_id", result.dbos_server_id, name_bytes)
-    check_text("result.ingest_source", result.ingest_source, name_bytes)
+    # Most results are so small besides their data that no text in them can be too long.
+    if request.ByteSize() - data_bytes > name_bytes:
+        check_text("result.agent_runtime_version", result.agent_runtime_version, name_bytes)
+        check_text("result.module_revision", result.module_revision, name_bytes)
+        check_text("result.dbos_server_id", result.dbos_server_id, name_bytes)
+        check_text("result.ingest_source", result.ingest_source, name_bytes)
     return result
 
 

@@ -7,34 +7,21 @@ adds when and where it received the result, unless a relay did so before.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from dbos_actors.api.messages import MeasurementResult
 from dbos_actors.domain import events
 
 
-class AcceptedResult(NamedTuple):
-    """A result as it is to be stored."""
+def accept(result: MeasurementResult, *, now_s: int, server_id: str) -> bytes:
+    """The record of a result that was not known before, serialised.
 
-    record: bytes
-    """A serialised `MeasurementResult`."""
-    received_at: int
-    """Its place in the agent's list, Unix seconds."""
-
-
-def accept(result: MeasurementResult, *, now_s: int, server_id: str) -> AcceptedResult:
-    """The record of a result that was not known before. ``result`` is not changed."""
-    record = result.SerializeToString()
-    received_at = result.received_at
-    addition = MeasurementResult()
-    if not received_at:
-        received_at = now_s
-        addition.received_at = now_s
+    Completes ``result`` itself, whose ``received_at``, Unix seconds, is its place
+    in the agent's list.
+    """
+    if not result.received_at:
+        result.received_at = now_s
     if not result.dbos_server_id:
-        addition.dbos_server_id = server_id
-    # Concatenated encodings are the merged message (protobuf encoding, "Last
-    # One Wins"): the data need not pass through another message.
-    return AcceptedResult(record + addition.SerializeToString(), received_at)
+        result.dbos_server_id = server_id
+    return result.SerializeToString()
 
 
 def same_measurement(stored: bytes, again: MeasurementResult) -> bool:

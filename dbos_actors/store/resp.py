@@ -11,7 +11,15 @@ from typing import Any, cast
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
-__all__ = ["ProtocolError", "ReplyError", "ReplyReader", "pack", "unpacked"]
+__all__ = [
+    "ProtocolError",
+    "ReplyError",
+    "ReplyReader",
+    "pack",
+    "pack_argument",
+    "pack_head",
+    "unpacked",
+]
 
 INCOMPLETE = object()
 
@@ -23,6 +31,20 @@ _QUEUED = b"+QUEUED\r\n"
 def pack(*args: str | bytes | float) -> bytes:
     """One command as it goes over the wire; text is encoded as UTF-8."""
     return cast("bytes", pack_command(args))  # type: ignore[arg-type]
+
+
+def pack_head(size: int, *args: str | bytes) -> bytes:
+    """The first ``args`` of a command of ``size`` arguments; `pack_argument` gives each other one.
+
+    For a command that is sent over and over with the same beginning: half the time of `pack`.
+    """
+    head = pack(*args)
+    return b"*%d%b" % (size, head[head.index(b"\r\n") :])
+
+
+def pack_argument(value: bytes) -> bytes:
+    """One further argument of a command that `pack_head` began."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def unpacked(command: bytes) -> list[bytes]:
