@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import report
+from bench import proof, report
 from bench.peers.go_build import GoBuildError
 from bench.runner import Options, Runner, Sample
 from bench.scenarios import ALL, PROFILES, SCENARIOS, Profile, Scenario
@@ -44,7 +44,8 @@ def _line(sample: Sample) -> str:
     return (
         f"{where} {sample.rate:10,.0f}/s  p50 {sample.p50_us / 1e3:8.2f}"
         f"  p99 {sample.p99_us / 1e3:8.2f} ms  server {sample.server_cpu_us:6.1f} µs"
-        f"  Valkey {sample.valkey_cpu_us:5.1f} µs  generator {sample.generator_cpu:4.2f}{problems}"
+        f"  Valkey {sample.valkey_cpu_us:5.1f} µs  generator {sample.generator_cpu:4.2f}"
+        f"  others {sample.other_cores:4.2f}{problems}"
     )
 
 
@@ -77,6 +78,9 @@ def _line(sample: Sample) -> str:
     type=click.Path(exists=True, path_type=Path),
     help="Compare two result files and measure nothing.",
 )
+@click.option(
+    "--generator", is_flag=True, help="Measure the load generator itself, against h2load if there."
+)
 @click.option("--list", "listing", is_flag=True, help="Name the scenarios and servers.")
 def main(  # noqa: PLR0917 - click passes every option by name
     names: tuple[str, ...],
@@ -91,6 +95,7 @@ def main(  # noqa: PLR0917 - click passes every option by name
     out: Path,
     name: str | None,
     compare: tuple[Path, Path] | None,
+    generator: bool,
     listing: bool,
 ) -> None:
     """Measures dbos-actors and its peers with private stores; see bench/README.md."""
@@ -113,6 +118,9 @@ def main(  # noqa: PLR0917 - click passes every option by name
     except GoBuildError as error:
         console.print(f"The Go peer cannot be built: {error}")
         raise SystemExit(1) from error
+    if generator:
+        print(proof.table(proof.measure(kinds, duration or 3.0)))
+        return
     wanted = (
         [*external, *(servers or profile.servers or ALL)]
         if servers or not external
@@ -164,7 +172,7 @@ def _measure(
         for samples in runner.samples(chosen, wanted):
             seen += samples
             for sample in samples:
-                console.print(_line(sample), highlight=False)
+                console.print(_line(sample), highlight=False, soft_wrap=True)
             progress.advance(task)
     return seen
 

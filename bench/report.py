@@ -33,6 +33,10 @@ _PACKAGES = (
 )
 
 
+DISTURBED_CORES = 0.1
+"""A sample is called disturbed if programs of others used more than this meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A median over the rounds, and the spread."""
@@ -251,9 +255,9 @@ def markdown(results: Results) -> str:
                 "",
                 (
                     "| server | calls/s | spread | p50 ms | p95 ms | p99 ms | server µs | Valkey µs"
-                    " | generator cores | server MiB | rounds |"
+                    " | generator cores | others' cores | server MiB | rounds |"
                 ),
-                "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+                "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             ]
         lines.append(_row(results, scenario, step, server))
     lines += ["", *_notes(results)]
@@ -263,7 +267,7 @@ def markdown(results: Results) -> str:
 def _row(results: Results, scenario: str, step: str, server: str) -> str:
     rate = results.figure(scenario, step, server, "rate")
     if rate is None:
-        return f"| {server} | - | | | | | | | | | 0 |"
+        return f"| {server} | - | | | | | | | | | | 0 |"
 
     def median(metric: str) -> float:
         figure = results.figure(scenario, step, server, metric)
@@ -280,6 +284,7 @@ def _row(results: Results, scenario: str, step: str, server: str) -> str:
         _count(median("server_cpu_us")),
         _count(median("valkey_cpu_us")),
         f"{median('generator_cpu'):.2f}",
+        f"{median('other_cores'):.2f}",
         _count(median("server_bytes") / 2**20),
         str(rate.rounds),
     ]
@@ -302,12 +307,15 @@ def _claims_table(results: Results) -> list[str]:
 
 def _notes(results: Results) -> list[str]:
     notes: dict[str, None] = {}
+    disturbed = 0
     for sample in results.samples:
         where = f"{sample.scenario}, {sample.step}, {sample.server}"
         if sample.skipped:
             notes[f"- {where}: skipped, {sample.skipped}"] = None
         for problem in sample.problems:
             notes[f"- {where}, round {sample.round}: NOT COUNTED, {problem}"] = None
+        if sample.other_cores > DISTURBED_CORES:
+            disturbed += 1
         if sample.details.get("generator_bound"):
             notes[f"- {where}, round {sample.round}: the generator may have been the limit"] = None
         if "unverified" in sample.details:
@@ -320,6 +328,11 @@ def _notes(results: Results) -> list[str]:
                 f"- {where}, round {sample.round}: ready again after"
                 f" {sample.details['recovery_s']:.2f} s"
             ] = None
+    if disturbed:
+        notes[
+            f"- {disturbed} of {len(results.samples)} samples were taken while other programs used"
+            f" more than {DISTURBED_CORES} cores: not to be relied on"
+        ] = None
     return ["## Notes", "", *notes] if notes else []
 
 

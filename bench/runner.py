@@ -5,7 +5,9 @@ A *sample* is one step of one scenario on one server in one round.
 
 from __future__ import annotations
 
+import resource
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -56,6 +58,8 @@ class Sample:
     server_bytes: int = 0
     """Resident memory after the step."""
     valkey_bytes: int = 0
+    other_cores: float = 0.0
+    """Cores used by programs that are none of the harness's, while the step ran."""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -142,7 +146,7 @@ class Runner:
                         yield []
                         continue
                     samples = self._samples(scenario, name, round_)
-                    if any(sample.skipped for sample in samples):
+                    if all(sample.skipped for sample in samples):
                         missing.add((scenario.name, name))
                     yield samples
 
@@ -158,18 +162,18 @@ class Runner:
                 if scenario.style == "recovery":
                     self._recover(stage, name, begun[0])
                 for step, sample in zip(scenario.measured, begun, strict=True):
-                    if scenario.style == "hold":
+                    if any(other.skipped and other.step == step.reads for other in begun):
+                        sample.skipped = f"needs {step.reads}"
+                    elif scenario.style == "hold":
                         self._hold(stage, scenario, step, sample)
                     else:
                         self._measure(stage, scenario, step, sample)
-                    if sample.skipped:
-                        break
                 self._verify(stage, begun)
         except (ServerError, LoadError, _StepError) as error:
             self._say(f"  {scenario.name} · {name}: {error}")
             for sample in begun:
                 if not sample.calls:
-                    sample.skipped = str(error)
+                    sample.skipped = sample.skipped or str(error)
         return begun
 
     # ---------------------------------------------------------------- stages
@@ -265,11 +269,11 @@ class Runner:
                 raise _StepError(f"set-up {step.name}: {group.failures} {group.examples[:1]}")
 
     def _measure(self, stage: _Stage, scenario: Scenario, step: Step, sample: Sample) -> None:
-        before = _usages(stage)
+        before = _Usages.of(stage)
         run = self._run(
             stage, scenario, step, share=1.0, duration_s=self._options.profile.duration_s
         )
-        _fill(sample, run, before, _usages(stage))
+        _fill(sample, step, run, before, _Usages.of(stage))
 
     def _hold(self, stage: _Stage, scenario: Scenario, step: Step, sample: Sample) -> None:
         """Finds the highest share of the rates that is held, and holds it for the whole time."""
@@ -281,12 +285,12 @@ class Runner:
             tried.append({"share": share, "held": held, "kinds": _kinds(probe)})
             if not held:
                 continue
-            before = _usages(stage)
+            before = _Usages.of(stage)
             run = self._run(stage, scenario, step, share=share, duration_s=profile.hold_s)
             held = _held(run, step, share)
             tried.append({"share": share, "held": held, "kinds": _kinds(run), "whole": True})
             if held:
-                _fill(sample, run, before, _usages(stage))
+                _fill(sample, step, run, before, _Usages.of(stage))
                 sample.details["share"] = share
                 sample.details["backlog"] = {
                     name: group.backlog for name, group in run.total.groups.items()
@@ -320,11 +324,41 @@ def _known(parameters: Parameters, outcome: GroupOutcome) -> int:
     return outcome.acknowledged // 4 if parameters.kind == "runs" else outcome.acknowledged
 
 
-def _usages(stage: _Stage) -> tuple[servers.Usage, servers.Usage]:
-    return (
-        stage.server.usage() if stage.server else servers.Usage(),
-        stage.valkey.usage() if stage.valkey else servers.Usage(),
-    )
+@dataclass(frozen=True, slots=True)
+class _Usages:
+    """What everything has used at one moment."""
+
+    at_s: float
+    server: servers.Usage
+    valkey: servers.Usage
+    machine_cpu_s: float
+    own_cpu_s: float
+    """Of the harness and of its load processes that have ended."""
+
+    @classmethod
+    def of(cls, stage: _Stage) -> _Usages:
+        """Now."""
+        own = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(
+            at_s=time.perf_counter(),
+            server=stage.server.usage() if stage.server else servers.Usage(),
+            valkey=stage.valkey.usage() if stage.valkey else servers.Usage(),
+            machine_cpu_s=servers.machine_cpu_s(),
+            own_cpu_s=sum(usage.ru_utime + usage.ru_stime for usage in own),
+        )
+
+    def others_since(self, before: _Usages) -> float:
+        """Cores that programs of others have used since ``before``."""
+        known_s = (
+            self.own_cpu_s
+            - before.own_cpu_s
+            + self.server.cpu_s
+            - before.server.cpu_s
+            + self.valkey.cpu_s
+            - before.valkey.cpu_s
+        )
+        busy_s = self.machine_cpu_s - before.machine_cpu_s
+        return max(0.0, busy_s - known_s) / max(self.at_s - before.at_s, 1e-9)
 
 
 def _kinds(run: Run) -> dict[str, dict[str, float]]:
@@ -354,15 +388,19 @@ def _held(run: Run, step: Step, share: float) -> bool:
 
 def _fill(
     sample: Sample,
+    step: Step,
     run: Run,
-    before: tuple[servers.Usage, servers.Usage],
-    after: tuple[servers.Usage, servers.Usage],
+    before: _Usages,
+    after: _Usages,
 ) -> None:
     total = run.total
     histogram = Histogram()
     calls = acknowledged = 0
     failures: dict[str, int] = {}
-    for group in total.groups.values():
+    counted = {traffic.kind for traffic in step.traffic if traffic.counted}
+    for name, group in total.groups.items():
+        if name not in counted:
+            continue
         histogram.add(Histogram.from_json(group.histogram))
         calls += group.measured
         acknowledged += group.acknowledged
@@ -386,10 +424,11 @@ def _fill(
     if sample.generator_cpu > GENERATOR_LIMIT * len(run.parts):
         sample.details["generator_bound"] = True
     # CPU was read around the whole load, so it is spread over all its replies.
-    sample.server_cpu_us = (after[0].cpu_s - before[0].cpu_s) / max(1, acknowledged) * 1e6
-    sample.valkey_cpu_us = (after[1].cpu_s - before[1].cpu_s) / max(1, acknowledged) * 1e6
-    sample.server_bytes = after[0].resident_bytes
-    sample.valkey_bytes = after[1].resident_bytes
+    sample.server_cpu_us = (after.server.cpu_s - before.server.cpu_s) / max(1, acknowledged) * 1e6
+    sample.valkey_cpu_us = (after.valkey.cpu_s - before.valkey.cpu_s) / max(1, acknowledged) * 1e6
+    sample.server_bytes = after.server.resident_bytes
+    sample.valkey_bytes = after.valkey.resident_bytes
+    sample.other_cores = after.others_since(before)
     if len(total.groups) > 1:
         sample.details["kinds"] = _kinds(run)
     if failures:

@@ -64,6 +64,16 @@ def usage_of(pid: int) -> Usage:
     return Usage(ticks / _TICKS_PER_SECOND, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
 
 
+def machine_cpu_s() -> float:
+    """CPU time that all processes of the machine have used so far; 0 where that is not told."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_SECOND
+
+
 @dataclass(slots=True)
 class Process:
     """A program that was started and is ready."""

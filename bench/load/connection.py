@@ -15,8 +15,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from time import perf_counter
+from typing import Protocol
 
 from hpack import Decoder, HPACKError
 
@@ -33,6 +34,39 @@ _OK = ""
 
 class ConnectionLostError(Exception):
     """The peer closed the connection, reset it or broke the protocol."""
+
+
+Times = Callable[[int], Iterable[float]]
+"""When the next so many calls of an open loop were due."""
+
+
+class Connection(Protocol):
+    """What the worker's loop needs of a connection, unary or streaming."""
+
+    limit: int
+    max_streams: int
+    unsent: memoryview
+
+    @property
+    def in_flight(self) -> Sized: ...
+
+    @property
+    def room(self) -> int: ...
+
+    def connect(self) -> None: ...
+
+    def fileno(self) -> int: ...
+
+    def issue(self, count: int, now: float, times: Times | None) -> int: ...
+
+    def receive(self) -> None: ...
+
+    def writable(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def hollow(self) -> int: ...
 
 
 class Tally:
@@ -251,6 +285,7 @@ class UnaryConnection(Wire):
         self._expected = workload.expected
         self._exact = workload.expected[:1] == b"\x00"
         self._good_bodies = 0
+        self._acknowledged = 0
         self._first_block = b""
         self._block = b""
 
@@ -269,7 +304,7 @@ class UnaryConnection(Wire):
 
     # -------------------------------------------------------------- sending
 
-    def issue(self, count: int, now: float, times: Callable[[int], Iterable[float]] | None) -> int:
+    def issue(self, count: int, now: float, times: Times | None) -> int:
         """Sends up to ``count`` new calls (at most `room`); returns how many.
 
         ``now`` is recorded as their start, or, in an open loop, what ``times`` gives
@@ -392,6 +427,7 @@ class UnaryConnection(Wire):
                 self._control(kind, flags, stream, data[position + 9 : end])
             position = end
         self._rest = data[position:]
+        self._acknowledged += acknowledged
         self._tally.acknowledged += acknowledged
         self._tally.received_bytes += consumed
         self._good_bodies += good_bodies
@@ -452,6 +488,7 @@ class UnaryConnection(Wire):
             status, message = bad
         if not status:
             self._tally.samples.append(perf_counter() - start)
+            self._acknowledged += 1
             self._tally.acknowledged += 1
             self._completed(stream)
             return
@@ -461,6 +498,6 @@ class UnaryConnection(Wire):
         self._tally.fail(status, message)
 
     @property
-    def good_bodies(self) -> int:
-        """Replies whose body was as expected; must equal the acknowledged ones."""
-        return self._good_bodies
+    def hollow(self) -> int:
+        """Replies that said OK without a message, which is no reply: more than 0 is an error."""
+        return max(0, self._acknowledged - self._good_bodies)

@@ -12,10 +12,11 @@ import select
 from collections.abc import Iterable
 from time import perf_counter, process_time
 
-from bench.load.connection import ConnectionLostError, Tally, UnaryConnection
+from bench.load.connection import Connection, ConnectionLostError, Tally, UnaryConnection
 from bench.load.histogram import Histogram
 from bench.load.plan import Group, GroupOutcome, Load, Outcome
-from bench.load.workloads import make_workload
+from bench.load.stream import StreamConnection
+from bench.load.workloads import Leases, make_workload
 
 _IDLE_WAIT_S = 0.05
 _TICK_S = 0.001
@@ -31,14 +32,15 @@ _GIVE_UP_FAILURES = 1_000
 class _Lane:
     """A group at work: its connections, its tally and, in an open loop, its timetable."""
 
-    def __init__(self, group: Group, address: str) -> None:
+    def __init__(self, group: Group, address: str, leases: Leases) -> None:
         self.group = group
         self.tally = Tally()
-        workload = make_workload(group.workload)
+        workload = make_workload(group.workload, leases)
+        connection_class = StreamConnection if group.stream else UnaryConnection
         self.workload = workload
         share, extra = divmod(group.in_flight, group.connections)
-        self.connections = [
-            UnaryConnection(address, workload, self.tally, share + (index < extra))
+        self.connections: list[Connection] = [
+            connection_class(address, workload, self.tally, share + (index < extra))
             for index in range(group.connections)
         ]
         self.start = 0.0
@@ -114,7 +116,8 @@ class Worker:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._lanes = [_Lane(group, load.address) for group in load.groups]
+        leases = Leases()
+        self._lanes = [_Lane(group, load.address, leases) for group in load.groups]
         self._connections = {
             connection.fileno(): (lane, connection)
             for lane in self._lanes
@@ -176,6 +179,9 @@ class Worker:
         except ConnectionLostError as lost:
             error = str(lost)
         elapsed_s = perf_counter() - begin
+        hollow = sum(connection.hollow for _, connection in self._connections.values())
+        if hollow and error is None:
+            error = f"{hollow} replies were OK without a message"
         for index, lane in enumerate(self._lanes):
             outcome = lane.outcome()
             outcome.measured = measured[index] - counted[index] if measuring else 0

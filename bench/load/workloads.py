@@ -43,7 +43,7 @@ _AGENT_STRIDE = 7_919  # a prime: calls visit all agents once before any twice, 
 class Shape:
     """A request but for its gaps: ``a`` first ``b`` second ``c``; ``a`` has the gRPC prefix."""
 
-    __slots__ = ("a", "b", "c", "data_start", "flow_bytes")
+    __slots__ = ("a", "b", "c", "data_start", "flow_bytes", "stream_start")
 
     def __init__(self, message: bytes, first: bytes = b"", second: bytes = b"") -> None:
         a, found, rest = message.partition(first) if first else (message, b"", b"")
@@ -59,6 +59,7 @@ class Shape:
         if self.flow_bytes > MAX_DATA_BYTES:
             raise ValueError(f"a request of {self.flow_bytes} bytes does not fit into one frame")
         self.data_start = frames.frame_start(frames.DATA, frames.END_STREAM, self.flow_bytes)
+        self.stream_start = frames.frame_start(frames.DATA, 0, self.flow_bytes)
 
 
 Item = tuple[Shape, bytes, bytes]
@@ -71,7 +72,7 @@ class Workload(Protocol):
     expected: bytes
     """What the body of a good reply begins with, gRPC prefix included where its length is known."""
     tracks: bool
-    """Whether `completed` wants to know of each reply."""
+    """Whether `completed` wants to know of each reply, and new requests may come of it."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
@@ -421,6 +422,65 @@ class ScheduleTask(_Endless):
         super().__init__(_by_id_and_agent([shape], agents.ids, parameters.count))
 
 
+class Leases:
+    """Tasks on their way from the leases of a load to its acknowledgements."""
+
+    def __init__(self) -> None:
+        self.ready: deque[tuple[str, str]] = deque()
+        """Task ids and lease tokens, not acknowledged yet."""
+        self.leased = 0
+
+
+class LeaseTasks(_Endless):
+    """Leases due tasks of any agent, by the hundred, until ``known`` were leased."""
+
+    path = DBOS + "LeaseTasks"
+    expected = ANY
+    tracks = True
+
+    _LIMIT = 100
+    _READY_MAX = 1_000
+    """No more are leased while so many wait for their acknowledgement."""
+
+    def __init__(self, parameters: Parameters, leases: Leases) -> None:
+        super().__init__(iter(()))
+        request = messages.LeaseTasksRequest(limit=self._LIMIT, lease_seconds=60, worker_id="bench")
+        self._item = (Shape(request.SerializeToString()), b"", b"")
+        self._leases = leases
+        self._known = parameters.known
+        self._next = self._more
+
+    def _more(self) -> Item:
+        leases = self._leases
+        if leases.leased >= self._known or len(leases.ready) >= self._READY_MAX:
+            raise StopIteration
+        return self._item
+
+    def completed(self, item: Item, body: bytes) -> None:  # noqa: ARG002 - of Workload
+        tasks = messages.LeaseTasksResponse.FromString(body).tasks
+        self._leases.leased += len(tasks)
+        self._leases.ready.extend((task.id, task.lease_token) for task in tasks)
+
+
+class AckTask(_Endless):
+    """Acknowledges what `LeaseTasks` of the same load has leased."""
+
+    path = DBOS + "AckTask"
+    tracks = True
+
+    def __init__(self, parameters: Parameters, leases: Leases) -> None:  # noqa: ARG002 - alike
+        super().__init__(iter(()))
+        self._ready = leases.ready
+        self._next = self._more
+
+    def _more(self) -> Item:
+        if not self._ready:
+            raise StopIteration
+        task_id, token = self._ready.popleft()
+        request = messages.AckTaskRequest(task_id=task_id, lease_token=token)
+        return Shape(request.SerializeToString()), b"", b""
+
+
 WORKLOADS: Final[Mapping[str, Callable[[Parameters], Any]]] = {
     "no_op": NoOp,
     "no_op_result": NoOpResult,
@@ -435,7 +495,21 @@ WORKLOADS: Final[Mapping[str, Callable[[Parameters], Any]]] = {
 }
 
 
-def make_workload(parameters: Parameters) -> Workload:
-    """The workload that ``parameters`` describe."""
-    workload: Workload = WORKLOADS[parameters.kind](parameters)
+DRAINING: Final[Mapping[str, Callable[[Parameters, Leases], Any]]] = {
+    "lease_tasks": LeaseTasks,
+    "ack_task": AckTask,
+}
+"""Workloads that hand each other tasks."""
+
+
+def make_workload(parameters: Parameters, leases: Leases | None = None) -> Workload:
+    """The workload that ``parameters`` describe.
+
+    ``leases`` is common to the workloads of one load.
+    """
+    workload: Workload
+    if parameters.kind in DRAINING:
+        workload = DRAINING[parameters.kind](parameters, leases or Leases())
+    else:
+        workload = WORKLOADS[parameters.kind](parameters)
     return workload
