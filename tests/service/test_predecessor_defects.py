@@ -89,7 +89,19 @@ def test_record_and_index_were_written_apart(client: Client, redis: ValkeyServer
 
 
 READS_AND_LEASE = {
-    *("WATCH", "UNWATCH", "GET", "HGET", "HMGET", "HLEN", "SMEMBERS", "PING", "INFO", "CONFIG"),
+    *(
+        "WATCH",
+        "UNWATCH",
+        "GET",
+        "HGET",
+        "SISMEMBER",
+        "HMGET",
+        "HLEN",
+        "SMEMBERS",
+        "PING",
+        "INFO",
+        "CONFIG",
+    ),
     # The lease's renewal is a script; what it does is atomic by itself.
     *("EVAL", "SET", "CLIENT", "DEL"),
 }
