@@ -315,22 +315,33 @@ class _Connection:
         self._reading = trio.CancelScope()
 
     async def run(self) -> None:
-        """Read until the connection ends, and its handlers have returned."""
+        """Read until the connection ends, and its handlers have returned.
+
+        Its failures are dealt with inside its nursery: outside, they could come joined with
+        the cancellation of the server, which no handler of exceptions may swallow.
+        """
         try:
             async with trio.open_nursery() as self._nursery:
-                if self._tls is None:
-                    self.flush()
-                with self._reading:
-                    await self._read()
-                if self._protocol.closed:
-                    with trio.move_on_after(_LINGER_S):
-                        await self._linger()
+                try:
+                    if self._tls is None:
+                        self.flush()
+                    with self._reading:
+                        await self._read()
+                    if self._protocol.closed:
+                        with trio.move_on_after(_LINGER_S):
+                            await self._linger()
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+                    self._failed(error)
                 self._protocol.lost()
                 self._nursery.cancel_scope.cancel()
-        except OSError:
-            pass  # the client went away without a word: nothing to tell an operator
         finally:
             self._protocol.lost()
+
+    def _failed(self, error: Exception) -> None:
+        """The connection cannot go on."""
+        if not isinstance(error, OSError):  # a client that goes without a word is no news
+            log.error("connection failed", peer=self._protocol.peer, exc_info=error)
+        self._protocol.lost()
 
     async def _read(self) -> None:
         protocol, sock, buffer, tls = self._protocol, self._sock, self._read_buffer, self._tls
@@ -407,12 +418,8 @@ class _Connection:
         if self._unsent is None:
             try:
                 blocked = self._pump()
-            except OSError:
-                self._protocol.lost()
-                blocked = False
-            except Exception:
-                log.exception("connection failed", peer=self._protocol.peer)
-                self._protocol.lost()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+                self._failed(error)
                 blocked = False
             if blocked:
                 assert self._nursery is not None
@@ -469,8 +476,8 @@ class _Connection:
                     continue
                 self._unsent = None
                 self._pump()
-        except OSError:
-            self._protocol.lost()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+            self._failed(error)
         if self._drained is not None:
             self._drained.set()
         if self._protocol.closed:
