@@ -57,13 +57,13 @@ class Committer:
         state: AsyncValue,
         patience: Patience,
         told: Callable[[], None],
-        on_away: Callable[[], None],
+        on_away: Callable[[str], None],
         on_reload: Callable[[], None],
     ) -> None:
         """``connection`` watches the commit key, which has the ledger's value.
 
         ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
-        away, ``on_reload`` when it has lost commits for good.
+        away, with the reason, ``on_reload`` when it has lost commits for good.
         """
         self.ledger = ledger
         self.generation = 0
@@ -260,7 +260,7 @@ class Committer:
         self._state.value = StoreState.AWAY
         for submission, since_s in self.ledger.waiting():
             self._patience.enrol(submission, since_s)
-        self._on_away()
+        self._on_away(reason)
 
     def _come_back(self) -> None:
         logger.info("store_back")

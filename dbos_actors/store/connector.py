@@ -121,9 +121,9 @@ def connector_for(address: str) -> TcpConnector | UnixConnector:
     try:
         options: dict[str, Any] = dict(parse_url(address))  # type: ignore[no-untyped-call]
         database = int(options.get("db", 0))
-    except ValueError as error:
-        # The text may quote the URL, and so the password.
-        raise ConfigurationError("REDIS_ADDR is not a usable address") from error
+    except ValueError:
+        # Its text may quote the URL, and so the password.
+        raise ConfigurationError("REDIS_ADDR is not a usable address") from None
     credentials: dict[str, Any] = {
         "username": options.get("username"),
         "password": options.get("password"),

@@ -169,6 +169,8 @@ async def take_ownership(
         arguments = (held or b"", step, owner.to_json(), lease_ms)
         script = pack("EVAL", TAKE_SCRIPT, 2, keys.commit, keys.owner, *arguments)
         (taken,) = await connection.call(script, 1)
+        if isinstance(taken, ReplyError) and "compiling script" in str(taken):
+            raise RefusedByRedisError("it is too old: Redis 7 or later, or Valkey, is needed")
         if isinstance(taken, ReplyError):
             raise RefusedByRedisError(str(taken))
         if taken is not None:

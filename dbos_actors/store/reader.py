@@ -108,6 +108,8 @@ class Reader:
         self._work = trio.Event()
         self._connection: Connection | None = None
         self._generation = -1
+        # Reads cannot be served for now, and are told to give up in due time.
+        self._away = False
 
     @property
     def queued(self) -> int:
@@ -127,15 +129,16 @@ class Reader:
         """
         limit = self._settings.read_queue_commands
         if self._queued_commands + len(commands) > limit:
-            raise OverloadedError("the read queue", limit=limit, unit="commands")
-        state = self._state.value
-        if state is StoreState.CLOSED:
+            self._forget_done()
+            if self._queued_commands + len(commands) > limit:
+                raise OverloadedError("the read queue", limit=limit, unit="commands")
+        if self._state.value is StoreState.CLOSED:
             raise UnavailableError("the store is closed")
         read = Read(commands, on_replies, deadline_s=deadline_s, since_s=self._clock.monotonic_s())
         self._queue.append(read)
         self._queued_commands += len(commands)
         self._work.set()
-        if state is not StoreState.CONNECTED:
+        if self._away:
             self._patience.enrol(read, read.since_s)
         return read
 
@@ -178,6 +181,7 @@ class Reader:
                 except (ConnectionLostError, AuthenticationError) as error:
                     failures += 1
                     logger.info("read_connection_lost", reason=str(error))
+                    self.away(str(error))
                     await self._drop_connection()
                     await trio.sleep(backoff_s(failures, self._settings, self._random))
                 else:
@@ -195,11 +199,20 @@ class Reader:
         for read in waiting:
             read.finish(UnavailableError("the store is closed"))
 
-    def away(self) -> None:
-        """Redis went away: everything that waits gives up in due time."""
+    def away(self, reason: str) -> None:
+        """Nothing can be read until further notice: everything that waits gives up in due time."""
+        self._patience.reason = reason
+        if self._away:
+            return
+        self._away = True
         for read in (*self._batch, *self._queue):
             if not read.done:
                 self._patience.enrol(read, read.since_s)
+
+    def _forget_done(self) -> None:
+        """Make room: those that have given up need not be read."""
+        self._queue = deque(read for read in self._queue if not self._is_done(read))
+        self._queued_commands = sum([len(read.commands) for read in self._queue])
 
     async def _wait_for_work(self) -> None:
         while not self._queue and not self._batch:
@@ -222,6 +235,9 @@ class Reader:
         if failed:
             _expect_ready(replies)
         self._batch = []
+        if self._away:
+            self._away = False
+            self._patience.clear()
         self.reads += len(batch)
         self.round_trips += 1
         self._deliver(batch, replies, failed=failed)

@@ -51,7 +51,7 @@ class Store:
         keys: Keys,
         committer: Committer,
         reader: Reader,
-        patience: Patience,
+        patience: tuple[Patience, ...],
         event_ids: EventIds,
         state: AsyncValue,
         warnings: tuple[StoreWarning, ...],
@@ -135,7 +135,7 @@ class Store:
             commits_refused=counts.refused,
             submissions_committed=counts.submissions_committed,
             submissions_refused=counts.submissions_refused,
-            waits_given_up=self._patience.given_up_count,
+            waits_given_up=sum(patience.given_up_count for patience in self._patience),
             command_errors=committer.command_errors,
             batches_lost=counts.batches_lost,
             reloads=counts.reloads,
@@ -176,7 +176,8 @@ async def open_store(
             committing = _Committing(parts.committer)
             nursery.start_soon(committing.run)
             nursery.start_soon(parts.committer.watch_for_stalls)
-            nursery.start_soon(parts.patience.run)
+            for patience in parts.patience:
+                nursery.start_soon(patience.run)
             nursery.start_soon(parts.reader.run)
             try:
                 yield parts.store
@@ -236,7 +237,8 @@ def _raise_sole(group: BaseExceptionGroup[BaseException]) -> NoReturn:
         if len(error.exceptions) > 1:
             raise group
         error = error.exceptions[0]
-    raise error
+    # Its own cause stays; the group it came in is no context worth printing.
+    raise error from error.__cause__
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,7 @@ class _Parts:
     store: Store
     committer: Committer
     reader: Reader
-    patience: Patience
+    patience: tuple[Patience, ...]
     state: AsyncValue
 
 
@@ -262,6 +264,8 @@ class _Opening:
         self._random = random
         self._keys = Keys(settings.partition)
         self._owner = this_process(address=settings.server_address, random=random)
+        # Somebody listens there; before that there is nothing to wait for.
+        self._answered = False
 
     async def open(self) -> _Parts:
         """Retries a Redis that answers but does not serve yet; see `open_store` for errors."""
@@ -279,6 +283,8 @@ class _Opening:
                     break
             except ConnectionLostError as error:
                 cause = error
+                if not self._answered:
+                    break
             failures += 1
             if self._clock.monotonic_s() >= give_up_at_s:
                 break
@@ -290,6 +296,7 @@ class _Opening:
         connector = self._connector
         with answered_within(self._settings.connect_timeout_s):
             connection = Connection(await connector.connect())
+            self._answered = True
             try:
                 await introduce(
                     connection,
@@ -375,14 +382,17 @@ class _Opening:
             for callback in on_reload:
                 callback()
 
-        def away() -> None:
-            reader.away()
+        def away(reason: str) -> None:
+            reader.away(reason)
 
-        patience = Patience(
-            patience_s=self._settings.patience_s,
-            clock=self._clock,
-            told=told,
-            address=self._connector.address,
+        patience_to_write, patience_to_read = patience = tuple(
+            Patience(
+                patience_s=self._settings.patience_s,
+                clock=self._clock,
+                told=told,
+                address=self._connector.address,
+            )
+            for _ in range(2)
         )
         committer = Committer(
             ledger=ledger,
@@ -393,7 +403,7 @@ class _Opening:
             clock=self._clock,
             random=self._random,
             state=state,
-            patience=patience,
+            patience=patience_to_write,
             told=told,
             on_away=away,
             on_reload=reload,
@@ -406,7 +416,7 @@ class _Opening:
             clock=self._clock,
             random=self._random,
             state=state,
-            patience=patience,
+            patience=patience_to_read,
             told=told,
         )
         store = Store(

@@ -292,7 +292,7 @@ async def test_the_lease_is_renewed_while_idle(valkey: ValkeyServer) -> None:
 
 async def test_no_redis_is_said_clearly_with_the_address_and_the_reason() -> None:
     with pytest.raises(StoreUnreachableError, match="No such file"):
-        async with opened("unix:///nowhere/at/all", patience_s=0):
+        async with opened("unix:///nowhere/at/all"):
             raise AssertionError
 
 

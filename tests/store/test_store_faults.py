@@ -286,7 +286,7 @@ async def test_callers_of_a_dead_redis_are_answered_in_time_and_the_writes_come_
             await store.read(pack("PING"))
         elapsed_s = trio.current_time() - now_s
         assert 0.35 < elapsed_s < 3
-        assert told[0] == (1, 0)
+        assert (1, 0) in told
         assert len(urgent.give_ups) == len(patient.give_ups) == 1
         assert isinstance(reads[0], UnavailableError)
         assert not urgent.outcomes
