@@ -1,0 +1,73 @@
+"""The store's Lua scripts, in Python: a simulated Redis does not speak Lua.
+
+Each is known by its text. `test_redis_commands.py` runs both beside a real
+server's Lua, so a script that changes in the product has to change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from dbos_actors.store.batch import COMMIT_SCRIPT
+from dbos_actors.store.ownership import TAKE_SCRIPT
+from tests.simulation.redis_commands import Arguments, CommandError
+
+Call = Callable[[Arguments], Any]
+"""``redis.pcall``: an error is returned as a value."""
+
+
+def run_script(text: bytes, keys: Arguments, arguments: Arguments, call: Call) -> Any:
+    """Run a script the store uses. Raises `CommandError` for any other."""
+    script = _SCRIPTS.get(text.decode())
+    if script is None:
+        raise CommandError("ERR the simulation does not know this script")
+    return script(keys, arguments, call)
+
+
+def _must(reply: Any) -> Any:
+    """``redis.call``: an error ends the script."""
+    if isinstance(reply, CommandError):
+        raise reply
+    return reply
+
+
+def _commit(keys: Arguments, arguments: Arguments, call: Call) -> Any:
+    before, after, lease, owner, lease_ms = arguments[:5]
+    if (_must(call([b"GET", keys[0]])) or b"") != before:
+        return None
+    replies = []
+    at = 5
+    while at < len(arguments):
+        size = int(arguments[at])
+        replies.append(call(arguments[at + 1 : at + 1 + size]))
+        at += size + 1
+    _must(call([b"SET", keys[0], after]))
+    if lease == b"renew":
+        _must(call([b"SET", keys[1], owner, b"PX", lease_ms]))
+    if lease == b"release":
+        _must(call([b"DEL", keys[1]]))
+    return replies
+
+
+def _take(keys: Arguments, arguments: Arguments, call: Call) -> Any:
+    held, step, owner, lease_ms = arguments
+    commit = _must(call([b"GET", keys[0]]))
+    if (_must(call([b"GET", keys[1]])) or b"") != held:
+        return None
+    epoch = 0
+    if commit is not None:
+        text, colon, sequence = commit.partition(b":")
+        if not (colon and text.isdigit() and sequence.isdigit()):
+            raise CommandError("ERR the commit key holds something else")
+        epoch = int(text)
+    taken = b"%d:0" % (epoch + int(step))
+    _must(call([b"SET", keys[0], taken]))
+    _must(call([b"SET", keys[1], owner, b"PX", lease_ms]))
+    return [commit, taken]
+
+
+_SCRIPTS: Final[dict[str, Callable[[Arguments, Arguments, Call], Any]]] = {
+    COMMIT_SCRIPT: _commit,
+    TAKE_SCRIPT: _take,
+}
