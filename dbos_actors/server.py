@@ -155,6 +155,7 @@ async def open_supervisor(
         )
         rpc = Server(
             unary=service.methods(),
+            services=[service],
             status_of=status_of,
             limits=ServerLimits(message_bytes_max=limits.message_bytes),
             clock=clock,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import structlog
 import trio
-from grpclib.const import Status
+from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.actors.agent import no_such_run
@@ -36,8 +36,10 @@ from dbos_actors.errors import (
     ResponseTooLargeError,
     UnavailableError,
 )
+from dbos_actors.ingest import store_results
+from dbos_actors.rpc.stream import Stream
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
-from dbos_actors.runtime import Supervisor
+from dbos_actors.runtime import Call, Supervisor
 
 logger = structlog.get_logger(__name__)
 
@@ -118,7 +120,18 @@ class DbosService:
             for name, handler in handlers.items()
         }
 
-    def _report(self, agent_id: str, call: UnaryCall) -> None:
+    def __mapping__(self) -> dict[str, Handler]:
+        """The streaming methods, as a grpclib service."""
+        return {
+            f"/{SERVICE.full_name}/StoreResults": Handler(
+                self._store_results,
+                Cardinality.STREAM_STREAM,
+                messages.StoreResultRequest,
+                messages.StoreResultsResponse,
+            )
+        }
+
+    def _report(self, agent_id: str, call: Call) -> None:
         if self._heard is not None:
             self._heard(agent_id)
         self._agents.deliver(agent_id, call)
@@ -201,6 +214,11 @@ class DbosService:
         check_id("agent_id", request.agent_id, self._limits)
         check_text("module_name", request.module_name, self._limits.name_bytes)
         self._start_listing(self._queries.list_results, call)
+
+    async def _store_results(
+        self, stream: Stream[messages.StoreResultRequest, messages.StoreResultsResponse]
+    ) -> None:
+        await store_results(stream, limits=self._limits, deliver=self._report)
 
     # ---------------------------------------------------------------- events
 

@@ -1,0 +1,217 @@
+"""StoreResults: results in bulk, on a stream that may last for ever.
+
+A message of the stream goes the way of a StoreResult call, without the cost of
+a call. The stream says how many of its messages, counted from its start, are
+settled: stored, known before, or rejected for what they say. So a client that
+loses the stream sends again whatever lies behind that count.
+
+Bounded by what may be unsettled at once: beyond it nothing is read, flow control
+stops the client, and memory does not grow however slow Redis is. An infrastructure
+error ends the stream with its status.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from dbos_actors.actors.agent import DUPLICATE
+from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
+from dbos_actors.domain.limits import Limits, check_result
+from dbos_actors.errors import OverloadedError, RefusedError
+from dbos_actors.rpc.stream import Stream
+from dbos_actors.runtime import Call
+
+_UNSETTLED_MESSAGES_MAX: Final = 4_000
+"""Two full commits: one in flight and one that gathers meanwhile."""
+
+_UNSETTLED_BYTES_MAX: Final = 16 << 20
+"""Likewise, in bytes of two full commits."""
+
+_READ_MESSAGES: Final = 500
+"""Taken before other tasks run: about 5 ms."""
+
+_OVERLOAD_PAUSE_S: Final = 0.02
+"""Before a message that found a queue full is tried again."""
+
+
+async def store_results(
+    stream: Stream[StoreResultRequest, StoreResultsResponse],
+    *,
+    limits: Limits,
+    deliver: Callable[[str, Call], None],
+) -> None:
+    """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor."""
+    ingest = _Ingest(limits, deliver)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ingest.send_responses, stream)
+        nursery.start_soon(ingest.deliver_postponed)
+        while messages := await stream.recv_messages(_READ_MESSAGES):
+            for message in messages:
+                ingest.take(message)
+            await ingest.wait_for_room()
+        await ingest.wait_until_reported()
+        nursery.cancel_scope.cancel()
+
+
+class _Message:
+    """One message of the stream, as an actor sees it; a `runtime.Call`."""
+
+    __slots__ = ("answered", "deadline", "duplicate", "index", "ingest", "request", "size_bytes")
+
+    def __init__(
+        self, ingest: _Ingest, index: int, request: StoreResultRequest, size_bytes: int
+    ) -> None:
+        self.ingest = ingest
+        self.index = index
+        self.deadline: float | None = None
+        self.request = request
+        self.size_bytes = size_bytes
+        self.answered = False
+        self.duplicate = False
+
+    def reply(self, answer: Any) -> None:
+        if not self.answered:
+            self.answered = True
+            self.duplicate = answer == DUPLICATE
+            self.ingest.settled(self)
+
+    def fail(self, error: Exception) -> None:
+        if self.answered:
+            return
+        if isinstance(error, OverloadedError):
+            self.ingest.postpone(self)
+            return
+        self.answered = True
+        self.ingest.failed(self, error)
+
+
+class _Ingest:
+    """The state of one stream."""
+
+    def __init__(self, limits: Limits, deliver: Callable[[str, Call], None]) -> None:
+        self._limits = limits
+        self._deliver = deliver
+        self._taken = 0
+        # In the stream's order, from the first that is not settled.
+        self._unsettled: deque[_Message] = deque()
+        self._unsettled_bytes = 0
+        # Found a queue full; delivered again before anything more is read.
+        self._postponed: list[_Message] = []
+        self._durable = 0
+        self._duplicates = 0
+        self._rejected: list[tuple[_Message, str]] = []
+        self._reported = 0
+        self._error: Exception | None = None
+        self._news = trio.Event()
+        self._progress = trio.Event()
+        self._overload = trio.Event()
+
+    # ---------------------------------------------------------------- messages
+
+    def take(self, request: StoreResultRequest) -> None:
+        """Begin to store one message."""
+        size_bytes = request.ByteSize()
+        message = _Message(self, self._taken, request, size_bytes)
+        self._taken += 1
+        self._unsettled.append(message)
+        self._unsettled_bytes += size_bytes
+        try:
+            agent_id = check_result(request, self._limits).agent_id
+        except RefusedError as error:
+            message.fail(error)
+        else:
+            self._deliver(agent_id, message)
+
+    def postpone(self, message: _Message) -> None:
+        """A queue was full: the message is delivered again soon."""
+        self._postponed.append(message)
+        self._overload.set()
+
+    async def deliver_postponed(self) -> None:
+        """Deliver again what found a queue full, until cancelled."""
+        while True:
+            await self._overload.wait()
+            self._overload = trio.Event()
+            await trio.sleep(_OVERLOAD_PAUSE_S)
+            postponed, self._postponed = self._postponed, []
+            for message in postponed:
+                self._deliver(message.request.result.agent_id, message)
+            self._progress.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until more may be read."""
+        while (
+            self._postponed
+            or len(self._unsettled) >= _UNSETTLED_MESSAGES_MAX
+            or self._unsettled_bytes >= _UNSETTLED_BYTES_MAX
+        ):
+            await self._wait_for_progress()
+
+    async def wait_until_reported(self) -> None:
+        """Wait until every message taken is settled and the client has been told."""
+        while self._unsettled or self._rejected or self._reported < self._durable:
+            await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        self._progress = trio.Event()
+        await self._progress.wait()
+
+    # ---------------------------------------------------------------- outcomes
+
+    def settled(self, message: _Message) -> None:
+        """A message has its outcome: count what is settled now from the stream's start."""
+        unsettled = self._unsettled
+        if message is unsettled[0]:
+            while unsettled and unsettled[0].answered:
+                first = unsettled.popleft()
+                self._unsettled_bytes -= first.size_bytes
+                self._durable += 1
+                self._duplicates += first.duplicate
+            self._news.set()
+
+    def failed(self, message: _Message, error: Exception) -> None:
+        """A message is rejected for what it says, or the stream cannot go on."""
+        if isinstance(error, RefusedError):
+            self._rejected.append((message, str(error)))
+            self.settled(message)
+        elif self._error is None:
+            self._error = error
+        self._news.set()
+
+    async def send_responses(
+        self, stream: Stream[StoreResultRequest, StoreResultsResponse]
+    ) -> None:
+        """Report what has settled, all of it at once, until cancelled.
+
+        Raises what the stream is to fail with, after a report of what was settled before.
+        """
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            if self._durable > self._reported or self._rejected:
+                response = self._response()
+                await stream.send_message(response)
+                self._reported = response.durable
+            if self._error is not None:
+                raise self._error
+            self._progress.set()
+
+    def _response(self) -> StoreResultsResponse:
+        rejected, self._rejected = self._rejected, []
+        return StoreResultsResponse(
+            durable=self._durable,
+            duplicates=self._duplicates,
+            rejected=[
+                StoreResultsResponse.Rejected(
+                    index=message.index,
+                    agent_id=message.request.result.agent_id,
+                    id=message.request.result.id,
+                    error=error,
+                )
+                for message, error in rejected
+            ],
+        )
