@@ -106,6 +106,8 @@ class Pipe:
         """Put bytes on the way. Raises `trio.BrokenResourceError` if the pipe is."""
         if not self.is_open:
             raise trio.BrokenResourceError("reset by the network")
+        if not data:
+            return
         route = self._route
         conditions, random = route.conditions, route.random
         pieces = [data]

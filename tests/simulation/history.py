@@ -1,0 +1,95 @@
+"""What the clients did and saw: the only evidence the checker accepts.
+
+Order is by a counter, not by time: an operation that returned before another
+was invoked has the smaller ``end``. What has no answer may have happened at any
+time after its start, or never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Ending(Enum):
+    """How a call ended for its client."""
+
+    ANSWERED = "answered"
+    UNKNOWN = "unknown"
+    """UNAVAILABLE, DEADLINE_EXCEEDED or a lost connection: it may have happened, or may yet."""
+    NO_EFFECT = "no effect"
+    """Refused before anything was done, or never sent."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One call, as its client saw it."""
+
+    number: int
+    client: str
+    method: str
+    request: dict[str, Any]
+    start: int
+    start_s: float
+    end: int | None = None
+    end_s: float = 0.0
+    ending: Ending = Ending.UNKNOWN
+    answer: Any = None
+    """The response, or the text of the error."""
+
+    def __str__(self) -> str:
+        end = "-" if self.end is None else self.end
+        shown = " ".join(f"{name}={value!r}" for name, value in self.request.items() if value)
+        return (
+            f"#{self.number} [{self.start}..{end}] {self.start_s:.3f}s {self.client} "
+            f"{self.method}({shown}) {self.ending.value}: {self.answer}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOperation:
+    """An operation's part that concerns one register."""
+
+    operation: Operation
+    kind: str
+    argument: Any
+    result: Any
+    """What was answered about this register; None: no answer."""
+    start: int
+    end: int | None
+    """None: no answer. It may have happened until `History.settled_at`, or never."""
+
+
+@dataclass(slots=True)
+class History:
+    """All operations of one run."""
+
+    operations: list[Operation] = field(default_factory=list)
+    time: int = 0
+    settled_at: int | None = None
+    """When everything had been healthy and quiet for long: what has not happened by then, never
+    will."""
+
+    def tick(self) -> int:
+        self.time += 1
+        return self.time
+
+    def begin(self, client: str, method: str, request: dict[str, Any], now_s: float) -> Operation:
+        """A call is about to be sent."""
+        operation = Operation(
+            len(self.operations), client, method, request, start=self.tick(), start_s=now_s
+        )
+        self.operations.append(operation)
+        return operation
+
+    def finish(self, operation: Operation, ending: Ending, answer: Any, now_s: float) -> None:
+        """The client has its answer, or has given up."""
+        operation.end = self.tick()
+        operation.end_s = now_s
+        operation.ending = ending
+        operation.answer = answer
+
+
+Register = tuple[Hashable, ...]
