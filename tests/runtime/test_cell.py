@@ -338,8 +338,10 @@ async def test_an_actor_leaves_memory_when_its_quarantine_ends(mock_clock: MockC
 async def test_crashes_far_apart_do_not_quarantine(mock_clock: MockClock) -> None:
     async with running(actor=ActorLimits(intensity=1, period_s=10)) as actors:
         for _ in range(5):
-            actors.send(call(do_crash))
+            crash = call(do_crash)
+            actors.send(crash)
             await wait_all_tasks_blocked()
+            assert isinstance(crash.answer, BugError)
             mock_clock.jump(11)
         last = read()
         actors.send(last)
@@ -392,7 +394,7 @@ async def test_no_turn_is_taken_on_state_that_a_crash_has_condemned() -> None:
         one.on_answer = lambda _: actors.send(again)
         actors.send(one)
         actors.store.commit()
-        assert not again.answered
+        assert not actors.store.queue
         await actors.settle()
         assert again.answer == (1,)
 
@@ -627,6 +629,29 @@ async def test_those_behind_one_whose_turn_crashes_keep_their_places() -> None:
         await actors.settle()
         assert isinstance(crash.answer, BugError)
         assert actors.store.value("a", "p") == (1, 2, 3)
+
+
+async def test_what_a_crashing_turn_sent_comes_after_those_that_were_behind_it() -> None:
+    # Mutation: put them at the end of the mailbox.
+    async with running() as actors:
+        await actors.ready()
+
+        def act(actor: Recorder, request: Request) -> Turn:
+            actors.send(write(2, "p"))
+            raise BugError
+
+        actors.send(FakeCall(Request(act, "p")), write(1, "p"))
+        actors.store.arrive()
+        await actors.settle()
+        assert actors.store.value("a", "p") == (1, 2)
+
+
+async def test_those_parked_by_a_drain_that_ends_in_a_crash_keep_their_places() -> None:
+    # Mutation: put them at the end of the mailbox.
+    async with running() as actors:
+        actors.send(write(1, "p"), call(do_crash), write(2, "p"))
+        await actors.settle()
+        assert actors.store.value("a", "p") == (1, 2)
 
 
 async def test_those_behind_one_whose_turn_quarantines_the_actor_are_told_at_once() -> None:
