@@ -33,7 +33,7 @@ def backoff_s(attempt: int, settings: StoreSettings, random: Random) -> float:
     """How long to wait after the ``attempt``-th failure in a row, from 1; full jitter."""
     if attempt <= 1:
         return 0.0
-    limit_s = settings.backoff_s * 2.0 ** min(attempt - 1, BACKOFF_DOUBLINGS)
+    limit_s = settings.backoff_s * 2.0 ** min(attempt - 2, BACKOFF_DOUBLINGS)
     return random.uniform(0.0, min(limit_s, settings.backoff_max_s))
 
 
@@ -132,7 +132,8 @@ class Committer:
                     self._go_away(str(error))
                     self._failures += 1
                     await self._connection.aclose()
-                    await self._reconnect()
+                    if not self.ledger.closed:
+                        await self._reconnect()
         finally:
             with trio.CancelScope(shield=True):
                 await self._connection.aclose()

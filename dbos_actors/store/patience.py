@@ -83,6 +83,13 @@ class Patience:
         """Whether `settled` needs to be called at all."""
         return bool(self._given_up)
 
+    def give_up(self, waiting: Waiting, error: UnavailableError) -> None:
+        """Tell ``waiting`` now, unless it was told before."""
+        if id(waiting) not in self._given_up:
+            self._given_up.add(id(waiting))
+            self.given_up_count += 1
+            waiting.give_up(error)
+
     async def run(self) -> None:
         """Tell them, until cancelled."""
         while True:
@@ -98,10 +105,7 @@ class Patience:
         error = UnavailableError(f"Redis at {self._address} is away: {self.reason}")
         told = False
         while self._heap and self._heap[0][0] <= now_s:
-            waiting = heapq.heappop(self._heap)[2]
-            self._given_up.add(id(waiting))
-            self.given_up_count += 1
-            waiting.give_up(error)
+            self.give_up(heapq.heappop(self._heap)[2], error)
             told = True
         if told:
             self._told()

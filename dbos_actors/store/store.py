@@ -30,6 +30,7 @@ from dbos_actors.store.ledger import Ledger, LedgerLimits, Phase
 from dbos_actors.store.ownership import RefusedByRedisError, take_ownership, this_process
 from dbos_actors.store.patience import Patience
 from dbos_actors.store.reader import OnReplies, Reader
+from dbos_actors.store.resp import pack
 from dbos_actors.store.safety import check_safety
 from dbos_actors.store.settings import StoreSettings, StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.submission import Submission
@@ -51,7 +52,7 @@ class Store:
         keys: Keys,
         committer: Committer,
         reader: Reader,
-        patience: tuple[Patience, ...],
+        patience: tuple[Patience, Patience],
         event_ids: EventIds,
         state: AsyncValue,
         warnings: tuple[StoreWarning, ...],
@@ -224,7 +225,7 @@ def _close(parts: _Parts) -> None:
         return
     error = UnavailableError("the store is closed")
     for submission, _ in in_flight:
-        submission.give_up(error)
+        parts.patience[0].give_up(submission, error)
     for submission, _ in queued:
         submission.refused(error)
     parts.reader.close()
@@ -248,7 +249,8 @@ class _Parts:
     store: Store
     committer: Committer
     reader: Reader
-    patience: tuple[Patience, ...]
+    # Of writes and of reads.
+    patience: tuple[Patience, Patience]
     state: AsyncValue
 
 
@@ -328,6 +330,9 @@ class _Opening:
         warnings = await check_safety(
             connection, durability=settings.durability, require_safe=settings.require_safe
         )
+        accepted, _ = await connection.call(pack("MULTI") + pack("EXEC"), 2)
+        if accepted != b"OK":
+            raise RefusedByRedisError(f"it does not run transactions: {accepted}")
         now_s = self._clock.monotonic_s()
         base, epoch = await take_ownership(
             connection,
@@ -362,6 +367,14 @@ class _Opening:
             renewal_s=settings.renewal_s,
         )
 
+    def _patience(self, told: Callable[[], None]) -> Patience:
+        return Patience(
+            patience_s=self._settings.patience_s,
+            clock=self._clock,
+            told=told,
+            address=self._connector.address,
+        )
+
     def _assemble(
         self,
         connection: Connection,
@@ -385,15 +398,7 @@ class _Opening:
         def away(reason: str) -> None:
             reader.away(reason)
 
-        patience_to_write, patience_to_read = patience = tuple(
-            Patience(
-                patience_s=self._settings.patience_s,
-                clock=self._clock,
-                told=told,
-                address=self._connector.address,
-            )
-            for _ in range(2)
-        )
+        patience_to_write, patience_to_read = patience = self._patience(told), self._patience(told)
         committer = Committer(
             ledger=ledger,
             wire=wire,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import trio
 
 from dbos_actors.clock import SystemClock
-from dbos_actors.errors import FencedError, UnavailableError
+from dbos_actors.errors import FencedError, OwnedElsewhereError, UnavailableError
 from dbos_actors.store import Store, StoreSettings, StoreState, connector_for, open_store, pack
-from tests.support.faults import BreakingConnector
+from tests.support.faults import BreakingConnector, BreakingStream
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 
@@ -438,3 +442,240 @@ async def test_a_redis_without_enough_replicas_refuses_but_still_shows(
         again = RecordingSubmission(owner, pack("SET", "k", "v"))
         store.submit(again)
         assert await again.wait() == [b"OK"]
+
+
+# ------------------------------------------------------------------------ reads
+
+
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_a_read_whose_connection_breaks_at_any_byte_is_read_again(
+    valkey: ValkeyServer, direction: Direction
+) -> None:
+    valkey.execute("SET", "a", "1")
+    after = 0
+    broke = True
+    while broke:
+        connector = connector_to(valkey)
+        async with opened(connector, partition=f"{direction}{after}") as store:
+
+            def arm(stream: BreakingStream, after: int = after) -> None:
+                if direction == "sent":
+                    stream.break_after(sent=after)
+                else:
+                    stream.break_after(received=after)
+                connector.on_connect = lambda _: None  # noqa: B023 - runs within this round
+
+            connector.on_connect = arm
+            for _ in range(2):
+                assert await store.read(pack("GET", "a"), pack("EXISTS", "a")) == [b"1", 1]
+            broke = connector.streams[1].broken
+            assert store.statistics().reconnects == 0
+        after += 1
+    assert after > 20
+
+
+async def test_reads_without_a_connection_of_their_own_give_up_though_commits_work(
+    valkey: ValkeyServer,
+) -> None:
+    async with opened(connector_to(valkey), patience_s=0.2) as store:
+        # Ourselves and the client that sets it.
+        valkey.execute("CONFIG", "SET", "maxclients", "1")
+        with pytest.raises(UnavailableError, match="is away"):
+            await store.read(pack("PING"))
+        submission = RecordingSubmission(RecordingOwner(), pack("SET", "k", "v"))
+        store.submit(submission)
+        assert await submission.wait() == [b"OK"]
+        assert store.state.value is StoreState.CONNECTED
+
+
+async def test_reads_that_have_given_up_make_room_for_others(valkey: ValkeyServer) -> None:
+    settings: dict[str, Any] = {"patience_s": 0.05, "renewal_s": 0.02, "read_queue_commands": 10}
+    async with opened(connector_to(valkey), **settings) as store:
+        valkey.kill()
+        await until(lambda: store.state.value is StoreState.AWAY)
+        for _ in range(30):
+            with pytest.raises(UnavailableError, match="is away"):
+                await store.read(pack("PING"))
+        valkey.start()
+        assert await store.read(pack("PING")) == [b"PONG"]
+
+
+async def test_a_cancelled_read_is_not_delivered(valkey: ValkeyServer) -> None:
+    async with opened(connector_to(valkey)) as store:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.read(pack("INCR", "n"))
+        assert scope.cancelled_caught
+        assert await store.read(pack("PING")) == [b"PONG"]
+
+
+# ---------------------------------------------------------------------- loading
+
+
+async def test_a_redis_that_loads_its_data_is_waited_for(
+    start_valkey: Callable[..., ValkeyServer],
+) -> None:
+    server = start_valkey(key_load_delay=200)
+    owner = RecordingOwner()
+    async with opened(connector_to(server), renewal_s=0.02) as store:
+        await fill(store, 3_000)
+        server.kill()
+        await until(lambda: store.state.value is StoreState.AWAY)
+        submission = RecordingSubmission(owner, pack("SET", "k", "v"))
+        store.submit(submission)
+        server.start(until_loaded=False)
+        assert await submission.wait() == [b"OK"]
+        assert not owner.refusals
+        assert not submission.give_ups
+    server.kill()
+    server.start(until_loaded=False)
+    async with opened(connector_to(server)) as store:
+        assert await store.read(pack("GET", "k")) == [b"v"]
+
+
+async def fill(store: Store, keys: int) -> None:
+    """Write so many small keys."""
+    commands = [pack("SET", f"key:{number}", "x") for number in range(keys)]
+    submission = RecordingSubmission(RecordingOwner(), *commands)
+    store.submit(submission)
+    await submission.wait()
+
+
+# ------------------------------------------------------------------ backpressure
+
+
+async def test_commits_wait_while_what_is_kept_is_full_of_younger_ones(
+    valkey: ValkeyServer,
+) -> None:
+    owner = RecordingOwner()
+    settings: dict[str, Any] = {"kept_bytes": 50_000, "kept_s": 0.3, "batch_bytes": 10_000}
+    submissions = [RecordingSubmission(owner, pack("SET", "k", "x" * 1_000)) for _ in range(150)]
+    async with opened(connector_to(valkey), **settings) as store:
+        began_s = trio.current_time()
+        for submission in submissions:
+            store.submit(submission)
+        await until(lambda: store.statistics().kept_bytes >= 50_000)
+        assert store.statistics().kept_bytes < 65_000
+        await submissions[-1].wait()
+        # Three times what may be kept takes two periods of keeping it.
+        assert trio.current_time() - began_s >= 0.6
+        assert not owner.refusals
+
+
+# ------------------------------------------------------------------ others' bugs
+
+
+async def test_a_submission_that_raises_costs_nobody_else_an_answer(valkey: ValkeyServer) -> None:
+    class Raising(RecordingSubmission):
+        def committed(self, replies: object) -> None:
+            raise ZeroDivisionError
+
+    owner = RecordingOwner()
+    async with opened(connector_to(valkey)) as store:
+        store.submit(Raising(owner, pack("SET", "a", "1")))
+        other = RecordingSubmission(owner, pack("SET", "b", "2"))
+        store.submit(other)
+        assert await other.wait() == [b"OK"]
+
+
+# ------------------------------------------------------------------ real owners
+
+OWNER = """
+import random, sys, trio
+from dbos_actors.clock import SystemClock
+from dbos_actors.store import StoreSettings, connector_for, open_store
+
+async def main():
+    opened = open_store(
+        connector_for(sys.argv[1]), settings=StoreSettings(), clock=SystemClock(),
+        random=random.Random(),
+    )
+    async with opened:
+        print("open", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_killed_owner_of_this_host_is_succeeded_at_once_a_stopped_one_is_not(
+    valkey: ValkeyServer,
+) -> None:
+    process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time worth a thread
+        [sys.executable, "-c", OWNER, valkey.address], stdout=subprocess.PIPE, cwd=Path.cwd()
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(OwnedElsewhereError, match=f"process {process.pid}"):
+            async with opened(connector_to(valkey)):
+                raise AssertionError
+    finally:
+        process.kill()
+    process.wait()
+    process.stdout.close()
+    assert valkey.execute("EXISTS", "dbos:{p0}:owner") == 1
+    async with opened(connector_to(valkey)) as store:
+        assert store.is_current
+
+
+# --------------------------------------------------------------------- all at once
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_everything_acknowledged_is_there_once_and_in_order(
+    valkey: ValkeyServer, seed: int
+) -> None:
+    """Many owners under random faults; ``seed`` is in the test's name."""
+    dice = random.Random(seed)
+    connector = connector_to(valkey)
+    owners = [RecordingOwner(f"o{n}") for n in range(8)]
+    submissions: list[RecordingSubmission] = []
+    settings: dict[str, Any] = {"batch_submissions": 20, "renewal_s": 0.05, "stall_s": 0.1}
+    async with opened(connector, seed=seed, **settings) as store:
+        for _ in range(25):
+            mark = valkey.aof_mark()
+            for _ in range(dice.randrange(60)):
+                owner = dice.choice(owners)
+                number = len(submissions)
+                commands = [pack("RPUSH", owner.name, number)] * dice.choice([0, 1, 1, 1])
+                freeing = dice.random() < 0.2
+                submissions.append(RecordingSubmission(owner, *commands, frees_memory=freeing))
+                store.submit(submissions[-1])
+            for _ in range(dice.randrange(20)):
+                await trio.lowlevel.checkpoint()
+            match dice.choice(["none", "none", "break", "kill", "lose", "pause"]):
+                case "break":
+                    stream = dice.choice(connector.streams[-2:])
+                    size = dice.randrange(400)
+                    if dice.random() < 0.5:
+                        stream.break_after(sent=size)
+                    else:
+                        stream.break_after(received=size)
+                case "kill":
+                    valkey.restart()
+                case "lose":
+                    end = valkey.aof_mark()
+                    valkey.lose_writes_since(dice.randint(mark, end))
+                case "pause":
+                    valkey.pause()
+                    await trio.sleep(0.01)
+                    valkey.resume()
+                case _:
+                    pass
+            if dice.random() < 0.5:
+                await trio.sleep(dice.choice([0.0, 0.005, 0.03]))
+        for submission in submissions:
+            await submission.wait()
+        last = RecordingSubmission(owners[0])
+        store.submit(last)
+        await last.wait()
+        statistics = store.statistics()
+    assert all(len(s.outcomes) == 1 and s.was_committed for s in submissions)
+    for owner in owners:
+        expected = [n for n, s in enumerate(submissions) if s.owner is owner and s.commands]
+        found = [int(n) for n in valkey.execute("LRANGE", owner.name, 0, -1)]
+        assert found == expected
+    assert statistics.batches_lost == 0
+    assert statistics.command_errors == 0

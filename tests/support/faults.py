@@ -53,7 +53,7 @@ class BreakingStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self.broken:
             raise trio.BrokenResourceError
-        if self._receive_left == 0:
+        if self._receive_left is not None and self._receive_left <= 0:
             # The peer has sent more, which is lost.
             await self._inner.receive_some(max_bytes)
             await self._break()

@@ -83,8 +83,12 @@ class ValkeyServer:
 
     # ----------------------------------------------------------- life cycle
 
-    def start(self) -> Self:
-        """Run the server over its directory and wait until it has loaded its data."""
+    def start(self, *, until_loaded: bool = True) -> Self:
+        """Run the server over its directory and wait until it answers.
+
+        While it loads its data it answers ``LOADING`` to almost everything; by default that is
+        waited for too. (``key_load_delay``, in microseconds, makes loading slow.)
+        """
         assert not self.is_running
         arguments = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1"]
         arguments += ["--unixsocket", str(self.socket_path), "--dir", str(self.directory)]
@@ -95,7 +99,7 @@ class ValkeyServer:
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         give_up_at = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while not self._answers(until_loaded=until_loaded):
             if self._process.poll() is not None or time.monotonic() > give_up_at:
                 raise AssertionError(f"valkey does not start:\n{self.log()}")
             time.sleep(0.002)
@@ -186,7 +190,7 @@ class ValkeyServer:
 
     # ------------------------------------------------------------ internals
 
-    def _answers(self) -> bool:
+    def _answers(self, *, until_loaded: bool) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             try:
@@ -196,7 +200,7 @@ class ValkeyServer:
             except OSError:
                 return False
         # -NOAUTH also means: loaded and listening.
-        return answer.startswith((b"+PONG", b"-NOAUTH"))
+        return bool(answer) if not until_loaded else answer.startswith((b"+PONG", b"-NOAUTH"))
 
     def _end(self, number: signal.Signals) -> None:
         assert self._process is not None, "not running"
