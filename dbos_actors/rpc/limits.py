@@ -28,9 +28,10 @@ class ServerLimits:
     """Unfinished request messages beyond their stream's window. A message begins to be
     received only when all of it fits; until then its stream waits on flow control."""
 
-    backlog_bytes_max: int = 1 * _MIB
+    backlog_bytes_max: int = 8 * _MIB
     """Unsent response bytes beyond which no further call of the connection is begun, and,
-    while its socket accepts nothing, nothing more is read from it."""
+    while its socket accepts nothing, nothing more is read from it. Two of the largest messages
+    that clients accept by default: a call does not wait behind one."""
 
     backlog_bytes_free: int = 256 * 1024
     """Unsent response bytes each connection may always have."""

@@ -276,7 +276,7 @@ class _Connection:
         "_accepted_bytes",
         "_clock",
         "_core",
-        "_drained",
+        "_moved",
         "_nursery",
         "_protocol",
         "_read_buffer",
@@ -311,7 +311,7 @@ class _Connection:
         self._nursery: trio.Nursery | None = None
         self._unsent = None
         self._accepted_bytes = 0
-        self._drained: trio.Event | None = None
+        self._moved: trio.Event | None = None
         self._reading = trio.CancelScope()
 
     async def run(self) -> None:
@@ -348,8 +348,8 @@ class _Connection:
         backlog_max = self._core.limits.backlog_bytes_max
         monotonic_s = self._clock.monotonic_s
         while not protocol.closed:
-            if self._unsent is not None and protocol.backlog > backlog_max:
-                await self._wait_drained()
+            while self._unsent is not None and protocol.backlog > backlog_max:
+                await self._wait_moved()
             await trio.lowlevel.wait_readable(sock)
             try:
                 size = sock.recv_into(buffer)
@@ -383,17 +383,18 @@ class _Connection:
 
     async def _linger(self) -> None:
         """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
-        if self._unsent is not None:
-            await self._wait_drained()
+        while self._unsent is not None:
+            await self._wait_moved()
         self._sock.shutdown(socket.SHUT_WR)
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             if not self._sock.recv_into(self._read_buffer):
                 return
 
-    async def _wait_drained(self) -> None:
-        self._drained = trio.Event()
-        await self._drained.wait()
+    async def _wait_moved(self) -> None:
+        """Wait until the writer has got on."""
+        self._moved = trio.Event()
+        await self._moved.wait()
 
     def start(self, call: StreamCall) -> None:
         """Start a call's handler."""
@@ -405,8 +406,6 @@ class _Connection:
         self._protocol.tick(now_s, self._accepted_bytes)
         if self._protocol.closed:
             self._reading.cancel()
-            if self._drained is not None:
-                self._drained.set()
 
     def announce_shutdown(self) -> None:
         """Begin a graceful end."""
@@ -476,9 +475,12 @@ class _Connection:
                     continue
                 self._unsent = None
                 self._pump()
+                if self._moved is not None:
+                    self._moved.set()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
             self._failed(error)
-        if self._drained is not None:
-            self._drained.set()
+            self._unsent = None
+        if self._moved is not None:
+            self._moved.set()
         if self._protocol.closed:
             self._reading.cancel()

@@ -400,7 +400,8 @@ def test_a_client_that_does_not_take_its_answers_gets_no_further_call_begun(
         begun.append(1)
         call.reply(b"x" * 100_000)
 
-    pipe = make_pipe({"Echo": big}, client=make_client(acknowledge=False))
+    limits = ServerLimits(backlog_bytes_max=1_000_000)
+    pipe = make_pipe({"Echo": big}, limits=limits, client=make_client(acknowledge=False))
     streams = [pipe.client.request(b"") for _ in range(100)]
     pipe.client.engine._engine.set_local_window_size(0)
     pipe.run()

@@ -1,0 +1,318 @@
+"""Mistakes that HTTP/2 servers are known to make, one test each; see the names.
+
+Some have further tests where they belong (`test_protocol`, `test_stream`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+import trio
+from grpclib.const import Cardinality, Handler, Status
+from structlog.testing import capture_logs
+
+from dbos_actors.rpc.framing import frame
+from dbos_actors.rpc.http2 import Http2Options
+from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.server import Server
+from dbos_actors.rpc.stream import Stream
+from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+
+MakePipe = Callable[..., Any]
+MakeServer = Callable[..., Server]
+Serve = Callable[[Server], AbstractAsyncContextManager[str]]
+Connect = Callable[..., Any]
+
+
+class Blob:
+    """A message that is its bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @classmethod
+    def FromString(cls, data: bytes) -> Blob:  # noqa: N802
+        return cls(data)
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        return self.data
+
+
+class Service:
+    """One method, of a function."""
+
+    def __init__(self, name: str, func: Any, cardinality: Cardinality) -> None:
+        self._handler = {f"/test.Test/{name}": Handler(func, cardinality, Blob, Blob)}
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return self._handler
+
+
+def server_of(unary: dict[str, Any], *services: Service, **options: Any) -> Server:
+    return Server(
+        unary={f"/test.Test/{name}": UnaryMethod(func, bytes) for name, func in unary.items()},
+        services=services,
+        status_of=lambda e: (Status.UNKNOWN, str(e)),
+        **options,
+    )
+
+
+def echo(call: UnaryCall) -> None:
+    call.reply(call.request)
+
+
+async def test_a_reset_never_overtakes_the_trailers(serve: Serve, connect: Connect) -> None:
+    async with serve(server_of({})) as address:
+        client = await connect(address)
+        for _ in range(200):
+            answer = await client.call(b"x" * 3_000_000, path=b"/nobody/Home")
+            assert (answer.status, answer.reset) == (Status.UNIMPLEMENTED, 0)
+
+
+async def test_a_unary_call_does_not_wait_behind_a_large_stream(
+    serve: Serve, connect: Connect
+) -> None:
+    async def pour(stream: Stream[Blob, Blob]) -> None:
+        for _ in range(16):
+            await stream.send_message(Blob(bytes(1 << 20)))
+
+    def large(call: UnaryCall) -> None:
+        call.reply(bytes(16 << 20))
+
+    service = Service("Pour", pour, Cardinality.UNARY_STREAM)
+    limits = ServerLimits(backlog_bytes_max=32 << 20)
+    server = server_of({"Echo": echo, "Large": large}, service, limits=limits)
+    async with serve(server) as address:
+        for path in (b"/test.Test/Pour", b"/test.Test/Large"):
+            client = await connect(address, options=Http2Options(stream_window_bytes=1 << 24))
+            big = client.raw.request(b"", path=path)
+            await client.flush()
+            while len(client.raw.answers[big].body) < 100_000:
+                await client.receive()
+            answer = await client.call(b"quick")
+            assert answer.body == frame(b"quick")
+            # What the socket's buffers held is ahead of it, and no more.
+            assert len(client.raw.answers[big].body) < 12 << 20
+            assert not client.raw.answers[big].closed
+            await trio.aclose_forcefully(client.stream)
+
+
+@pytest.mark.parametrize("chunk", [None, 1_000])
+@pytest.mark.parametrize("path", [b"/test.Test/Echo", b"/test.Test/Stream", b"/no/Where"])
+def test_cancelled_uploads_give_their_window_back(
+    make_pipe: MakePipe, chunk: int | None, path: bytes
+) -> None:
+    """In pieces, so that some resets come in the middle of a DATA frame."""
+
+    async def never(stream: Stream[Blob, Blob]) -> None:
+        raise AssertionError
+
+    limits = ServerLimits(http2=Http2Options(concurrent_streams_max=4))
+    services = [Service("Stream", never, Cardinality.UNARY_UNARY)]
+    pipe = make_pipe({"Echo": echo}, limits=limits, services=services)
+    pipe.run()
+    for _ in range(1_000 if chunk is None else 50):
+        stream = pipe.client.request(None, end=False, path=path)
+        if not pipe.client.answers[stream].closed:
+            pipe.client.send(stream, frame(b"x" * 30_000)[:20_000])
+        pipe.to_server(chunk=chunk)
+        pipe.client.reset(stream)
+        pipe.run()
+    stream = pipe.client.request(b"x" * (1 << 20))
+    pipe.run()
+    assert pipe.client.answers[stream].status is Status.OK
+
+
+async def test_a_message_larger_than_every_window_does_not_deadlock(
+    serve: Serve, connect: Connect
+) -> None:
+    async def join(stream: Stream[Blob, Blob]) -> None:
+        sizes = [len(message.data) async for message in stream]
+        await stream.send_message(Blob(str(sizes).encode()))
+
+    service = Service("Join", join, Cardinality.STREAM_STREAM)
+    async with serve(server_of({}, service)) as address:
+        client = await connect(address)
+        stream = client.raw.request(bytes(4_000_000), end=False, path=b"/test.Test/Join")
+        client.raw.send(stream, frame(b"") + frame(bytes(4_194_304)), end=True)
+        answer = await client.answer(stream)
+        assert answer.body == frame(b"[4000000, 0, 4194304]")
+
+
+async def test_headers_and_their_reset_in_one_write_are_no_trouble(
+    serve: Serve, connect: Connect
+) -> None:
+    async def wait(stream: Stream[Blob, Blob]) -> None:
+        await stream.recv_message()
+        await trio.sleep_forever()
+
+    service = Service("Wait", wait, Cardinality.STREAM_STREAM)
+    server = server_of({"Echo": echo}, service)
+    async with serve(server) as address:
+        client = await connect(address)
+        output = b""
+        for path in (b"/test.Test/Echo", b"/test.Test/Wait", b"/no/Where") * 100:
+            stream = client.raw.request(b"x", path=path)
+            output += client.raw.output()
+            client.raw.reset(stream)
+            output += client.raw.output()
+        await client.stream.send_all(output)
+        assert (await client.call(b"alive")).body == frame(b"alive")
+        while server.statistics().calls_live:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_no_exception_of_one_call_reaches_another(serve: Serve, connect: Connect) -> None:
+    def decode(data: bytes) -> bytes:
+        if data == b"codec":
+            raise RecursionError
+        return data
+
+    class Unserialisable:
+        def SerializeToString(self) -> bytes:  # noqa: N802
+            raise UnicodeError
+
+    def handler(call: UnaryCall) -> None:
+        match call.request:
+            case b"handler":
+                raise ExceptionGroup("many", [KeyError("x"), OSError(9, "x")])
+            case b"metadata":
+                call.reply(str(call.metadata).encode())
+            case b"reply":
+                call.reply(Unserialisable())
+            case b"table":
+                call.fail(ArithmeticError())
+            case _:
+                call.reply(call.request)
+
+    def status_of(error: Exception) -> tuple[Status, str]:
+        raise error
+
+    methods = {"/test.Test/Echo": UnaryMethod(handler, decode)}
+    async with serve(Server(unary=methods, status_of=status_of)) as address:
+        bad, good = await connect(address), await connect(address)
+        with capture_logs():
+            for body in (b"handler", b"codec", b"metadata", b"reply", b"table"):
+                answer = await bad.call(body, x_bin=b"!!!")
+                assert answer.status is Status.INTERNAL
+                assert (await bad.call(b"fine")).status is Status.OK
+                assert (await good.call(b"fine")).status is Status.OK
+
+
+async def test_cancelling_calls_beside_a_slow_reader_corrupts_nothing(
+    serve: Serve, connect: Connect
+) -> None:
+    """Catches an output that is cut where a cancelled task was writing."""
+
+    async def pour(stream: Stream[Blob, Blob]) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        for number in range(40):
+            await stream.send_message(Blob(request.data + b"%04d" % number * 5_000))
+
+    service = Service("Pour", pour, Cardinality.UNARY_STREAM)
+    async with serve(server_of({}, service)) as address:
+        client = await connect(address)
+        streams = [client.raw.request(b"%02d" % n, path=b"/test.Test/Pour") for n in range(20)]
+        await client.flush()
+        for stream in streams[::2]:
+            await client.receive()
+            client.raw.reset(stream)
+            await client.flush()
+        for number, stream in enumerate(streams):
+            if number % 2:
+                answer = await client.answer(stream)
+                prefix = b"%02d" % number
+                messages = [frame(prefix + b"%04d" % n * 5_000) for n in range(40)]
+                assert answer.body == b"".join(messages)
+
+
+def test_trailers_behind_a_body_that_fills_the_window_arrive(make_pipe: MakePipe) -> None:
+    def handler(call: UnaryCall) -> None:
+        call.reply(b"x" * (65_535 - 5))
+
+    pipe = make_pipe({"Echo": handler})
+    stream = pipe.client.request(b"")
+    pipe.to_server()
+    pipe.to_client()
+    answer = pipe.client.answers[stream]
+    assert len(answer.body) == 65_535
+    pipe.run()
+    assert answer.status is Status.OK
+
+
+async def test_a_drain_is_not_held_up_by_a_client_that_never_reads(
+    serve: Serve, connect: Connect, autojump_clock: trio.testing.MockClock
+) -> None:
+    server = server_of({"Echo": lambda call: call.reply(bytes(4_000_000))})
+    async with serve(server) as address:
+        client = await connect(address)
+        client.raw.request(b"")
+        await client.flush()
+        while not server.statistics().calls_total:
+            await trio.lowlevel.checkpoint()
+        autojump_clock.autojump_threshold = 0.05
+        with trio.fail_after(20):
+            await server.drain(10)
+        while server.statistics().connections:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["deadline", "reset", "answer", "lost"]))
+)
+def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
+    make_pipe: MakePipe, streaming: bool, order: tuple[str, ...]
+) -> None:
+    ends: list[Status | None] = []
+    calls: list[UnaryCall] = []
+
+    def keep(call: UnaryCall) -> None:
+        call.on_answered = ends.append
+        calls.append(call)
+
+    async def unused(stream: Stream[Blob, Blob]) -> None:
+        raise AssertionError
+
+    services = [Service("Stream", unused, Cardinality.STREAM_STREAM)]
+    pipe = make_pipe({"Echo": keep}, services=services)
+    path = b"/test.Test/Stream" if streaming else b"/test.Test/Echo"
+    stream = pipe.client.request(b"x", grpc_timeout=b"5S", path=path)
+    pipe.run()
+    if streaming:
+        (call,) = pipe.started
+        call.on_answered = ends.append
+    for step in order:
+        match step:
+            case "deadline":
+                pipe.now_s += 5
+                pipe.core.deadlines.expire(pipe.now_s)
+            case "reset":
+                if not pipe.client.answers[stream].closed:
+                    pipe.client.reset(stream)
+                pipe.to_server()
+            case "answer" if streaming:
+                call.end(Status.OK)
+            case "answer":
+                calls[0].reply(b"x")
+            case "lost":
+                pipe.server.lost()
+        pipe.core.flush()
+        if not pipe.server.closed:
+            pipe.to_client()
+    if streaming:
+        assert pipe.core.calls_live == 1  # until its handler has returned
+        call.finished()
+    expected = {"deadline": Status.DEADLINE_EXCEEDED, "answer": Status.OK}.get(order[0])
+    assert ends == [expected]
+    answer = pipe.client.answers[stream]
+    if expected is not None:
+        assert answer.status is expected
+    assert pipe.core.calls_live == 0
+    pipe.core.deadlines.expire(float("inf"))
+    assert len(pipe.core.deadlines) == 0
