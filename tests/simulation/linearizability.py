@@ -1,0 +1,129 @@
+"""Whether one register's operations can have happened one after another.
+
+The search is Wing and Gong's with Lowe's memory of visited configurations: take
+any operation that nothing unfinished must precede, apply it to the model, and
+go on; give a configuration (what is done, state) up if it was met before.
+
+An operation without an answer may be taken at any time or left out; but not
+after ``settled_at``, when nothing that had not happened could happen any more.
+
+What Redis may lose when it and its server die together is described by
+`Rollback`: at that moment the register may return to any state it had had since
+the last moment that is certain to be on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.simulation.history import KeyOperation
+from tests.simulation.models import Impossible, Model, State
+
+CONFIGURATIONS_MAX = 200_000
+"""Visited before the search gives up undecided; a hundred times what usual histories need."""
+
+
+class Verdict(Enum):
+    """What the search has found."""
+
+    LINEARIZABLE = "linearizable"
+    VIOLATION = "violation"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """At ``at``, what was acknowledged after ``certain`` may be gone."""
+
+    certain: int
+    at: int
+
+
+@dataclass(slots=True)
+class _Configuration:
+    done: int
+    state: State
+    # States the register had since the last certain moment, newest last; None: no rollback ahead.
+    past: tuple[State, ...]
+    rollbacks: int
+
+
+def check(
+    operations: Sequence[KeyOperation],
+    model: Model,
+    *,
+    settled_at: int | None = None,
+    rollbacks: Sequence[Rollback] = (),
+) -> Verdict:
+    """Search for an order that explains every answer."""
+    ordered = sorted(operations, key=lambda operation: operation.start)
+    all_done = sum(1 << i for i, o in enumerate(ordered) if o.end is not None)
+    late = sum(
+        1 << i for i, o in enumerate(ordered) if settled_at is not None and o.start > settled_at
+    )
+    stack = [_Configuration(0, None, (None,), 0)]
+    met: set[tuple[int, State, tuple[State, ...], int]] = set()
+    while stack:
+        at = stack.pop()
+        if at.done & all_done == all_done:
+            return Verdict.LINEARIZABLE
+        key = (at.done, at.state, at.past, at.rollbacks)
+        if key in met:
+            continue
+        met.add(key)
+        if len(met) > CONFIGURATIONS_MAX:
+            return Verdict.UNDECIDED
+        stack += _next(at, ordered, model, late, rollbacks)
+    return Verdict.VIOLATION
+
+
+def _next(
+    at: _Configuration,
+    ordered: Sequence[KeyOperation],
+    model: Model,
+    late: int,
+    rollbacks: Sequence[Rollback],
+) -> list[_Configuration]:
+    # Everything taken next must have started before any answered, untaken operation ended.
+    limit = min(
+        (o.end for i, o in enumerate(ordered) if o.end is not None and not at.done >> i & 1),
+    )
+    found: list[_Configuration] = []
+    rollback = rollbacks[at.rollbacks] if at.rollbacks < len(rollbacks) else None
+    if rollback is not None:
+        if rollback.at < limit:
+            found = [
+                _Configuration(at.done, state, (state,), at.rollbacks + 1)
+                for state in dict.fromkeys(at.past)
+            ]
+        limit = min(limit, rollback.at)
+    for i, operation in enumerate(ordered):
+        if operation.start > limit:
+            break
+        if at.done >> i & 1:
+            continue
+        if operation.end is None and at.done & late:
+            continue
+        try:
+            state = model(at.state, operation.kind, operation.argument, operation.result)
+        except Impossible:
+            continue
+        done = at.done | 1 << i
+        past: tuple[State, ...] = ()
+        if rollback is not None:
+            past = _past(at, state, ordered, rollback)
+        found.append(_Configuration(done, state, past, at.rollbacks))
+    return found
+
+
+def _past(
+    at: _Configuration, state: State, ordered: Sequence[KeyOperation], rollback: Rollback
+) -> tuple[State, ...]:
+    """States that may come back: none before all that is certain was done."""
+    for i, operation in enumerate(ordered):
+        certain = operation.end is not None and operation.end <= rollback.certain
+        if certain and not at.done >> i & 1:
+            return (state,)
+    return at.past if at.past and at.past[-1] == state else (*at.past, state)
