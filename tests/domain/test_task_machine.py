@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dbos_actors.domain.task_audit import Audit
 from dbos_actors.domain.tasks import TaskLimits
@@ -22,7 +22,7 @@ from dbos_actors.errors import RefusedError
 from tests.domain.task_helpers import Driver, durable_state, recovered
 
 LIMITS = TaskLimits(retention_s=120, completed_max=3, max_attempts=3)
-IDS = st.sampled_from([f"t{i}" for i in range(8)])
+IDS = st.sampled_from([f"t{i}" for i in range(6)])
 AGENTS = st.sampled_from(["a1", "a2", "a3"])
 MODULES = st.sampled_from(["ping", "dns"])
 FILTERS = st.fixed_dictionaries({}, optional={"agent_id": AGENTS, "module_name": MODULES})
@@ -93,6 +93,13 @@ class TaskMachine(RuleBasedStateMachine):
                 task.visible_at = math.ceil(self.wall_s + delay_s)
                 task.span_s = delay_s
 
+    def draw_delivery(self, data: st.DataObject) -> tuple[str, str]:
+        """A task and a token: mostly of a running delivery, else an old one or none."""
+        held = [(task_id, task.token) for task_id, task in self.model.items() if task.token]
+        pool = data.draw(st.sampled_from([pool for pool in (held, held, self.tokens) if pool]))
+        task_id, token = data.draw(st.sampled_from(pool))
+        return task_id, data.draw(st.sampled_from([token, token, ""]))
+
     def may_settle(self, task_id: str, token: str, ended_by: str) -> str:
         """What the model says of a settlement: yes, again or no."""
         task = self.model.get(task_id)
@@ -111,14 +118,25 @@ class TaskMachine(RuleBasedStateMachine):
 
     # ----------------------------------------------------------- operations
 
+    @initialize(attempts=st.lists(st.integers(1, 4), min_size=6, max_size=6))
+    def some_tasks(self, attempts: list[int]) -> None:
+        """Mostly due whatever the clock does, so that something can happen at once."""
+        for i, allowed in enumerate(attempts):
+            self.schedule_one(f"t{i}", (f"a{i % 3 + 1}", "ping"), b"", -90_000, allowed)
+
     @rule(
         task_id=IDS,
         lane=st.tuples(AGENTS, MODULES),
         payload=st.sampled_from([b"", b"x"]),
-        in_s=st.one_of(st.none(), st.integers(-50, 100), st.integers(3000, 4000)),
-        attempts=st.integers(0, 2),
+        in_s=st.sampled_from([None, -90_000, -90_000, -20, -1, 0, 1, 7, 60, 3600]),
+        attempts=st.sampled_from([0, 0, 0, 1, 2]),
     )
     def schedule(
+        self, task_id: str, lane: tuple[str, str], payload: bytes, in_s: int | None, attempts: int
+    ) -> None:
+        self.schedule_one(task_id, lane, payload, in_s, attempts)
+
+    def schedule_one(
         self, task_id: str, lane: tuple[str, str], payload: bytes, in_s: int | None, attempts: int
     ) -> None:
         at = 0 if in_s is None else int(self.wall_s) + in_s
@@ -162,8 +180,15 @@ class TaskMachine(RuleBasedStateMachine):
             deliveries=deliveries,
         )
 
-    @rule(limit=st.integers(1, 5), lease_s=st.sampled_from([5, 30]), filters=FILTERS)
+    @rule(lease_s=st.sampled_from([5, 30]))
+    def lease_all(self, lease_s: int) -> None:
+        self.lease_some(10, lease_s, {})
+
+    @rule(limit=st.integers(1, 3), lease_s=st.sampled_from([5, 30]), filters=FILTERS)
     def lease(self, limit: int, lease_s: int, filters: dict[str, str]) -> None:
+        self.lease_some(limit, lease_s, filters)
+
+    def lease_some(self, limit: int, lease_s: int, filters: dict[str, str]) -> None:
         self.time_passes()
         due = [
             task_id
@@ -192,9 +217,16 @@ class TaskMachine(RuleBasedStateMachine):
             task.span_s = lease_s
             self.tokens.append((record.task_id, record.lease_token))
 
-    @rule(data=st.data(), task_id=IDS)
-    def ack(self, data: st.DataObject, task_id: str) -> None:
-        self.settle_ack(*data.draw(st.sampled_from([(task_id, ""), *self.tokens[-12:]])))
+    @rule(data=st.data(), repeated=st.booleans())
+    def ack_delivery(self, data: st.DataObject, repeated: bool) -> None:
+        delivery = self.draw_delivery(data)
+        self.settle_ack(*delivery)
+        if repeated:
+            self.settle_ack(*delivery)
+
+    @rule(task_id=IDS)
+    def ack_unfenced(self, task_id: str) -> None:
+        self.settle_ack(task_id, "")
 
     def settle_ack(self, task_id: str, token: str) -> None:
         verdict = self.may_settle(task_id, token, "ack")
@@ -217,9 +249,18 @@ class TaskMachine(RuleBasedStateMachine):
         self.completed += 1
         self.ever_acked.add((task_id, task.token))
 
-    @rule(data=st.data(), task_id=IDS, delay_s=st.sampled_from([0, 0, 10, 100]))
-    def nack(self, data: st.DataObject, task_id: str, delay_s: int) -> None:
-        task_id, token = data.draw(st.sampled_from([(task_id, ""), *self.tokens[-12:]]))
+    @rule(data=st.data(), delay_s=st.sampled_from([0, 10, 100]), repeated=st.booleans())
+    def nack_delivery(self, data: st.DataObject, delay_s: int, repeated: bool) -> None:
+        delivery = self.draw_delivery(data)
+        self.settle_nack(*delivery, delay_s)
+        if repeated:
+            self.settle_nack(*delivery, delay_s)
+
+    @rule(task_id=IDS, delay_s=st.sampled_from([0, 10, 100]))
+    def nack_unfenced(self, task_id: str, delay_s: int) -> None:
+        self.settle_nack(task_id, "", delay_s)
+
+    def settle_nack(self, task_id: str, token: str, delay_s: int) -> None:
         verdict = self.may_settle(task_id, token, "nack")
         try:
             self.driver.nack(task_id, token, delay_s=delay_s)
@@ -235,7 +276,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), lease_s=st.sampled_from([5, 60]))
     def extend(self, data: st.DataObject, lease_s: int) -> None:
-        task_id, token = data.draw(st.sampled_from(self.tokens[-12:]))
+        task_id, token = self.draw_delivery(data)
         task = self.model.get(task_id)
         holds = task is not None and task.status == "inflight" and task.token == token
         try:
@@ -261,7 +302,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        task_id, token = data.draw(st.sampled_from(self.tokens[-12:]))
+        task_id, token = self.draw_delivery(data)
         task = self.model.get(task_id)
         holds = task is not None and task.status == "inflight" and task.token == token
         book = self.driver.book
@@ -269,6 +310,14 @@ class TaskMachine(RuleBasedStateMachine):
         assert released is holds
         if holds and task is not None:
             self.give_up(task, "expired")
+
+    @rule(data=st.data())
+    def lease_and_settle(self, data: st.DataObject) -> None:
+        self.lease_some(2, 30, {})
+        if data.draw(st.booleans()):
+            self.settle_ack(*self.draw_delivery(data))
+        else:
+            self.settle_nack(*self.draw_delivery(data), data.draw(st.sampled_from([0, 10])))
 
     @rule()
     def retire(self) -> None:
@@ -283,8 +332,10 @@ class TaskMachine(RuleBasedStateMachine):
         for task_id in dropped:
             del self.model[task_id]
 
-    @rule(agent=AGENTS)
-    def delete_agent(self, agent: str) -> None:
+    @rule(agent=AGENTS, really=st.sampled_from([False, False, False, True]))
+    def delete_agent(self, agent: str, really: bool) -> None:
+        if not really:
+            return
         book = self.driver.book
         cursor: int | None = 0
         while cursor is not None:
@@ -396,4 +447,4 @@ class TaskMachine(RuleBasedStateMachine):
 
 
 TestTaskMachine = TaskMachine.TestCase
-TestTaskMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTaskMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

@@ -16,6 +16,7 @@ from dbos_actors.domain.task_journal import (
 )
 from dbos_actors.domain.task_recovery import Recovery
 from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks import TaskLimits
 from tests.domain.task_helpers import Driver, durable_state, recovered
 
 NAMES = st.text(max_size=12)
@@ -154,6 +155,19 @@ def test_a_clock_that_is_wrong_at_the_restart_delays_a_retry_by_its_own_length_a
     driver.restart()
     driver.sleep(30)
     assert len(driver.lease()) == 1
+
+
+def test_a_lane_that_emptied_and_came_back_is_one_lane_after_a_restart() -> None:
+    driver = Driver(TaskLimits(completed_max=0))
+    driver.schedule("t")
+    driver.ack("t")
+    driver.retire()
+    driver.schedule("t")
+    assert list(driver.book.lanes) == [2]
+    driver.restart()
+    driver.schedule("u")
+    assert list(driver.book.lanes) == [2]
+    assert len(driver.lease(agent_id="a1")) == 2
 
 
 def test_late_tasks_fall_due_in_due_order_after_a_restart() -> None:

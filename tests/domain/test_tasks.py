@@ -183,6 +183,16 @@ def test_a_repeated_nack_with_the_right_token_counts_once() -> None:
     assert driver.record("t").deliveries == 1
 
 
+def test_rescheduling_a_task_ends_what_its_old_token_could_still_do() -> None:
+    driver = Driver()
+    driver.schedule("t")
+    token = driver.lease()[0].lease_token
+    driver.nack("t", token)
+    driver.schedule("t", payload=b"changed")
+    with pytest.raises(StaleLeaseError):
+        driver.nack("t", token)
+
+
 def test_an_empty_token_is_accepted_while_the_task_is_pending_or_inflight() -> None:
     driver = Driver()
     driver.schedule("p")
@@ -331,6 +341,21 @@ def test_a_refused_operation_leaves_the_rest_of_its_change_alone() -> None:
     driver.turn(acks)
     assert driver.book.counters().completed == 2
     assert len(driver.journal) == 4
+
+
+def test_one_change_leases_no_task_twice() -> None:
+    driver = Driver()
+    for task_id in "tuv":
+        driver.schedule(task_id)
+
+    def leases(change: Change) -> list[TaskRecord]:
+        return [
+            record
+            for token in (1, 9)
+            for record in driver.book.lease(change, limit=2, lease_s=5, worker_id="w", token=token)
+        ]
+
+    assert [record.task_id for record in driver.turn(leases)] == ["t", "u", "v"]
 
 
 # ------------------------------------------------------------------- fairness
