@@ -48,6 +48,7 @@ class ServerCore:
     __slots__ = (
         "backlog_free",
         "calls_live",
+        "calls_live_max",
         "calls_total",
         "deadlines",
         "dirty",
@@ -71,6 +72,7 @@ class ServerCore:
         self.limits = limits
         self.deadlines = Deadlines()
         self.calls_live = 0
+        self.calls_live_max = limits.calls_live_max
         self.calls_total = 0
         self.backlog_free = limits.backlog_bytes_shared
         self.dirty: list[ServerConnection] = []

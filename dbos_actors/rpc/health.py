@@ -28,11 +28,17 @@ class Health:
     def __init__(self, services: Iterable[str] = ()) -> None:
         self._serving = dict.fromkeys((OVERALL, *services), False)
         self._changed = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nothing is serving any more, and whoever watches is told so and sent away."""
+        self._closed = True
+        self.set(False)
 
     def set(self, serving: bool, *services: str) -> None:
         """Say whether the services (all of them, if none is named) are serving."""
         for service in services or tuple(self._serving):
-            self._serving[service] = serving
+            self._serving[service] = serving and not self._closed
         self._changed.unpark_all()
 
     def _status(self, service: str) -> Any:
@@ -62,6 +68,8 @@ class Health:
             if status != sent:
                 sent = status
                 await stream.send_message(HealthCheckResponse(status=status))
+            elif self._closed:
+                raise GRPCError(Status.UNAVAILABLE, "the server is shutting down")
             else:
                 await self._changed.park()
 

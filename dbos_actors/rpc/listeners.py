@@ -121,15 +121,6 @@ class UnixListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-def address_of(listener: Listener) -> str:
-    """Where a listener of ours listens, as `open_listeners` takes it: the port is the real one."""
-    if isinstance(listener, UnixListener):
-        return f"unix:{listener.path}"
-    assert isinstance(listener, trio.SocketListener)
-    host, port = listener.socket.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 class TlsListener(trio.abc.Listener[trio.SocketStream]):
     """A listener whose connections begin with a TLS handshake, which the server does."""
 

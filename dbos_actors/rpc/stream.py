@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from dbos_actors.clock import Clock
 from dbos_actors.rpc.core import ServerCore
+from dbos_actors.rpc.http2 import Headers
 from dbos_actors.rpc.metadata import (
     Metadata,
     MetadataError,
@@ -86,6 +87,11 @@ class Stream(Generic[RequestT, ReplyT]):
         self.user_agent = dict(call.headers).get(b"user-agent", b"").decode("ascii", "replace")
         self.user_data: dict[str, Any] = {}
         """For interceptors and handlers to tell each other things."""
+
+    @property
+    def headers(self) -> Headers:
+        """As they came, pseudo-headers and metadata: for interceptors that look for one name."""
+        return self._call.headers
 
     @property
     def path(self) -> str:

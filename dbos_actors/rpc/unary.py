@@ -56,13 +56,13 @@ class UnaryCall:
 
     __slots__ = (
         "_connection",
-        "_headers",
         "_metadata",
         "accepts_gzip",
         "answered",
         "buffer",
         "deadline",
         "encoding",
+        "headers",
         "message_bytes",
         "method",
         "on_answered",
@@ -71,6 +71,9 @@ class UnaryCall:
         "stream_id",
         "unacknowledged",
     )
+
+    headers: Headers
+    """As they came, pseudo-headers and metadata: for interceptors that look for one name."""
 
     request: Any
     """The decoded request message."""
@@ -94,7 +97,7 @@ class UnaryCall:
     ) -> None:
         self._connection = connection
         self.method = method
-        self._headers = headers
+        self.headers = headers
         self._metadata: Metadata | None = None
         self.buffer: bytes | bytearray | None = None
         self.message_bytes = 0
@@ -116,7 +119,7 @@ class UnaryCall:
         """
         if self._metadata is None:
             try:
-                self._metadata = decode_metadata(self._headers)
+                self._metadata = decode_metadata(self.headers)
             except MetadataError as error:
                 raise GRPCError(Status.INTERNAL, str(error)) from error
         return self._metadata
@@ -124,7 +127,7 @@ class UnaryCall:
     @property
     def path(self) -> str:
         """The method's full path, such as ``/dbos.DBOS/GetAgent``."""
-        return dict(self._headers)[b":path"].decode("ascii", "replace")
+        return dict(self.headers)[b":path"].decode("ascii", "replace")
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
