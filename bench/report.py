@@ -244,7 +244,8 @@ def markdown(results: Results) -> str:
     titles = {s.name: s.title for s in SCENARIOS}
     steps = {(s.scenario, s.step): s.title for s in results.samples}
     last = None
-    for scenario, step, server in results.rows():
+    rows = results.rows()
+    for place, (scenario, step, server) in enumerate(rows):
         if (scenario, step) != last:
             if last is None or last[0] != scenario:
                 lines += ["", f"## {scenario}: {titles.get(scenario, '')}"]
@@ -260,6 +261,8 @@ def markdown(results: Results) -> str:
                 "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             ]
         lines.append(_row(results, scenario, step, server))
+        if place + 1 == len(rows) or rows[place + 1][:2] != last:
+            lines += _kinds_table(results, scenario, step)
     lines += ["", *_notes(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -289,6 +292,30 @@ def _row(results: Results, scenario: str, step: str, server: str) -> str:
         str(rate.rounds),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _kinds_table(results: Results, scenario: str, step: str) -> list[str]:
+    """What each kind of call of a mixed step saw."""
+    lines = []
+    for name in ALL:
+        kinds: dict[str, list[dict[str, float]]] = {}
+        for sample in results.of(scenario, step, name):
+            for kind, figures in sample.details.get("kinds", {}).items():
+                kinds.setdefault(kind, []).append(figures)
+        for kind, rounds in kinds.items():
+            rate, p50, p99 = (
+                statistics.median(figures[metric] for figures in rounds)
+                for metric in ("rate", "p50_us", "p99_us")
+            )
+            lines.append(f"| {name} | {kind} | {_count(rate)} | {_millis(p50)} | {_millis(p99)} |")
+    if not lines:
+        return []
+    return [
+        "",
+        "| server | kind | calls/s | p50 ms | p99 ms |",
+        "|---|---|---:|---:|---:|",
+        *lines,
+    ]
 
 
 def _claims_table(results: Results) -> list[str]:

@@ -247,7 +247,7 @@ class Runner:
             address=stage.address,
             groups=tuple(groups),
             warmup_s=self._options.profile.warmup_s if step.warmup and not counted else 0.0,
-            duration_s=step.limit_s if counted else duration_s,
+            duration_s=_limit_s(step, self._options.profile) if counted else duration_s,
             until_exhausted=counted,
         )
         run = run_load(load, workers=self._options.workers)
@@ -265,6 +265,8 @@ class Runner:
     def _set_up(self, stage: _Stage, scenario: Scenario, step: Step) -> None:
         run = self._run(stage, scenario, step, share=1.0, duration_s=0.0)
         for group in run.total.groups.values():
+            if step.optional and not group.acknowledged and set(group.failures) == {_UNIMPLEMENTED}:
+                continue
             if group.failures:
                 raise _StepError(f"set-up {step.name}: {group.failures} {group.examples[:1]}")
 
@@ -317,6 +319,10 @@ class Runner:
 
 class _StepError(Exception):
     """A step could not be carried out."""
+
+
+def _limit_s(step: Step, profile: Profile) -> float:
+    return min(step.limit_s, profile.partial_s) if step.partial else step.limit_s
 
 
 def _known(parameters: Parameters, outcome: GroupOutcome) -> int:
@@ -414,6 +420,8 @@ def _fill(
     if not acknowledged and set(failures) == {_UNIMPLEMENTED}:
         sample.skipped = "UNIMPLEMENTED"
         return
+    if not calls and not failures:
+        sample.problems = ["no call was answered"]
     sample.calls = calls
     sample.failures = failures
     sample.rate = calls / max(total.window_s, 1e-9)

@@ -12,7 +12,7 @@ import trio
 from grpclib.const import Status
 
 from dbos_actors.api import messages
-from dbos_actors.rpc.listeners import address_of, open_listeners
+from dbos_actors.rpc.listeners import open_listeners
 from dbos_actors.rpc.server import Server
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 
@@ -31,7 +31,10 @@ async def _serve() -> None:
     listeners = await open_listeners(f"127.0.0.1:{os.environ.get('PORT', '0')}")
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, listeners)
-        print(f"ready address={address_of(listeners[0])}", flush=True)
+        (listener,) = listeners
+        assert isinstance(listener, trio.SocketListener)
+        host, port = listener.socket.getsockname()
+        print(f"ready address={host}:{port}", flush=True)
 
 
 if __name__ == "__main__":
