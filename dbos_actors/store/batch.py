@@ -17,6 +17,7 @@ forms, each a single write to the socket:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -29,6 +30,15 @@ Entry = tuple[Submission, float]
 
 _MULTI = pack("MULTI")
 _UNWATCH = pack("UNWATCH")
+
+# What a kept batch costs besides its commands.
+BATCH_BYTES = 512
+
+# Lua hands at most some 8,000 arguments to one call.
+SCRIPT_ARGUMENTS = 4_000
+
+# Redis takes at most 2**20 arguments in one command, and nothing else while a script runs.
+SCRIPT_BYTES = 1 << 20
 
 # KEYS: commit, owner. ARGV: the value the commit key must have, the next one, what to do about
 # the lease, the owner's description, the lease in ms; then each command as its length and parts.
@@ -97,7 +107,14 @@ class Batch:
 
     @property
     def size_bytes(self) -> int:
-        return len(self.body)
+        return len(self.body) + BATCH_BYTES
+
+
+def check_for_script(commands: Sequence[bytes]) -> None:
+    """Raise `ValueError` if a script cannot run one of these packed commands."""
+    for command in commands:
+        if int(command[1 : command.index(b"\r\n")]) > SCRIPT_ARGUMENTS:
+            raise ValueError(f"more than {SCRIPT_ARGUMENTS} arguments in a command of a deletion")
 
 
 @dataclass(slots=True)

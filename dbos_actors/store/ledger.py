@@ -25,7 +25,15 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
-from dbos_actors.store.batch import Answer, Batch, Entry, Form, Lease
+from dbos_actors.store.batch import (
+    SCRIPT_BYTES,
+    Answer,
+    Batch,
+    Entry,
+    Form,
+    Lease,
+    check_for_script,
+)
 from dbos_actors.store.submission import Owner, Submission
 
 # What an entry of the queue costs besides its commands; bounds barriers, which have none.
@@ -217,7 +225,10 @@ class Ledger:
         Raises:
             OverloadedError: the queue is full; nothing is queued.
             UnavailableError: the store is no longer ours, or closed.
+            ValueError: it frees memory with a command that has too many arguments for that.
         """
+        if submission.frees_memory:
+            check_for_script(submission.commands)
         size_bytes = submission.size_bytes + ENTRY_BYTES
         if self._queued_bytes + size_bytes > self._limits.queue_bytes:
             raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
@@ -262,15 +273,18 @@ class Ledger:
         limits = self._limits
         entries: list[Entry] = []
         size_bytes = 0
+        limit_bytes = limits.batch_bytes
         freeing: bool | None = None
         while queue and len(entries) < limits.batch_submissions:
             submission = queue[0][0]
             if submission.commands:
                 if freeing is None:
                     freeing = submission.frees_memory
+                    if freeing:
+                        limit_bytes = min(limit_bytes, SCRIPT_BYTES)
                 elif freeing is not submission.frees_memory:
                     break
-                if size_bytes and size_bytes + submission.size_bytes > limits.batch_bytes:
+                if size_bytes and size_bytes + submission.size_bytes > limit_bytes:
                     break
                 size_bytes += submission.size_bytes
             entries.append(queue.popleft())

@@ -64,7 +64,8 @@ class Store:
         """What makes acknowledged writes unsafe in this Redis, found at the start."""
         self.submit: Callable[[Submission], None] = committer.submit
         """Queue a submission. Raises `OverloadedError`, and `UnavailableError` once the store is
-        closed or taken over; nothing is queued then."""
+        closed or taken over, and `ValueError` for a deletion of more than 4,000 arguments in one
+        command; nothing is queued then."""
         self.next_event_id: Callable[[], bytes] = event_ids.next_id
         """A stream id above all earlier ones, for an ``XADD`` in the very next submission."""
         self._committer = committer

@@ -48,7 +48,10 @@ class Submission(Protocol):
 
     @property
     def frees_memory(self) -> bool:
-        """Whether the commands only delete: they are accepted also when Redis is out of memory."""
+        """Whether the commands only delete: they are accepted also when Redis is out of memory.
+
+        Such a command may have at most 4,000 arguments.
+        """
         ...
 
     def committed(self, replies: Sequence[object] | None, /) -> None:

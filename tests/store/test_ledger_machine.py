@@ -21,7 +21,7 @@ LIMITS = LedgerLimits(
     batch_bytes=400,
     queue_bytes=8_000,
     kept_s=5.0,
-    kept_bytes=2_000,
+    kept_bytes=10_000,
     lease_s=5.0,
     renewal_s=1.0,
 )

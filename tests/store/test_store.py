@@ -153,6 +153,30 @@ async def test_a_command_redis_will_not_queue_costs_only_its_owner(valkey: Valke
         assert valkey.execute("MGET", "a", "b", "c") == [b"1", None, b"1"]
 
 
+async def test_deletions_as_large_as_allowed_are_committed_in_several_scripts(
+    valkey: ValkeyServer,
+) -> None:
+    fields = [f"field-{number:09}-{'x' * 60}" for number in range(3_998)]
+    deletions = [
+        RecordingSubmission(RecordingOwner(), pack("HDEL", "h", *fields), frees_memory=True)
+        for _ in range(12)
+    ]
+    async with opened(valkey.address) as store:
+        fill = RecordingSubmission(
+            RecordingOwner(), pack("HSET", "h", *[x for field in fields for x in (field, "v")])
+        )
+        store.submit(fill)
+        for deletion in deletions:
+            store.submit(deletion)
+        assert await deletions[-1].wait() == [0]
+        assert deletions[0].outcome == [3_998]
+        # The filling, then three deletions of some 310 kB to a script.
+        assert store.statistics().commits == 5
+        too_many = pack("HDEL", "h", *fields, "one", "more")
+        with pytest.raises(ValueError, match="4000 arguments"):
+            store.submit(RecordingSubmission(RecordingOwner(), too_many, frees_memory=True))
+
+
 async def test_callbacks_after_a_batch_come_once_per_round(valkey: ValkeyServer) -> None:
     async with opened(valkey.address) as store:
         rounds: list[int] = []
