@@ -13,6 +13,16 @@ class DbosError(Exception):
     """Root of every error of this package."""
 
 
+def sole_cause(error: BaseException) -> BaseException:
+    """The one error inside groups of one, or ``error`` itself.
+
+    For who opens a nursery that its callers need not know of.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 # ------------------------------------------------------------------ in-band
 
 

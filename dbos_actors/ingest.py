@@ -17,11 +17,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import trio
+from trio_util import move_on_when
 
 from dbos_actors.actors.agent import DUPLICATE
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
 from dbos_actors.domain.limits import Limits, check_result
-from dbos_actors.errors import OverloadedError, RefusedError
+from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.stream import Stream
 from dbos_actors.runtime import Call
 
@@ -43,18 +44,26 @@ async def store_results(
     *,
     limits: Limits,
     deliver: Callable[[str, Call], None],
+    draining: trio.Event,
 ) -> None:
-    """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor."""
+    """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor.
+
+    Once ``draining``, nothing more is read; what was read is settled and reported, and the
+    stream ends with UNAVAILABLE.
+    """
     ingest = _Ingest(limits, deliver)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ingest.send_responses, stream)
         nursery.start_soon(ingest.deliver_postponed)
-        while messages := await stream.recv_messages(_READ_MESSAGES):
-            for message in messages:
-                ingest.take(message)
-            await ingest.wait_for_room()
+        async with move_on_when(draining.wait):
+            while messages := await stream.recv_messages(_READ_MESSAGES):
+                for message in messages:
+                    ingest.take(message)
+                await ingest.wait_for_room()
         await ingest.wait_until_reported()
         nursery.cancel_scope.cancel()
+    if draining.is_set():
+        raise UnavailableError("the server is draining")
 
 
 class _Message:

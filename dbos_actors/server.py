@@ -17,25 +17,42 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 import trio
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from dbos_actors.actors.agent import AgentActor, AgentContext
 from dbos_actors.actors.caches import RunCache, RunDirectory
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
-from dbos_actors.api.messages import DeleteAgentRequest
+from dbos_actors.api.messages import DESCRIPTOR, DeleteAgentRequest
+from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
+from dbos_actors.errors import ConfigurationError, sole_cause
+from dbos_actors.metrics import CallMetrics, gauges_of, serve_metrics
+from dbos_actors.rpc.health import FILE as HEALTH_FILE
+from dbos_actors.rpc.health import Health
+from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import Listener, address_of, open_listeners
+from dbos_actors.rpc.listeners import Listener, bound_address, open_listeners
+from dbos_actors.rpc.reflection import reflection_services
 from dbos_actors.rpc.server import Server
-from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits, Waiter
-from dbos_actors.service import DbosService, status_of
+from dbos_actors.rpc.tls import ReloadingContext
+from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits, Waiter, until_available
+from dbos_actors.service import SERVICE, DbosService, status_of
 from dbos_actors.settings import Settings, load_settings
-from dbos_actors.store import Connector, Store, StoreSettings, connector_for, open_store
+from dbos_actors.store import (
+    Connector,
+    Store,
+    StoreSettings,
+    StoreState,
+    connector_for,
+    open_store,
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -47,13 +64,25 @@ class RunningServer:
     """A server that serves; see `open_supervisor`."""
 
     def __init__(
-        self, *, store: Store, agents: Supervisor, rpc: Server, addresses: Sequence[str]
+        self,
+        *,
+        store: Store,
+        agents: Supervisor,
+        service: DbosService,
+        health: Health,
+        rpc: Server,
+        addresses: Sequence[str],
+        metrics_port: int | None,
     ) -> None:
         self.store = store
         self.agents = agents
         self.rpc = rpc
         self.addresses = tuple(addresses)
         """Where it listens: ``host:port`` or ``unix:path``."""
+        self.metrics_port = metrics_port
+        """Where the metrics page is, if anywhere."""
+        self._service = service
+        self._health = health
         self._stopped = trio.Event()
 
     @property
@@ -64,8 +93,11 @@ class RunningServer:
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish and commit for up to ``grace_s``, then stop.
 
-        If cancelled, the server stops at once.
+        Streams that may last for ever settle what they have taken, and end. If
+        cancelled, the server stops at once.
         """
+        self._health.close()
+        self._service.drain()
         try:
             await self.rpc.drain(grace_s)
         finally:
@@ -96,93 +128,165 @@ async def open_supervisor(
     Leaving the block stops it at once: calls under way get UNAVAILABLE or a
     closed connection. Call `RunningServer.drain` before for a graceful end.
 
-    Raises `StoreUnreachableError`, `OwnedElsewhereError`, `UnsafeStoreError` or
-    `OSError` (an address in use) at start and `FencedError` out of the block when another
-    server has taken the store over.
+    Raises `ConfigurationError`, `StoreUnreachableError`, `OwnedElsewhereError`,
+    `UnsafeStoreError` or `OSError` (an address in use) at start, and `FencedError` out of
+    the block when another server has taken the store over.
     """
     settings = settings or load_settings()
     clock = clock or SystemClock()
-    async with (
-        open_store(
-            connector or connector_for(settings.redis_addr),
-            settings=_store_settings(settings, take_over=take_over),
-            clock=clock,
-            random=random or random_module.Random(),  # noqa: S311 - jitter
-        ) as store,
-        trio.open_nursery() as nursery,
-    ):
-        limits = _limits(settings)
-        directory = RunDirectory(_DIRECTORY_ENTRIES)
-        context = AgentContext(
-            store=store,
-            clock=clock,
-            server_id=settings.server_id,
-            runs=RunCache(settings.run_cache_bytes),
-            directory=directory,
-            events_max=settings.max_events,
-            event_results=settings.event_results,
-        )
+    random = random or random_module.Random()  # noqa: S311 - jitter
+    interceptors, calls, auth = _interceptors(settings)
+    tls = _tls(settings)
+    try:
+        async with (
+            open_store(
+                connector or connector_for(settings.redis_addr),
+                settings=_store_settings(settings, take_over=take_over),
+                clock=clock,
+                random=random,
+            ) as store,
+            trio.open_nursery() as nursery,
+            AsyncExitStack() as stack,
+        ):
+            for warning in store.warnings:
+                logger.warning("unsafe_redis", name=warning.name, text=warning.text)
+            limits = _limits(settings)
+            directory = RunDirectory(_DIRECTORY_ENTRIES)
+            agents = _agents(settings, store, clock, directory)
 
-        def make_agent(agent_id: str, cell: Cell) -> AgentActor:
-            return AgentActor(agent_id, cell, context)
+            def reload() -> None:
+                directory.clear()
+                agents.reload_all()
 
-        agents = Supervisor(
-            make=make_agent,
-            log=store,
-            clock=clock,
-            limits=SupervisorLimits(
-                max_resident=settings.max_resident_agents, idle_s=settings.idle_passivation_s
-            ),
-        )
-
-        def reload() -> None:
-            directory.clear()
-            agents.reload_all()
-
-        store.on_reload(reload)
-        queries = Queries(store, limit_bytes=limits.message_bytes)
-        liveness = None
-        if settings.heartbeat_timeout_s:
-            liveness = Liveness(
-                store=store, agents=agents, clock=clock, timeout_s=settings.heartbeat_timeout_s
+            store.on_reload(reload)
+            queries = Queries(store, limit_bytes=limits.message_bytes)
+            liveness = _liveness(settings, store, agents, clock)
+            service = DbosService(
+                agents=agents,
+                queries=queries,
+                directory=directory,
+                limits=limits,
+                heard=None if liveness is None else liveness.heard,
             )
-        service = DbosService(
-            agents=agents,
-            queries=queries,
-            directory=directory,
-            limits=limits,
-            heard=None if liveness is None else liveness.heard,
-        )
-        rpc = Server(
-            unary=service.methods(),
-            services=[service],
-            status_of=status_of,
-            limits=ServerLimits(message_bytes_max=limits.message_bytes),
-            clock=clock,
-        )
-        store.on_batch(rpc.flush)
-        await nursery.start(agents.run)
-        if liveness is not None:
-            nursery.start_soon(liveness.run)
-        await nursery.start(service.run)
-        if listeners is None:
-            listeners = await _listen(settings)
-        await nursery.start(rpc.serve, listeners)
-        nursery.start_soon(_finish_deletions, queries, agents)
-        running = RunningServer(
-            store=store, agents=agents, rpc=rpc, addresses=list(map(address_of, listeners))
-        )
-        try:
-            yield running
-        finally:
-            nursery.cancel_scope.cancel()
+            health = Health([SERVICE.full_name])
+            rpc = Server(
+                unary=service.methods(),
+                services=[
+                    service,
+                    health,
+                    *reflection_services([_contract(), HEALTH_FILE]),
+                ],
+                status_of=status_of,
+                limits=ServerLimits(message_bytes_max=limits.message_bytes),
+                interceptors=interceptors,
+                clock=clock,
+                random=random,
+            )
+            store.on_batch(rpc.flush)
+
+            await nursery.start(agents.run)
+            nursery.start_soon(_finish_deletions, queries, agents)
+            if liveness is not None:
+                nursery.start_soon(liveness.run)
+            if auth is not None:
+                nursery.start_soon(auth.watch)
+            await nursery.start(service.run)
+            if listeners is None:
+                listeners = await _listen(settings, tls)
+            await nursery.start(rpc.serve, listeners)
+            nursery.start_soon(_follow_store, store, health)
+            metrics_port = None
+            if calls is not None:
+                metrics_port = await stack.enter_async_context(
+                    serve_metrics(
+                        settings.host,
+                        settings.metrics_port or 0,
+                        calls=calls,
+                        gauges=lambda: {
+                            **gauges_of("store", store.statistics()),
+                            **gauges_of("agents", agents.statistics()),
+                            **gauges_of("rpc", rpc.statistics()),
+                        },
+                    )
+                )
+            try:
+                yield RunningServer(
+                    store=store,
+                    agents=agents,
+                    service=service,
+                    health=health,
+                    rpc=rpc,
+                    addresses=list(map(bound_address, listeners)),
+                    metrics_port=metrics_port,
+                )
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        cause = sole_cause(group)
+        if cause is group:
+            raise
+        raise cause from cause.__cause__
 
 
-async def _listen(settings: Settings) -> list[Listener]:
+def _agents(settings: Settings, store: Store, clock: Clock, directory: RunDirectory) -> Supervisor:
+    context = AgentContext(
+        store=store,
+        clock=clock,
+        server_id=settings.server_id,
+        runs=RunCache(settings.run_cache_bytes),
+        directory=directory,
+        events_max=settings.max_events,
+        event_results=settings.event_results,
+    )
+
+    def make(agent_id: str, cell: Cell) -> AgentActor:
+        return AgentActor(agent_id, cell, context)
+
+    return Supervisor(
+        make=make,
+        log=store,
+        clock=clock,
+        limits=SupervisorLimits(
+            max_resident=settings.max_resident_agents, idle_s=settings.idle_passivation_s
+        ),
+    )
+
+
+def _liveness(
+    settings: Settings, store: Store, agents: Supervisor, clock: Clock
+) -> Liveness | None:
+    timeout_s = settings.heartbeat_timeout_s
+    if not timeout_s:
+        return None
+    return Liveness(store=store, agents=agents, clock=clock, timeout_s=timeout_s)
+
+
+def _interceptors(
+    settings: Settings,
+) -> tuple[list[Interceptor], CallMetrics | None, BearerAuth | None]:
+    """The outermost first: refused calls are counted too."""
+    calls = None if settings.metrics_port is None else CallMetrics()
+    auth = None if settings.auth_token_file is None else BearerAuth(settings.auth_token_file)
+    return [part for part in (calls, auth) if part is not None], calls, auth
+
+
+def _tls(settings: Settings) -> ReloadingContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return ReloadingContext(
+            settings.tls_cert, settings.tls_key, client_authorities=settings.tls_client_ca
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigurationError(f"DBOS_TLS_CERT={settings.tls_cert}: {error}") from error
+
+
+async def _listen(settings: Settings, tls: ReloadingContext | None) -> list[Listener]:
     listeners: list[Listener] = []
     try:
         for address in settings.listen_addresses:
-            listeners += await open_listeners(address)
+            is_tcp = not address.startswith("unix:")
+            listeners += await open_listeners(address, tls=tls if is_tcp else None)
     except BaseException:
         for listener in listeners:
             await trio.aclose_forcefully(listener)
@@ -190,13 +294,29 @@ async def _listen(settings: Settings) -> list[Listener]:
     return listeners
 
 
+def _contract() -> FileDescriptorProto:
+    file = FileDescriptorProto()
+    DESCRIPTOR.CopyToProto(file)
+    return file
+
+
+async def _follow_store(store: Store, health: Health) -> None:
+    """The service serves while its store does."""
+    async for state in store.state.eventual_values():
+        health.set(state is StoreState.CONNECTED)
+
+
 async def _finish_deletions(queries: Queries, agents: Supervisor) -> None:
     """Finish the deletions of agents that an earlier server began."""
-    for agent_id in await queries.agents_being_deleted():
-        logger.info("deletion_resumed", agent=agent_id)
+
+    async def delete(agent_id: str) -> None:
         waiter = Waiter(DeleteAgentRequest(agent_id=agent_id))
         agents.deliver(agent_id, waiter)
         await waiter.wait()
+
+    for agent_id in await until_available(queries.agents_being_deleted):
+        logger.info("deletion_resumed", agent=agent_id)
+        await until_available(partial(delete, agent_id))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -92,6 +92,11 @@ class DbosService:
         self._nursery: trio.Nursery | None = None
         self._running = trio.CapacityLimiter(_LISTINGS_RUNNING_MAX)
         self._listings = 0
+        self._draining = trio.Event()
+
+    def drain(self) -> None:
+        """Have the streams that may last for ever settle what they have taken, and end."""
+        self._draining.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the parent of the listings' tasks, until cancelled."""
@@ -218,7 +223,9 @@ class DbosService:
     async def _store_results(
         self, stream: Stream[messages.StoreResultRequest, messages.StoreResultsResponse]
     ) -> None:
-        await store_results(stream, limits=self._limits, deliver=self._report)
+        await store_results(
+            stream, limits=self._limits, deliver=self._report, draining=self._draining
+        )
 
     # ---------------------------------------------------------------- events
 

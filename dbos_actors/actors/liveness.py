@@ -17,7 +17,7 @@ from dbos_actors.actors.agent import Lapse
 from dbos_actors.api.messages import Agent
 from dbos_actors.clock import Clock
 from dbos_actors.domain.silence import SilenceIndex
-from dbos_actors.runtime import Supervisor
+from dbos_actors.runtime import Supervisor, until_available
 from dbos_actors.store import Store, StoreState, pack
 
 logger = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ class Liveness:
 
     async def run(self) -> None:
         """Mark agents as they lapse, until cancelled."""
-        await self._expect_the_living()
+        await until_available(self._expect_the_living)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_store)
             await self._watch_silence()

@@ -13,12 +13,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-FILE_DESCRIPTOR_SET = FileDescriptorSet.FromString(
-    files(__package__).joinpath("descriptors.binpb").read_bytes()
-)
+_files = FileDescriptorSet.FromString(files(__package__).joinpath("descriptors.binpb").read_bytes())
 
 _pool = DescriptorPool()
-for _file in FILE_DESCRIPTOR_SET.file:
+for _file in _files.file:
     _pool.Add(_file)
 
 DESCRIPTOR = _pool.FindFileByName("dbos.proto")

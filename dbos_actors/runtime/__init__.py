@@ -1,6 +1,7 @@
 """A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis."""
 
 from dbos_actors.runtime.cell import ActorLimits, Cell, State, Waiter
+from dbos_actors.runtime.retry import until_available
 from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
 from dbos_actors.runtime.turn import (
     DEFERRED,
@@ -29,4 +30,5 @@ __all__ = [
     "SupervisorStatistics",
     "Turn",
     "Waiter",
+    "until_available",
 ]

@@ -1,0 +1,169 @@
+"""Prometheus metrics: what an operator watches, on a page of its own port.
+
+Calls are counted by an interceptor into plain integers, which costs a call well
+under a microsecond; the library's own objects would cost ten times that. What the
+parts of the server count themselves is read when the page is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from time import perf_counter
+from typing import Any
+
+import trio
+from grpclib.const import Status
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from dbos_actors.rpc.interceptors import Interceptor, StreamHandler, UnaryHandler
+from dbos_actors.rpc.unary import UnaryCall
+
+LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper bounds of the latency buckets: from a call answered from memory to the store's patience."""
+
+Gauges = dict[str, tuple[str, float]]
+"""Name -> (what it is, value)."""
+
+
+class _MethodCounts:
+    """One method's calls so far."""
+
+    __slots__ = ("buckets", "errors", "gone", "ok", "seconds")
+
+    def __init__(self) -> None:
+        self.ok = 0
+        self.gone = 0
+        """Calls whose client did not wait for the answer."""
+        self.errors: dict[str, int] = {}
+        self.buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self.seconds = 0.0
+
+    def add(self, status: Status | None, seconds: float) -> None:
+        if status is Status.OK:
+            self.ok += 1
+        elif status is None:
+            self.gone += 1
+        else:
+            name = status.name
+            self.errors[name] = self.errors.get(name, 0) + 1
+        self.buckets[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        self.seconds += seconds
+
+
+class CallMetrics(Interceptor):
+    """Counts and times every call by method and status."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, _MethodCounts] = {}
+
+    def unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
+        counts = self._counts(path)
+
+        def timed(call: UnaryCall) -> None:
+            started_s = perf_counter()
+            call.on_answered = lambda status: counts.add(status, perf_counter() - started_s)
+            handler(call)
+
+        return timed
+
+    def stream(self, path: str, handler: StreamHandler) -> StreamHandler:
+        counts = self._counts(path)
+
+        async def timed(stream: Any) -> None:
+            started_s = perf_counter()
+            stream.on_answered = lambda status: counts.add(status, perf_counter() - started_s)
+            await handler(stream)
+
+        return timed
+
+    def _counts(self, path: str) -> _MethodCounts:
+        return self._methods.setdefault(path.removeprefix("/"), _MethodCounts())
+
+    def families(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        """The counts as metrics."""
+        calls = CounterMetricFamily(
+            "dbos_calls", "Calls answered, by gRPC status.", labels=["method", "status"]
+        )
+        latency = HistogramMetricFamily(
+            "dbos_call_seconds", "From request to answer, in the server.", labels=["method"]
+        )
+        for method, counts in self._methods.items():
+            calls.add_metric([method, "OK"], counts.ok)
+            if counts.gone:
+                calls.add_metric([method, "GONE"], counts.gone)
+            for status, count in sorted(counts.errors.items()):
+                calls.add_metric([method, status], count)
+            total = 0
+            buckets: list[tuple[str, float]] = []
+            for bound, count in zip((*LATENCY_BOUNDS_S, "+Inf"), counts.buckets, strict=True):
+                total += count
+                buckets.append((str(bound), float(total)))
+            latency.add_metric([method], buckets, counts.seconds)
+        yield calls
+        yield latency
+
+
+def gauges_of(prefix: str, statistics: Any) -> Gauges:
+    """The numbers of a part's statistics, a dataclass."""
+    values = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+    return {
+        f"dbos_{prefix}_{name}": (f"{prefix}: {name.replace('_', ' ')}.", float(value))
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+
+
+class _Page(Collector):
+    """Collects in the server's thread, since what it reads is that thread's."""
+
+    def __init__(
+        self, calls: CallMetrics, gauges: Callable[[], Gauges], token: trio.lowlevel.TrioToken
+    ) -> None:
+        self._calls = calls
+        self._gauges = gauges
+        self._token = token
+
+    def describe(self) -> Iterable[Any]:
+        return []
+
+    def collect(self) -> Iterable[Any]:
+        try:
+            return trio.from_thread.run_sync(self._collect, trio_token=self._token)
+        except trio.RunFinishedError:
+            return []
+
+    def _collect(self) -> list[Any]:
+        metrics: list[Any] = list(self._calls.families())
+        for name, (text, value) in self._gauges().items():
+            metrics.append(GaugeMetricFamily(name, text, value=value))
+        return metrics
+
+
+@asynccontextmanager
+async def serve_metrics(
+    host: str, port: int, *, calls: CallMetrics, gauges: Callable[[], Gauges]
+) -> AsyncIterator[int]:
+    """Serve the page over HTTP at ``/metrics`` for the length of the context; gives the port.
+
+    Raises OSError when the address cannot be listened on.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Page(calls, gauges, trio.lowlevel.current_trio_token()))
+    server, thread = start_http_server(port, host, registry)
+    try:
+        yield server.server_port
+    finally:
+        with trio.CancelScope(shield=True):
+            # In a thread: a scrape that is under way waits for this one.
+            await trio.to_thread.run_sync(server.shutdown)
+            server.server_close()
+            await trio.to_thread.run_sync(thread.join)
