@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +63,8 @@ class Load:
     """Everything that was written, over any number of servers and connections."""
 
     history: list[Write] = field(default_factory=list)
+    keeps_history: bool = True
+    """Off for loads of which only the answers count."""
     in_flight: int = 0
     acknowledged: int = 0
     _awaited: list[tuple[int, trio.Event]] = field(default_factory=list)
@@ -76,14 +78,20 @@ class Load:
         in_flight_each: int = 400,
         deadline_s: float | None = None,
         stop: trio.Event | None = None,
+        writes: Sequence[Iterator[Write]] | None = None,
     ) -> None:
-        """Write until the server is gone, or, after ``stop``, until everything is answered."""
+        """Write until the server is gone, or, after ``stop``, until everything is answered.
+
+        ``writes`` are what each connection is to write instead of a mixture without end.
+        """
         life = next(self._lives)
+        if writes is None:
+            writes = [_writes(f"{life}-{number}") for number in range(connections)]
         async with trio.open_nursery() as nursery:
-            for number in range(connections):
+            for of_connection in writes:
                 connection = _Connection(
                     self,
-                    _writes(f"{life}-{number}"),
+                    of_connection,
                     in_flight_max=in_flight_each,
                     deadline_s=deadline_s,
                     stop=trio.Event() if stop is None else stop,
@@ -274,14 +282,18 @@ class _Connection:
         parts: list[bytes] = []
         now = trio.current_time()
         while self._may_issue and len(self._open) < self._in_flight_max and self._window > 1_024:
-            write = next(self._writes)
+            write = next(self._writes, None)
+            if write is None:
+                self._stop.set()
+                break
             write.issued_s = now
             body = b"\x00" + len(write.request).to_bytes(4, "big") + write.request
             self._window -= len(body)
             stream = self._next_stream
             self._next_stream += 2
             self._open[stream] = write
-            self._load.history.append(write)
+            if self._load.keeps_history:
+                self._load.history.append(write)
             self._load.in_flight += 1
             parts.append(_frame(_HEADERS, _END_HEADERS, stream, self._headers(write.method)))
             parts.append(_frame(_DATA, _END_STREAM, stream, body))

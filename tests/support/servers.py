@@ -52,7 +52,8 @@ class ServerThread:
         self._thread = threading.Thread(target=self._main, name="server")
         self._started = threading.Event()
         self._error: BaseException | None = None
-        self._token: trio.lowlevel.TrioToken | None = None
+        self.token: trio.lowlevel.TrioToken | None = None
+        """Of its loop, for `trio.from_thread`."""
         self._scope = trio.CancelScope()
         self._running: RunningServer | None = None
 
@@ -78,19 +79,19 @@ class ServerThread:
 
     def stop(self) -> None:
         """End it at once. Raises what it died of, if it did."""
-        if self._token is not None and self._thread.is_alive():
-            self._token.run_sync_soon(self._scope.cancel)
+        if self.token is not None and self._thread.is_alive():
+            self.token.run_sync_soon(self._scope.cancel)
         self._thread.join()
         if self._error is not None:
             raise self._error
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call ``function`` in the server's loop."""
-        return trio.from_thread.run_sync(function, *args, trio_token=self._token)
+        return trio.from_thread.run_sync(function, *args, trio_token=self.token)
 
     def drain(self, grace_s: float) -> None:
         """`RunningServer.drain`, from here."""
-        trio.from_thread.run(self.inside.drain, grace_s, trio_token=self._token)
+        trio.from_thread.run(self.inside.drain, grace_s, trio_token=self.token)
 
     def _main(self) -> None:
         try:
@@ -101,7 +102,7 @@ class ServerThread:
             self._started.set()
 
     async def _serve(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
+        self.token = trio.lowlevel.current_trio_token()
         with self._scope:
             async with open_supervisor(
                 self._settings, clock=self._clock, connector=self._connector
