@@ -557,7 +557,7 @@ class ServerConnection:
         core = self._core
         core.calls_live -= 1
         if call.deadline is not None:
-            core.deadlines.answered()
+            core.deadlines.remove(call.deadline, call)
         if call.on_answered is not None:
             call.on_answered(status)
 
@@ -651,7 +651,7 @@ class ServerConnection:
         if not call.handling:
             self._core.calls_live -= 1
         if call.deadline is not None:
-            self._core.deadlines.answered()
+            self._core.deadlines.remove(call.deadline, call)
         if call.on_answered is not None:
             call.on_answered(status)
         call.on_over()

@@ -117,11 +117,6 @@ class StreamCall:
         """What the client proved to be, with mutual TLS."""
         return self._connection.peer_certificate
 
-    @property
-    def answered(self) -> bool:
-        """Whether its deadline no longer matters."""
-        return self.over
-
     # -------------------------------------------------------------- requests
 
     def take(self) -> bytes | None:
