@@ -4,6 +4,7 @@
     |-- store            connection, committer, lease, readers
     |-- agents           one task per resident agent
     |-- liveness         one timer over all agents, if there is a heartbeat timeout
+    |-- retention        sweeps, if anything is to be deleted by age or bytes
     |-- service          listings under way
     `-- rpc server       listeners, one task per connection
 
@@ -28,6 +29,7 @@ from dbos_actors.actors.agent import AgentActor, AgentContext
 from dbos_actors.actors.caches import RunCache, RunDirectory
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
+from dbos_actors.actors.retention import Retention, RetentionPolicy
 from dbos_actors.api.messages import DESCRIPTOR, DeleteAgentRequest
 from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
@@ -161,6 +163,7 @@ async def open_supervisor(
             store.on_reload(reload)
             queries = Queries(store, limit_bytes=limits.message_bytes)
             liveness = _liveness(settings, store, agents, clock)
+            retention = _retention(settings, store, agents, clock)
             service = DbosService(
                 agents=agents,
                 queries=queries,
@@ -188,6 +191,8 @@ async def open_supervisor(
             nursery.start_soon(_finish_deletions, queries, agents)
             if liveness is not None:
                 nursery.start_soon(liveness.run)
+            if retention is not None:
+                nursery.start_soon(retention.run)
             if auth is not None:
                 nursery.start_soon(auth.watch)
             await nursery.start(service.run)
@@ -259,6 +264,20 @@ def _liveness(
     if not timeout_s:
         return None
     return Liveness(store=store, agents=agents, clock=clock, timeout_s=timeout_s)
+
+
+def _retention(
+    settings: Settings, store: Store, agents: Supervisor, clock: Clock
+) -> Retention | None:
+    policy = RetentionPolicy(
+        results_age_s=settings.results_max_age_s,
+        results_bytes=settings.results_max_bytes,
+        runs_age_s=settings.runs_max_age_s,
+        runs_bytes=settings.runs_max_bytes,
+    )
+    if not policy:
+        return None
+    return Retention(store=store, agents=agents, clock=clock, policy=policy)
 
 
 def _interceptors(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from dbos_actors.actors.caches import RunCache, RunDirectory
@@ -91,6 +92,15 @@ class Lapse:
     """A message to an agent's actor: the agent has not been heard from for too long."""
 
     __slots__ = ()
+
+
+class ForgetRuns:
+    """A message to an agent's actor: delete finished runs that last changed before a moment."""
+
+    __slots__ = ("before_ms",)
+
+    def __init__(self, before_ms: int) -> None:
+        self.before_ms = before_ms
 
 
 @dataclass(slots=True)
@@ -464,6 +474,56 @@ class AgentActor:
         commands, _ = self._marked_silent()
         await cell.commit(*commands)
 
+    # ------------------------------------------------------------- retention
+
+    def forget_runs(self, request: ForgetRuns) -> Job:
+        """Delete old finished runs; the answer is how many. The module's own states stay."""
+        return Job(partial(self._forget_runs, request.before_ms))
+
+    async def _forget_runs(self, before_ms: int, cell: Cell) -> int:
+        store = self._context.store
+        keys = store.keys
+        name = self._name
+        deleted = looked_at = 0
+        while True:
+            parts, unfinished = await store.read(
+                pack(
+                    *("ZRANGE", keys.states_at + name, "-inf", f"({before_ms}", "BYSCORE"),
+                    *("LIMIT", looked_at, _DELETION_STEP),
+                ),
+                pack("SMEMBERS", keys.unfinished + name),
+            )
+            if not parts:
+                return deleted
+            kept = {RUN.encode() + request_id for request_id in unfinished}
+            old = [part for part in parts if part[:1] == RUN.encode() and part not in kept]
+            looked_at += len(parts) - len(old)
+            if old:
+                await self._delete_runs(old, cell)
+                deleted += len(old)
+
+    async def _delete_runs(self, parts: Sequence[bytes], cell: Cell) -> None:
+        context = self._context
+        keys = context.store.keys
+        name = self._name
+        (values,) = await context.store.read(pack("HMGET", keys.states + name, *parts))
+        of_module: dict[str, list[bytes]] = {}
+        for part, value in zip(parts, values, strict=True):
+            module = ModuleState.FromString(value).module_name
+            of_module.setdefault(module, []).append(part)
+        commands = [
+            pack("HDEL", keys.states + name, *parts),
+            pack("ZREM", keys.states_at + name, *parts),
+        ]
+        for module, members in of_module.items():
+            commands.append(pack("ZREM", f"{keys.states_of}{name}:{escaped(module)}", *members))
+        for part in parts:
+            request_key = keys.request + escaped(part[1:].decode())
+            commands.append(pack("ZREM", request_key, self._agent_id))
+        await cell.commit(*commands, frees_memory=True)
+        for part in parts:
+            context.directory.forget_run(part[1:].decode(), self._agent_id)
+
     # -------------------------------------------------------------- deletion
 
     def delete(self, request: DeleteAgentRequest) -> Job:  # noqa: ARG002 - it names this actor
@@ -527,6 +587,7 @@ _HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
     GetModuleStateRequest: AgentActor.get_state,
     StoreResultRequest: AgentActor.store_result,
     DeleteAgentRequest: AgentActor.delete,
+    ForgetRuns: AgentActor.forget_runs,
     Lapse: AgentActor.lapse,
 }
 

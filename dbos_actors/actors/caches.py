@@ -82,6 +82,11 @@ class RunDirectory:
     def agent_of(self, request_id: str) -> str | None:
         return self._agents.get(request_id)
 
+    def forget_run(self, request_id: str, agent_id: str) -> None:
+        """Drop a deleted run; if another agent's changed later under the id, that one stays."""
+        if self._agents.get(request_id) == agent_id:
+            del self._agents[request_id]
+
     def forget_agent(self, agent_id: str) -> None:
         """Drop what a deleted agent has here. Visits every entry."""
         for request_id in [r for r, a in self._agents.items() if a == agent_id]:

@@ -1,0 +1,121 @@
+"""Retention by age and by bytes, seen by a client and in Redis itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.service.test_operations import wait_until
+from tests.support.clients import GrpcioClient
+from tests.support.servers import ServerThread, SteppedClock
+from tests.support.valkey import ValkeyServer
+
+NOW_S = 1_700_000_000
+
+
+def store(client: GrpcioClient, agent_id: str, numbers: range, **fields: Any) -> None:
+    base = {"agent_id": agent_id, "module_name": "m", "data": b"x" * 500, **fields}
+    calls = ({"result": {"id": f"r{number}", **base}} for number in numbers)
+    assert all(response.success for response in client.call_many("StoreResult", calls))
+
+
+def listed(client: GrpcioClient, agent_id: str) -> list[str]:
+    results = client.call("ListResults", agent_id=agent_id).results
+    return [result.id for result in results]
+
+
+def test_results_older_than_their_age_are_deleted_with_their_index(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server(results_max_age_s=10)
+    with GrpcioClient(server.address) as client:
+        # More than one step of a sweep, for an agent that never registered.
+        store(client, "a", range(1_200), received_at=NOW_S - 1_000)
+        store(client, "a", range(2_000, 2_003), received_at=NOW_S - 5)
+        store(client, "b", range(3), received_at=NOW_S - 11)
+        wait_until(lambda: listed(client, "a") == ["r2000", "r2001", "r2002"])
+        wait_until(lambda: listed(client, "b") == [])
+        assert not client.call("GetResult", agent_id="a", request_id="r7").found
+    assert redis.execute("HLEN", "dbos:{p0}:results:a") == 3
+    assert redis.execute("EXISTS", "dbos:{p0}:results:b", "dbos:{p0}:results-at:b") == 0
+
+
+def test_a_clock_that_jumps_forward_deletes_nothing(
+    start_server: Callable[..., ServerThread], clock: SteppedClock
+) -> None:
+    server = start_server(results_max_age_s=10, runs_max_age_s=10)
+    with GrpcioClient(server.address) as client:
+        store(client, "a", range(3))
+        store(client, "old", range(3), received_at=NOW_S - 200)
+        clock.now_s += 3_600
+        wait_until(lambda: listed(client, "old") == [])
+        assert len(listed(client, "a")) == 3
+
+
+def test_finished_runs_older_than_their_age_leave_every_index(
+    start_server: Callable[..., ServerThread], clock: SteppedClock, redis: ValkeyServer
+) -> None:
+    clock.now_s = NOW_S - 1_000.0
+    server = start_server(runs_max_age_s=10)
+
+    def report(client: GrpcioClient, request_id: str, state: str) -> None:
+        fields = {"agent_id": "a", "module_name": "m", "request_id": request_id, "state": state}
+        assert client.call("SetModuleState", state=fields).success
+
+    with GrpcioClient(server.address) as client:
+        for number in range(60):
+            report(client, f"open{number}", "running")
+        for number in range(5):
+            report(client, f"done{number}", "completed")
+        report(client, "", "stopped")
+    server.stop()
+    clock.now_s = float(NOW_S)
+    server = start_server(runs_max_age_s=10)
+    with GrpcioClient(server.address) as client:
+        report(client, "new", "completed")
+
+        def runs() -> set[str]:
+            return {s.request_id for s in client.call("ListModuleStates", agent_id="a").states}
+
+        wait_until(lambda: "done0" not in runs() and "done4" not in runs())
+        assert runs() == {*(f"open{number}" for number in range(60)), "", "new"}
+        assert not client.call("GetModuleState", request_id="done1").found
+        assert client.call("GetModuleState", request_id="open1").found
+        # The id is free again: a later run under it begins anew.
+        report(client, "done1", "created")
+    assert redis.execute("EXISTS", "dbos:{p0}:request:done2") == 0
+    assert redis.execute("ZCARD", "dbos:{p0}:states-of:a:m") == 63
+
+
+def test_results_over_their_bytes_go_oldest_first(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        for start in range(0, 1_000, 100):
+            store(client, "a", range(start, start + 100), received_at=NOW_S - 2_000 + start)
+    server.stop()
+    total = redis.execute("MEMORY", "USAGE", "dbos:{p0}:results:a")
+    server = start_server(results_max_bytes=total // 2)
+    with GrpcioClient(server.address) as client:
+        wait_until(lambda: len(listed(client, "a")) < 1_000)
+        wait_until(lambda: redis.execute("MEMORY", "USAGE", "dbos:{p0}:results:a") <= total * 0.55)
+        left = listed(client, "a")
+        assert left[-1] == "r999"
+        assert len(left) >= 300
+
+
+def test_of_results_received_at_once_no_more_go_than_must(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        store(client, "a", range(400), received_at=NOW_S)
+        store(client, "b", range(400), received_at=NOW_S + 1)
+    server.stop()
+    sizes = [redis.execute("MEMORY", "USAGE", f"dbos:{{p0}}:results:{a}") for a in "ab"]
+    server = start_server(results_max_bytes=sum(sizes) - sizes[0] // 2)
+    with GrpcioClient(server.address) as client:
+        wait_until(lambda: len(listed(client, "a")) < 400)
+        assert 150 <= len(listed(client, "a")) <= 250
+        assert len(listed(client, "b")) == 400
