@@ -90,8 +90,10 @@ class FakeStore:
         self.fetches: list[Fetch] = []
         self.is_current = True
         self.is_full = False
+        self.refuses_next = False
         self.committing = False
         self.load_error: Exception | None = None
+        self.next_load_error: Exception | None = None
         self.problems: list[str] = []
         self.loads = 0
         self.loads_may_finish = trio.Event()
@@ -103,7 +105,8 @@ class FakeStore:
     # CommitLog
 
     def submit(self, submission: Turn) -> None:
-        if self.is_full:
+        if self.is_full or self.refuses_next:
+            self.refuses_next = False
             raise OverloadedError("the commit queue", limit=0, unit="bytes")
         self.queue.append(submission)
 
@@ -170,7 +173,8 @@ class Recorder:
             store.problems.append(f"{self.key} was loaded with writes in the queue")
         await trio.lowlevel.checkpoint()
         value = store.value(self.key)
-        error = store.load_error
+        error = store.load_error or store.next_load_error
+        store.next_load_error = None
         await store.loads_may_finish.wait()
         if error is not None:
             raise error

@@ -11,11 +11,13 @@ rules move; each rule acts in it and lets every task run until all are blocked.
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
+import outcome
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -60,6 +62,8 @@ class TrioThread:
         self._clock = clock
         self._started = threading.Event()
         self._token: trio.lowlevel.TrioToken | None = None
+        # What each step returned or raised, and None when the run has ended.
+        self._results: queue.SimpleQueue[outcome.Outcome[Any] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -76,21 +80,24 @@ class TrioThread:
             self._error = error
         finally:
             self._started.set()
+            self._results.put(None)
 
     def step(self, act: Callable[[], Any]) -> Any:
         """Run ``act`` and then every task until all are blocked."""
 
-        async def run() -> Any:
-            result = act()
+        async def run() -> None:
+            result = outcome.capture(act)
             await wait_all_tasks_blocked()
-            return result
+            self._results.put(result)
 
         assert self._token is not None
-        try:
-            return trio.from_thread.run(run, trio_token=self._token)
-        except (trio.RunFinishedError, trio.Cancelled):
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(trio.lowlevel.spawn_system_task, run)
+        result = self._results.get(timeout=10)
+        if result is None:
             self.join()
-            raise
+            raise AssertionError("the actors ended")
+        return result.unwrap()
 
     def end(self, stop: Callable[[], None]) -> None:
         """Run ``stop`` and wait for the run to end; raises what it ended with."""
@@ -259,17 +266,21 @@ class ActorsMachine(RuleBasedStateMachine):
             self.given_up[id(call)] = self.given_up.get(id(call), 0) + 1
         self.trio.step(lambda: turn.give_up(AWAY))
 
+    @rule()
+    def the_store_catches_up(self) -> None:
+        self._settle()
+
     @rule(is_current=st.booleans())
     def the_store_is_in_doubt_or_not(self, is_current: bool) -> None:
         self.store.is_current = is_current
 
-    @rule(is_full=st.booleans())
-    def the_commit_queue_is_full_or_not(self, is_full: bool) -> None:
-        self.store.is_full = is_full
+    @rule()
+    def the_commit_queue_has_no_room_for_the_next_turn(self) -> None:
+        self.store.refuses_next = True
 
-    @rule(error=st.sampled_from([None, None, AWAY, BugError()]))
-    def loads_will_fail_or_not(self, error: Exception | None) -> None:
-        self.store.load_error = error
+    @rule(error=st.sampled_from([AWAY, BugError()]))
+    def the_next_load_will_fail(self, error: Exception) -> None:
+        self.store.next_load_error = error
 
     @rule()
     def loads_take_long(self) -> None:
@@ -364,8 +375,8 @@ class ActorsMachine(RuleBasedStateMachine):
 
     def _settle(self) -> None:
         self.store.is_current = True
-        self.store.is_full = False
-        self.store.load_error = None
+        self.store.refuses_next = False
+        self.store.next_load_error = None
         self.trio.step(self.store.loads_may_finish.set)
         while self.store.queue or self.store.fetches:
             if self.store.fetches:
@@ -403,8 +414,8 @@ class ActorsMachine(RuleBasedStateMachine):
 
 TestActors = ActorsMachine.TestCase
 TestActors.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=100,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
