@@ -272,7 +272,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
                 agents=20,
             ),
         ),
-        servers=("ours", "grpc-aio", "grpclib", "go"),
+        servers=("ours", "grpc-aio", "go"),
     ),
     Scenario(
         "tasks",
@@ -321,7 +321,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
             ),
         ),
         mix="network",
-        servers=("ours", "go", "go-separate", "grpc-aio"),
+        servers=("ours", "go"),
         style="hold",
         notes="rates in proportion are tried from 100% down until nothing piles up",
     ),
