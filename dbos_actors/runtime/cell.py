@@ -93,6 +93,7 @@ class Cell:
         "_turning",
         "_unroute",
         "active",
+        "ahead",
         "idle_since_s",
         "key",
         "mailbox",
@@ -113,7 +114,9 @@ class Cell:
         # A list: an empty deque is 700 bytes, and pop(0) of a thousand takes 0.2 us.
         self.mailbox: list[Call] = []
         self.uncommitted = 0
-        """Turns submitted and not yet settled; the state is ahead of the store by these."""
+        """Turns submitted and not yet settled."""
+        self.ahead = 0
+        """Those of them that changed the state, which is ahead of the store by these."""
         self.active = True
         """Had a message since the supervisor last looked (the second chance of its clock)."""
         self.idle_since_s = 0.0
@@ -189,7 +192,7 @@ class Cell:
                 return
             if (
                 not turn.commands
-                and not self.uncommitted
+                and not self.ahead
                 and turn.then is None
                 and not turn.changes
                 and self._log.is_current
@@ -201,8 +204,10 @@ class Cell:
             turn.deadline_s = call.deadline
             self._log.submit(turn)
             self.uncommitted += 1
-            for changed, value in turn.changes:
-                behaviour.apply(changed, value)
+            if turn.changes:
+                self.ahead += 1
+                for changed, value in turn.changes:
+                    behaviour.apply(changed, value)
         except (RefusedError, OverloadedError, UnavailableError) as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 - one actor's bug is that actor's
@@ -284,9 +289,11 @@ class Cell:
 
     # ------------------------------------------------------------ outcomes
 
-    def settled(self) -> None:
+    def settled(self, turn: Turn) -> None:
         """One of the actor's turns is committed or refused."""
         self.uncommitted -= 1
+        if turn.changes:
+            self.ahead -= 1
         if not self.uncommitted and self._state is not State.READY:
             self._wake()
 

@@ -129,14 +129,14 @@ class Turn:
                 self.call.reply(answer)
         except Exception as error:  # noqa: BLE001 - the actor's, not the store's that calls
             self.owner.failed(self.call, error)
-        self.owner.settled()
+        self.owner.settled(self)
 
     def refused(self, error: UnavailableError) -> None:
         """Tell the caller; the store has not taken the turn and never will."""
         # First, so that nothing is answered from memory that is ahead of the store.
         self.owner.reload()
         self.call.fail(error)
-        self.owner.settled()
+        self.owner.settled(self)
 
     def give_up(self, error: UnavailableError) -> None:
         """Tell the caller, who has waited long enough; the turn stays queued."""

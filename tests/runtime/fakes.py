@@ -230,6 +230,11 @@ def do_write(actor: Recorder, request: Request) -> Turn:
     return Turn(request.tag, commands=commands, changes=changes)
 
 
+def do_log(actor: Recorder, request: Request) -> Turn:
+    """Writes something that is no part of the state."""
+    return Turn(request.tag, commands=[event_command(request.tag)])
+
+
 def do_crash(actor: Recorder, request: Request) -> Turn:
     raise BugError
 

@@ -25,6 +25,7 @@ from tests.runtime.fakes import (
     bare_cell,
     call,
     do_crash,
+    do_log,
     do_job_write,
     do_read,
     do_refuse,
@@ -81,6 +82,19 @@ async def test_a_read_waits_for_the_writes_it_shows() -> None:
         assert not one.answered
         actors.store.commit()
         assert one.answer == (1,)
+
+
+async def test_a_read_does_not_wait_for_writes_that_change_nothing_it_could_show() -> None:
+    # Mutation: have every uncommitted turn hold reads back.
+    async with running() as actors:
+        await actors.ready()
+        stored = call(do_log, "an event")
+        one = read()
+        actors.send(stored, one)
+        assert one.answer == ()
+        assert not stored.answered
+        actors.store.commit()
+        assert stored.answered
 
 
 async def test_a_read_asks_the_store_first_while_the_store_is_in_doubt() -> None:
