@@ -52,6 +52,7 @@ class ServerCore:
         "calls_total",
         "deadlines",
         "dirty",
+        "held_free",
         "limits",
         "routes",
         "status_of",
@@ -75,6 +76,7 @@ class ServerCore:
         self.calls_live_max = limits.calls_live_max
         self.calls_total = 0
         self.backlog_free = limits.backlog_bytes_shared
+        self.held_free = limits.held_bytes_shared
         self.dirty: list[ServerConnection] = []
         self.wake: Callable[[], None] = _nobody
         """Called when the first connection becomes dirty; `flush` is to be called soon."""

@@ -113,6 +113,12 @@ class MessageReader:
         while (message := self.next()) is not None:
             yield message
 
+    def clear(self) -> int:
+        """Forget what was fed and not taken; how many bytes that was."""
+        size = len(self._buffer)
+        self._buffer.clear()
+        return size
+
     def end(self) -> None:
         """The stream has ended; raises `TruncatedMessageError` if that was inside a message."""
         if self._buffer:

@@ -87,8 +87,8 @@ class Http2Options:
     """Streams the peer may have open at once (SETTINGS_MAX_CONCURRENT_STREAMS)."""
     stream_window_bytes: int = STREAM_WINDOW_BYTES
     """Unacknowledged bytes per stream."""
-    header_list_bytes_max: int = 65_536
-    """Decoded size of one header block; more ends the connection, as in nghttp2 itself."""
+    header_list_bytes_max: int = 16_384
+    """Decoded size of one header block; more ends the connection. gRPC core's hard limit."""
     header_count_max: int = 256
     """Fields in one header block; more ends the connection."""
     reset_burst: int = 5_000

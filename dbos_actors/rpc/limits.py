@@ -28,6 +28,13 @@ class ServerLimits:
     """Unfinished request messages beyond their stream's window. A message begins to be
     received only when all of it fits; until then its stream waits on flow control."""
 
+    held_bytes_free: int = 1 * _MIB
+    """Request bytes each connection may always have waiting for their end or their handler."""
+
+    held_bytes_shared: int = 256 * _MIB
+    """Request bytes of the whole server beyond those. The connection that needs more is ended
+    (ENHANCE_YOUR_CALM): flow control alone lets each one have 64 MiB waiting."""
+
     backlog_bytes_max: int = 8 * _MIB
     """Unsent response bytes beyond which no further call of the connection is begun, and,
     while its socket accepts nothing, nothing more is read from it. Two of the largest messages

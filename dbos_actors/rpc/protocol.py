@@ -91,6 +91,8 @@ class ServerConnection:
         "_ending",
         "_engine",
         "_handlers",
+        "_held",
+        "_held_charged",
         "_keepalive",
         "_message_max",
         "_parked",
@@ -150,7 +152,10 @@ class ServerConnection:
         self._handlers = 0
         # Streams to reset after a flush; whether a body precedes their trailers.
         self._resets: dict[int, bool] = {}
-        self._parked: deque[tuple[UnaryCall, bytes]] = deque()
+        self._parked: deque[UnaryCall] = deque()
+        # Request bytes not handed to handlers yet, and how many of them are shared memory.
+        self._held = 0
+        self._held_charged = 0
         self._senders: set[StreamCall] = set()
         self._uploads = Uploads(core.limits.upload_bytes_max)
         self._receiving = False
@@ -166,6 +171,8 @@ class ServerConnection:
 
     def receive(self, data: bytes | bytearray | memoryview, now_s: float) -> None:
         """Take bytes from the client and dispatch the calls they complete."""
+        if self._ending:
+            return
         self._keepalive.heard_s = now_s
         self._receiving = True
         try:
@@ -186,8 +193,14 @@ class ServerConnection:
                 call = streams.get(stream_id)
                 if type(call) is UnaryCall:
                     data = event.data
-                    if event.end_stream and call.buffer is None:
-                        self._end_unary(call, data, len(data))
+                    if (
+                        event.end_stream
+                        and call.buffer is None
+                        and self.backlog <= self._backlog_max
+                    ):
+                        call.request_ended = True
+                        self._acknowledge(stream_id, len(data))
+                        self._dispatch(call, data)
                     else:
                         self._feed_unary(call, data, end_stream=event.end_stream)
                 elif type(call) is StreamCall:
@@ -210,7 +223,7 @@ class ServerConnection:
             elif kind is PingReceived:
                 busy = bool(streams) or self._handlers > 0
                 if self._keepalive.client_pinged(now_s, busy=busy):
-                    self._calm_down()
+                    self._calm_down("too_many_pings")
             elif kind is PingAcknowledged:
                 if event.opaque_data == _SHUTDOWN_PING:
                     self._finish_shutdown()
@@ -301,6 +314,7 @@ class ServerConnection:
     def _feed_unary(self, call: UnaryCall, data: bytes, *, end_stream: bool) -> None:
         """Take a part of a unary request; the usual case, all in one part, never comes here."""
         call.unacknowledged += len(data)
+        self._hold(len(data))
         if call.buffer is None:
             call.buffer = data
         else:
@@ -316,7 +330,11 @@ class ServerConnection:
                 return
             call.message_bytes = PREFIX_BYTES + length
         if end_stream:
-            self._end_unary(call, bytes(call.buffer), call.unacknowledged)
+            call.request_ended = True
+            if self.backlog > self._backlog_max:  # the client leaves its answers unread
+                self._parked.append(call)
+            else:
+                self._take_unary(call)
         elif 0 < call.message_bytes < size:
             self._end(call, Status.UNIMPLEMENTED, "more than one request message")
         elif call.message_bytes > self._window:
@@ -335,18 +353,12 @@ class ServerConnection:
             )
         return None
 
-    def _end_unary(self, call: UnaryCall, data: bytes, unacknowledged: int) -> None:
-        """The request is complete: dispatch it, unless the client leaves its answers unread."""
-        self._acknowledge(call.stream_id, unacknowledged)
-        call.unacknowledged = 0
-        call.buffer = None
-        call.request_ended = True
-        if call.message_bytes > self._window:
-            self._uploads.release(call.stream_id)
-        if self.backlog > self._backlog_max:
-            self._parked.append((call, data))
-        else:
-            self._dispatch(call, data)
+    def _take_unary(self, call: UnaryCall) -> None:
+        """The request is complete, in parts: dispatch it."""
+        assert call.buffer is not None
+        data = bytes(call.buffer)
+        self._release(call)
+        self._dispatch(call, data)
 
     def _dispatch(self, call: UnaryCall, data: bytes) -> None:
         size = len(data)
@@ -411,6 +423,7 @@ class ServerConnection:
 
     def _feed_stream(self, call: StreamCall, data: bytes, *, end_stream: bool) -> None:
         call.unacknowledged += len(data)
+        self._hold(len(data))
         call.request_ended = end_stream
         call.reader.feed(data)
         if call.failure is None:
@@ -442,6 +455,7 @@ class ServerConnection:
     def message_taken(self, call: StreamCall, body_bytes: int) -> None:
         """The handler took a message of a body of so many bytes as sent."""
         size = PREFIX_BYTES + body_bytes
+        self._unhold(size)
         acknowledged = call.reader.buffered_bytes + size - call.unacknowledged
         due = max(0, size - acknowledged)
         if due:
@@ -483,6 +497,25 @@ class ServerConnection:
             self._acknowledge(call.stream_id, due)
             call.unacknowledged -= due
             self._answered_outside()
+
+    def _hold(self, size: int) -> None:
+        """Account for request bytes that wait; ends the connection if there is no room for them."""
+        self._held += size
+        extra = self._held - self._core.limits.held_bytes_free - self._held_charged
+        if extra > 0:
+            if extra > self._core.held_free:
+                self._calm_down("too much unread request data")
+                return
+            self._core.held_free -= extra
+            self._held_charged += extra
+
+    def _unhold(self, size: int) -> None:
+        self._held -= size
+        if self._held_charged:
+            free = self._core.limits.held_bytes_free
+            charged = max(0, min(self._held_charged, self._held - free))
+            self._core.held_free += self._held_charged - charged
+            self._held_charged = charged
 
     def _acknowledge(self, stream_id: int, amount: int) -> None:
         if amount:
@@ -568,6 +601,12 @@ class ServerConnection:
         if call.message_bytes:
             self._uploads.release(call.stream_id)
             call.message_bytes = 0
+        if isinstance(call, UnaryCall):
+            if call.buffer is not None:
+                self._unhold(len(call.buffer))
+                call.buffer = None
+        else:
+            self._unhold(call.reader.clear())
 
     def _answered_outside(self) -> None:
         if not self._receiving and not self.is_dirty:
@@ -722,9 +761,9 @@ class ServerConnection:
         """Begin parked calls until the backlog is full again; whether any was."""
         begun = False
         while self._parked and self.backlog <= self._backlog_max:
-            call, data = self._parked.popleft()
+            call = self._parked.popleft()
             if not call.answered:
-                self._dispatch(call, data)
+                self._take_unary(call)
                 begun = True
         return begun
 
@@ -732,6 +771,8 @@ class ServerConnection:
 
     def tick(self, now_s: float, accepted_bytes: int) -> None:
         """To be called about once a second, with the bytes the socket has accepted so far."""
+        if self._ending:  # and still here: it does not even read why
+            self.lost()
         if self.closed:
             return
         for call in list(self._senders):
@@ -778,10 +819,13 @@ class ServerConnection:
         else:
             self._resets.pop(stream_id, None)
 
-    def _calm_down(self) -> None:
-        log.info("connection closed: too many pings", peer=self.peer)
+    def _calm_down(self, reason: str) -> None:
+        """End the connection of a client that asks too much."""
+        if self._ending:
+            return
+        log.warning("connection closed", reason=reason, peer=self.peer)
         with suppress(Http2Error):
-            self._engine.shut_down(ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
+            self._engine.shut_down(ErrorCode.ENHANCE_YOUR_CALM, reason.encode("ascii"))
         self._ending = True
         self._answered_outside()
 
@@ -817,6 +861,8 @@ class ServerConnection:
         self._parked.clear()
         self._core.backlog_free += self._charged
         self._charged = 0
+        self._core.held_free += self._held_charged
+        self._held_charged = 0
 
 
 def _refusal(fields: dict[bytes, bytes], *, known: bool) -> Fields | None:

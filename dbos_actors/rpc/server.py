@@ -65,6 +65,8 @@ class ServerStatistics:
     calls_total: int
     backlog_bytes: int
     """Unsent responses beyond each connection's own allowance."""
+    held_bytes: int
+    """Unread request bytes beyond each connection's own allowance."""
     deadlines: int
 
 
@@ -156,6 +158,7 @@ class Server:
             calls_live=core.calls_live,
             calls_total=core.calls_total,
             backlog_bytes=self._limits.backlog_bytes_shared - core.backlog_free,
+            held_bytes=self._limits.held_bytes_shared - core.held_free,
             deadlines=len(core.deadlines),
         )
 

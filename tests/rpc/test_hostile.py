@@ -93,6 +93,8 @@ def test_mutated_traffic_ends_in_order_or_in_goaway(
         call.finished()
     assert pipe.core.calls_live == 0
     assert pipe.core.backlog_free == ServerLimits().backlog_bytes_shared
+    assert pipe.core.held_free == ServerLimits().held_bytes_shared
+    assert pipe.server._held == 0
     pipe.core.deadlines.expire(float("inf"))
     assert len(pipe.core.deadlines) == 0
 
@@ -174,3 +176,42 @@ def test_headers_beyond_the_limit_end_the_connection(
     with suppress(Http2Error):
         pipe.run()
     assert pipe.server.closed
+
+
+@pytest.mark.parametrize("path", [b"/test.Test/Echo", b"/test.Test/Stream"])
+def test_requests_that_never_end_are_bounded_for_all_connections_together(
+    make_pipe: MakePipe, echo_handler: EchoHandler, path: bytes
+) -> None:
+    limits = ServerLimits(held_bytes_free=100_000, held_bytes_shared=1_000_000)
+    pipe = make_pipe({"Echo": echo_handler}, limits=limits, services=[Stream()])
+    for _ in range(40):
+        if pipe.client.goaway is None:
+            stream = pipe.client.request(None, end=False, path=path)
+            pipe.client.send(stream, frame(bytes(60_000))[:50_000])
+            pipe.run()
+            pipe.core.flush()
+            pipe.run()
+    assert pipe.client.goaway.debug_data == b"too much unread request data"
+    assert pipe.server.closed
+    assert pipe.core.held_free == 1_000_000
+
+
+def test_requests_that_wait_for_answers_to_be_read_are_counted_too(
+    make_pipe: MakePipe, make_client: Callable[..., Any]
+) -> None:
+    """Catches acknowledging requests that are only parked."""
+    limits = ServerLimits(backlog_bytes_max=100_000, held_bytes_free=0, held_bytes_shared=4_000_000)
+    pipe = make_pipe(
+        {"Echo": lambda call: call.reply(bytes(200_000))},
+        limits=limits,
+        client=make_client(acknowledge=False),
+    )
+    for _ in range(50):
+        if pipe.client.goaway is None:
+            pipe.client.request(bytes(200_000))
+            pipe.run()
+            pipe.core.flush()
+            pipe.run()
+            assert pipe.core.held_free >= 0
+    assert pipe.server.closed
+    assert pipe.core.held_free == 4_000_000
