@@ -221,11 +221,12 @@ class AgentActor:
                 return
             record = replies[0]
             self._runs[part] = record
-            if record is not None:
-                self._context.runs.keep(self, part, len(record))
             arrived(None)
+            # Only now, since the cache may make it leave at once: who asked has had their turns.
             if self._runs.get(part, b"") is None:
                 del self._runs[part]
+            elif self._cell.behaviour is self and self._runs.get(part) is record:
+                self._context.runs.keep(self, part, len(replies[0]))
 
         store = self._context.store
         store.submit_read([pack("HGET", store.keys.states + self._name, part)], on_replies)
