@@ -20,6 +20,7 @@ from dbos_actors.errors import (
     UnsafeStoreError,
 )
 from dbos_actors.store import (
+    Keys,
     ReplyError,
     Store,
     StoreSettings,
@@ -28,6 +29,8 @@ from dbos_actors.store import (
     open_store,
     pack,
 )
+from dbos_actors.store.connection import Connection
+from dbos_actors.store.ownership import take_ownership, this_process
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 
@@ -170,8 +173,12 @@ async def test_deletions_as_large_as_allowed_are_committed_in_several_scripts(
             store.submit(deletion)
         assert await deletions[-1].wait() == [0]
         assert deletions[0].outcome == [3_998]
-        # The filling, then three deletions of some 310 kB to a script.
+        # The filling, then three deletions of some 310 kB to a script; none sent twice.
         assert store.statistics().commits == 5
+        after = RecordingSubmission(RecordingOwner(), pack("SET", "k", "v"))
+        store.submit(after)
+        await after.wait()
+        assert store.statistics().commits_repeated == 0
         too_many = pack("HDEL", "h", *fields, "one", "more")
         with pytest.raises(ValueError, match="4000 arguments"):
             store.submit(RecordingSubmission(RecordingOwner(), too_many, frees_memory=True))
@@ -302,6 +309,38 @@ async def test_a_taken_over_server_notices_within_a_renewal_though_idle(
 ) -> None:
     with pytest.raises(FencedError):
         await until_taken_over(valkey, lambda _: None, renewal_s=0.1)
+
+
+class Overtaken(Connection):
+    """A connection whose first script is overtaken by another server's start."""
+
+    __slots__ = ("overtake",)
+    overtake: Callable[[], object] | None
+
+    async def call(self, payload: bytes, count: int) -> list[Any]:
+        if b"EVAL" in payload and self.overtake is not None:
+            self.overtake()
+            self.overtake = None
+        return await super().call(payload, count)
+
+
+async def test_of_two_servers_that_start_together_only_one_takes_the_store(
+    valkey: ValkeyServer,
+) -> None:
+    keys = Keys()
+    dice = random.Random(1)
+    winner, loser = (this_process(address=name, random=dice) for name in ("winner", "loser"))
+    connection = Overtaken(await connector_for(valkey.address).connect())
+    connection.overtake = lambda: valkey.execute("SET", keys.owner, winner.to_json())
+    try:
+        with pytest.raises(OwnedElsewhereError, match="winner"):
+            await take_ownership(
+                connection, keys=keys, owner=loser, lease_ms=5_000, take_over=False, random=dice
+            )
+    finally:
+        await connection.aclose()
+    assert valkey.execute("GET", keys.owner) == winner.to_json()
+    assert valkey.execute("EXISTS", keys.commit) == 0
 
 
 async def test_the_lease_is_renewed_while_idle(valkey: ValkeyServer) -> None:

@@ -500,6 +500,25 @@ async def test_reads_that_have_given_up_make_room_for_others(valkey: ValkeyServe
         assert await store.read(pack("PING")) == [b"PONG"]
 
 
+async def test_a_read_in_flight_when_the_commit_connection_is_replaced_is_read_again(
+    valkey: ValkeyServer,
+) -> None:
+    connector = connector_to(valkey)
+    async with opened(connector, renewal_s=0.02) as store:
+        outcomes: list[object] = []
+        # Waits in Redis, so that it is in flight for as long as the test likes.
+        store.submit_read([pack("BLPOP", "queue", 20)], outcomes.append)
+        await until(lambda: valkey.execute("INFO", "clients")["blocked_clients"] == 1)
+        connector.streams[0].break_after(sent=0)
+        await until(lambda: store.statistics().reconnects == 1)
+        valkey.execute("RPUSH", "queue", "from the old connection")
+        await until(lambda: valkey.execute("LLEN", "queue") == 0)
+        await until(lambda: valkey.execute("INFO", "clients")["blocked_clients"] == 1)
+        valkey.execute("RPUSH", "queue", "from the new one")
+        await until(lambda: bool(outcomes))
+        assert outcomes == [[[b"queue", b"from the new one"]]]
+
+
 async def test_a_cancelled_read_is_not_delivered(valkey: ValkeyServer) -> None:
     async with opened(connector_to(valkey)) as store:
         with trio.CancelScope() as scope:
@@ -625,10 +644,11 @@ async def test_a_killed_owner_of_this_host_is_succeeded_at_once_a_stopped_one_is
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_whatever_happens_everything_acknowledged_is_there_once_and_in_order(
-    valkey: ValkeyServer, seed: int
+    start_valkey: Callable[..., ValkeyServer], seed: int
 ) -> None:
     """Many owners under random faults; ``seed`` is in the test's name."""
     dice = random.Random(seed)
+    valkey = start_valkey(appendfsync=dice.choice(["everysec", "always"]))
     connector = connector_to(valkey)
     owners = [RecordingOwner(f"o{n}") for n in range(8)]
     submissions: list[RecordingSubmission] = []

@@ -29,6 +29,12 @@ def test_a_mark_inside_a_command_loses_that_command(valkey: ValkeyServer) -> Non
     assert valkey.execute("GET", "a") == b"1"
 
 
+def test_a_mark_beyond_the_end_loses_nothing(valkey: ValkeyServer) -> None:
+    valkey.execute("SET", "a", "1")
+    valkey.lose_writes_since(valkey.aof_mark() + 100)
+    assert valkey.execute("GET", "a") == b"1"
+
+
 def test_directives_are_passed_on(start_valkey: Callable[..., ValkeyServer]) -> None:
     server = start_valkey(tcp=True, maxmemory="9mb")
     assert server.execute("CONFIG", "GET", "maxmemory") == [b"maxmemory", b"9437184"]
