@@ -54,3 +54,29 @@ async def test_a_drained_server_settles_every_call_it_took(valkey: ValkeyServer)
     assert sum(len(results) for results in kept.results.values()) == sum(
         write.method == "StoreResult" for write in load.history
     )
+
+
+async def test_sigterm_under_load_finishes_what_was_taken_and_takes_nothing_more(
+    valkey: ValkeyServer,
+) -> None:
+    load = Load()
+    with ServerProcess(valkey.address) as server:
+        await trio.to_thread.run_sync(server.wait_ready)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.run, server.address)
+            await load.wait_acknowledged(3_000)
+            assert load.in_flight >= 1_000
+            server.send(signal.SIGTERM)
+            assert await trio.to_thread.run_sync(server.wait) == 0
+    with valkey.client() as client:
+        kept = Keyspace(client)
+    assert load.problems(kept) == []
+    assert set(load.outcomes()) <= {ACKNOWLEDGED, UNKNOWN, "UNAVAILABLE"}
+    # What was not answered was sent too late to be taken at all.
+    assert not [
+        write
+        for write in load.history
+        if write.method == "StoreResult"
+        and write.outcome != ACKNOWLEDGED
+        and write.subject in kept.results.get(write.agent, {})
+    ]
