@@ -44,7 +44,7 @@ class Operation:
         shown = " ".join(f"{name}={value!r}" for name, value in self.request.items() if value)
         return (
             f"#{self.number} [{self.start}..{end}] {self.start_s:.3f}s {self.client} "
-            f"{self.method}({shown}) {self.ending.value}: {self.answer}"
+            f"{self.method}({shown}) {self.ending.value}: {' '.join(str(self.answer).split())}"
         )
 
 

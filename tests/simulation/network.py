@@ -65,6 +65,11 @@ class Route:
         for pipe in self._in_order():
             pipe.reset()
 
+    def close(self) -> None:
+        """End every direction in good order: what is on the way still arrives."""
+        for pipe in self._in_order():
+            pipe.end()
+
     def half_close(self) -> None:
         """End one direction of every stream, in good order."""
         for pipe in self._in_order():

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from random import Random
 from typing import Any, Final
 
 import trio
@@ -62,16 +61,26 @@ class LogEntry:
     """What one command, transaction or script wrote."""
 
     at_s: float
+    tick: int
+    """Of the clients' history, when it was written."""
     commands: Sequence[Arguments]
 
 
 class Node:
     """One server."""
 
-    def __init__(self, name: str, clock: Clock, log: list[LogEntry] | None = None) -> None:
-        """A server whose append-only file holds ``log``."""
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        log: list[LogEntry] | None = None,
+        *,
+        now: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """A server whose append-only file holds ``log``; ``now`` is for `LogEntry.tick`."""
         self.name = name
         self.clock = clock
+        self.now = now
         self.mode = Mode.SERVING
         self.refusal: Refusal | None = None
         self.oom_refuses_reads_in_multi = False
@@ -117,12 +126,16 @@ class Node:
         finally:
             recorder.finish()
 
-    def lose_since(self, at_s: float) -> int:
-        """Cut what was logged after a moment; the number of entries lost."""
-        kept = [entry for entry in self.log if entry.at_s <= at_s]
-        lost = len(self.log) - len(kept)
-        self.log = kept
-        return lost
+    def lose_since(self, at_s: float, keep: int) -> int | None:
+        """Cut what was logged after a moment, but for the first ``keep`` entries.
+
+        Returns the tick of the first entry lost, or None.
+        """
+        count = max(keep, sum(entry.at_s <= at_s for entry in self.log))
+        first_lost = self.log[count].tick if count < len(self.log) else None
+        del self.log[count:]
+        self.load()
+        return first_lost
 
 
 class _Recorder:
@@ -143,8 +156,8 @@ class _Recorder:
 
     def finish(self) -> None:
         if self._commands:
-            at_s = self._node.clock.monotonic_s()
-            self._node.log.append(LogEntry(at_s, self._commands))
+            node = self._node
+            node.log.append(LogEntry(node.clock.monotonic_s(), node.now(), self._commands))
 
 
 def _replayable(arguments: Arguments, now_ms: int) -> Arguments:
@@ -367,10 +380,12 @@ def encoded(reply: Any) -> bytes:
 class SimulatedRedis:
     """A primary, and what befalls it."""
 
-    def __init__(self, clock: Clock, random: Random, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, clock: Clock, nursery: trio.Nursery, *, now: Callable[[], int] = lambda: 0
+    ) -> None:
+        """``now`` is for `LogEntry.tick`."""
         self.clock = clock
-        self.random = random
-        self.primary = Node("node-1", clock)
+        self.primary = Node("node-1", clock, now=now)
         self.nodes = 1
         self._nursery = nursery
         self._connections: list[tuple[Node, SimulatedStream]] = []
@@ -415,19 +430,20 @@ class SimulatedRedis:
         """Answer again."""
         self.primary.resumed.set()
 
-    def crash(self, *, lose_s: float = 0.0) -> int:
+    def crash(self, *, lose_s: float = 0.0, keep: int = 0) -> int | None:
         """Die at once, with the last ``lose_s`` seconds not yet on disk.
 
-        Returns the number of commits lost.
+        ``keep`` is how many entries of the log are there in any case. Returns the tick of the
+        first entry lost, or None.
         """
         node = self.primary
-        lost = 0
+        first_lost = None
         if lose_s and node.config["appendfsync"] != "always":
-            lost = node.lose_since(self.clock.monotonic_s() - lose_s)
+            first_lost = node.lose_since(self.clock.monotonic_s() - lose_s, keep)
         node.mode = Mode.DOWN
         self._disconnect(node)
         node.resumed.set()
-        return lost
+        return first_lost
 
     def start(self, *, loading: bool = False) -> None:
         """Start over what is on disk; while loading it answers, but serves nothing."""
@@ -440,22 +456,22 @@ class SimulatedRedis:
         """Loading is over."""
         self.primary.mode = Mode.SERVING
 
-    def fail_over(self, *, lag_s: float) -> int:
+    def fail_over(self, *, lag_s: float, keep: int = 0) -> int | None:
         """Promote a replica that lacks the last ``lag_s`` seconds; the old primary is gone.
 
-        Returns the number of commits lost.
+        ``keep`` is how many entries of the log it has in any case. Returns the tick of the first
+        entry it lacks, or None.
         """
         old = self.primary
-        until_s = self.clock.monotonic_s() - lag_s
-        log = [entry for entry in old.log if entry.at_s <= until_s]
         self.nodes += 1
-        self.primary = Node(f"node-{self.nodes}", self.clock, log)
-        self.primary.password = old.password
-        self.primary.config = old.config
+        node = Node(f"node-{self.nodes}", self.clock, list(old.log), now=old.now)
+        first_lost = node.lose_since(self.clock.monotonic_s() - lag_s, keep)
+        node.password, node.config = old.password, old.config
+        self.primary = node
         old.mode = Mode.DOWN
         old.resumed.set()
         self._disconnect(old)
-        return len(old.log) - len(log)
+        return first_lost
 
     def _disconnect(self, node: Node) -> None:
         for connected_to, stream in self._connections:

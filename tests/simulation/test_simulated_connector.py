@@ -21,7 +21,7 @@ class TestSimulatedConnector(ConnectorContract):
     @pytest.fixture(params=CONDITIONS, ids=["at once", "slow and in pieces"])
     async def connector(self, request: pytest.FixtureRequest) -> AsyncIterator[Connector]:
         async with trio.open_nursery() as nursery:
-            redis = SimulatedRedis(SystemClock(), random.Random(1), nursery)
+            redis = SimulatedRedis(SystemClock(), nursery)
             redis.primary.password = "sesame"
             route = Route(random.Random(2), request.param)
             yield SimulatedConnector(redis, route, password="sesame")

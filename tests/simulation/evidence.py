@@ -1,0 +1,237 @@
+"""From what clients saw to a verdict: the history, register by register.
+
+A listing is many reads: each entry of it, and each absence, was read at some
+moment between the call and its answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from tests.simulation.clients import Universe
+from tests.simulation.history import Ending, History, KeyOperation, Operation, Register
+from tests.simulation.linearizability import Rollback, Verdict, check
+from tests.simulation.models import (
+    ABSENT,
+    DELETE,
+    DUPLICATE,
+    MODELS,
+    OK,
+    READ,
+    STORED,
+    AgentState,
+    Report,
+    RunState,
+)
+
+Part = tuple[Register, str, Any, Any]
+"""A register, and the kind, argument and result of what was done to it."""
+
+
+class MalformedAnswerError(Exception):
+    """An answer that no state could explain."""
+
+
+def violations(
+    history: History, universe: Universe, rollbacks: list[Rollback], *, absences: bool = True
+) -> list[str]:
+    """What in the history cannot have happened; empty if everything can.
+
+    ``absences``: whether what a listing lacks counts.
+    """
+    try:
+        registers = _by_register(history, universe, absences=absences)
+    except MalformedAnswerError as error:
+        return [str(error)]
+    found = []
+    for register, operations in registers.items():
+        verdict = check(
+            operations,
+            MODELS[str(register[0])],
+            settled_at=history.settled_at,
+            rollbacks=rollbacks,
+        )
+        if verdict is Verdict.VIOLATION:
+            lines = "\n".join(f"    {operation.operation}" for operation in operations)
+            found.append(f"no order explains the answers about {register}:\n{lines}")
+        elif verdict is Verdict.UNDECIDED:
+            found.append(f"undecided: {register} with {len(operations)} operations")
+    return found
+
+
+def _by_register(
+    history: History, universe: Universe, *, absences: bool
+) -> dict[Register, list[KeyOperation]]:
+    registers: dict[Register, list[KeyOperation]] = defaultdict(list)
+    deletions = [o for o in history.operations if o.method == "DeleteAgent"]
+    for operation in history.operations:
+        if operation.ending is Ending.NO_EFFECT:
+            continue
+        answered = operation.ending is Ending.ANSWERED
+        for register, kind, argument, result in _parts(operation, universe, absences=absences):
+            unfit = not answered or _may_miss(operation, result, register, deletions)
+            if kind == READ and unfit:
+                continue
+            end = operation.end if answered else None
+            registers[register].append(
+                KeyOperation(operation, kind, argument, result, operation.start, end)
+            )
+    return registers
+
+
+def _may_miss(
+    operation: Operation, result: Any, register: Register, deletions: list[Operation]
+) -> bool:
+    """A run is no longer found by its request id alone while its agent is being deleted."""
+    if operation.method != "GetModuleState" or result != ABSENT:
+        return False
+    assert operation.end is not None
+    return "agent_id" not in operation.request and any(
+        deletion.request["agent_id"] == register[1]
+        and deletion.ending is not Ending.NO_EFFECT
+        and deletion.start < operation.end
+        and (
+            deletion.end is None
+            or deletion.ending is Ending.UNKNOWN
+            or deletion.end > operation.start
+        )
+        for deletion in deletions
+    )
+
+
+def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Iterator[Part]:
+    read: Any
+    request, answer = operation.request, operation.answer
+    answered = operation.ending is Ending.ANSWERED
+    match operation.method:
+        case "RegisterAgent":
+            agent = request["agent"]
+            reported = AgentState(
+                agent["first_seen"],
+                agent["last_seen"],
+                agent["total_heartbeats"],
+                agent["alive"],
+                agent["config"]["tag"],
+            )
+            yield ("agent", agent["id"]), "report", reported, _outcome(operation)
+        case "SetModuleState":
+            state = request["state"]
+            report = Report(state["state"], state.get("version", 0), state["details"]["tag"])
+            yield _state_register(state), "report", report, _outcome(operation)
+        case "StoreResult":
+            result = request["result"]
+            said = None
+            if answered:
+                if not answer.success:
+                    raise MalformedAnswerError(f"a result was refused: {operation}")
+                said = DUPLICATE if answer.duplicate else STORED
+            yield ("result", result["agent_id"], result["id"]), "store", result["data"], said
+        case "DeleteAgent":
+            agent_id = request["agent_id"]
+            outcome = _outcome(operation)
+            for register in _registers_of(agent_id, universe):
+                yield register, DELETE, None, outcome
+        case "GetAgent":
+            read = _agent(answer.agent) if answered and answer.found else ABSENT
+            yield ("agent", request["agent_id"]), READ, None, read
+        case "GetModuleState":
+            ((agent_id, request_id, _),) = [
+                run for run in universe.runs if run[1] == request["request_id"]
+            ]
+            read = _run(answer.state) if answered and answer.found else ABSENT
+            yield ("run", agent_id, request_id), READ, None, read
+        case "GetResult":
+            read = answer.result.data if answered and answer.found else ABSENT
+            yield ("result", request["agent_id"], request["request_id"]), READ, None, read
+        case _:
+            if answered:
+                yield from _listed(operation, universe, absences=absences)
+
+
+def _listed(operation: Operation, universe: Universe, *, absences: bool) -> Iterator[Part]:
+    request, answer = operation.request, operation.answer
+    if answer.error:
+        raise MalformedAnswerError(f"a listing was refused: {operation}")
+    expected: set[Register]
+    entries: list[tuple[Register, Any]]
+    match operation.method:
+        case "ListAgents":
+            expected = {("agent", agent) for agent in universe.agents}
+            entries = [(("agent", agent.id), _agent(agent)) for agent in answer.agents]
+        case "ListModuleStates":
+            agent_id, module = request["agent_id"], request.get("module_name", "")
+            expected = {
+                ("run", agent, request_id)
+                for agent, request_id, of in universe.runs
+                if agent == agent_id and module in ("", of)
+            } | {
+                ("module", agent, of)
+                for agent, of in universe.modules
+                if agent == agent_id and module in ("", of)
+            }
+            entries = [
+                (
+                    ("run", state.agent_id, state.request_id)
+                    if state.request_id
+                    else ("module", state.agent_id, state.module_name),
+                    _run(state),
+                )
+                for state in answer.states
+            ]
+        case "ListResults":
+            agent_id = request["agent_id"]
+            expected = {("result", agent, each) for agent, each in universe.results}
+            expected = {register for register in expected if register[1] == agent_id}
+            entries = [
+                (("result", result.agent_id, result.id), result.data) for result in answer.results
+            ]
+        case method:
+            raise AssertionError(method)
+    for register, value in entries:
+        if register not in expected:
+            raise MalformedAnswerError(f"{register} does not belong into {operation}")
+        yield register, READ, None, value
+    if absences:
+        for register in sorted(expected - {register for register, _ in entries}):
+            yield register, READ, None, ABSENT
+
+
+def _registers_of(agent_id: str, universe: Universe) -> Iterator[Register]:
+    yield "agent", agent_id
+    for agent, request_id, _ in universe.runs:
+        if agent == agent_id:
+            yield "run", agent, request_id
+    for agent, module in universe.modules:
+        if agent == agent_id:
+            yield "module", agent, module
+    for agent, result_id in universe.results:
+        if agent == agent_id:
+            yield "result", agent, result_id
+
+
+def _state_register(state: dict[str, Any]) -> Register:
+    if "request_id" in state:
+        return "run", state["agent_id"], state["request_id"]
+    return "module", state["agent_id"], state["module_name"]
+
+
+def _outcome(operation: Operation) -> str | None:
+    if operation.ending is not Ending.ANSWERED:
+        return None
+    return OK if operation.answer.success else str(operation.answer.error)
+
+
+def _agent(agent: Any) -> AgentState:
+    return AgentState(
+        agent.first_seen,
+        agent.last_seen,
+        agent.total_heartbeats,
+        agent.alive,
+        agent.config["tag"],
+    )
+
+
+def _run(state: Any) -> RunState:
+    return RunState(state.state, state.version, state.details["tag"])

@@ -1,0 +1,117 @@
+"""What one seed is about: which faults, which limits, how much work.
+
+Drawn once from the seed, so that it can be read before the run. Every seed has
+some faults only ("swarm testing"): with all of them at once each would hide what
+another one finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Final
+
+from tests.simulation.determinism import stream_of_chance
+from tests.simulation.network import Conditions
+
+
+class Fault(Enum):
+    """What can happen."""
+
+    CUT_REDIS = auto()
+    HALF_CLOSE_REDIS = auto()
+    CUT_CLIENTS = auto()
+    REDIS_CRASH = auto()
+    REDIS_LOSES_SECONDS = auto()
+    FAIL_OVER = auto()
+    STALL = auto()
+    OOM = auto()
+    READONLY = auto()
+    MISCONF = auto()
+    KILL_SERVER = auto()
+    CANCEL_SERVER = auto()
+    DRAIN_SERVER = auto()
+    ZOMBIE = auto()
+    TAKE_OVER = auto()
+    WALL_CLOCK_JUMP = auto()
+
+
+FREQUENT: Final = frozenset(
+    {Fault.CUT_REDIS, Fault.REDIS_LOSES_SECONDS, Fault.KILL_SERVER, Fault.ZOMBIE}
+)
+"""Drawn three times as often as the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    faults: tuple[Fault, ...]
+    fault_gap_s: float
+    """Mean time between two."""
+    duration_s: float
+    both_at_once: bool
+    """Whether a server may die while Redis has lost its last second: the one case in which
+    acknowledged writes may be lost."""
+    agents: int
+    runs: int
+    results: int
+    clients: int
+    operations: int
+    """Of each client."""
+    think_s: float
+    deletes: bool
+    redis_conditions: Conditions
+    client_conditions: Conditions
+    one_host: bool
+    """Whether a server finds out that another one is dead without waiting for its lease."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    store: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, int] = field(default_factory=dict)
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of a seed."""
+    random = stream_of_chance(seed, "plan")
+    pick = random.choice
+    chosen = random.sample(list(Fault), random.randint(1, 5))
+    if random.random() < 0.05:
+        chosen = []
+    return Plan(
+        seed=seed,
+        faults=tuple(chosen),
+        fault_gap_s=pick([0.3, 1.0, 2.0]),
+        duration_s=pick([4.0, 8.0, 15.0]),
+        both_at_once=random.random() < 0.15,
+        agents=random.randint(1, 3),
+        runs=random.randint(1, 4),
+        results=random.randint(1, 3),
+        clients=random.randint(2, 5),
+        operations=pick([10, 20, 30]),
+        think_s=pick([0.0, 0.02, 0.2, 0.5]),
+        deletes=random.random() < 0.4,
+        redis_conditions=Conditions(
+            latency_s=pick([0.0, 0.0, 0.002, 0.05]), split_chance=pick([0.0, 0.3])
+        ),
+        client_conditions=Conditions(latency_s=pick([0.0, 0.01, 0.1])),
+        one_host=random.random() < 0.7,
+        settings={
+            "max_resident_agents": pick([1, 2, 100]),
+            "idle_passivation_s": pick([0.3, 2.0, 300.0]),
+            "run_cache_bytes": pick([0, 150, 1_000_000]),
+            "event_results": random.random() < 0.3,
+        },
+        store={
+            "batch_submissions": pick([1, 3, 2_000]),
+            "read_commands": pick([4, 5_000]),
+            "kept_bytes": pick([20_000, 256 << 20]),
+            "patience_s": pick([0.5, 5.0]),
+            "reply_timeout_s": pick([2.0, 10.0]),
+        },
+        constants={
+            "deletion_step": pick([1, 2, 1_000]),
+            "runs_loaded": pick([1, 1_000]),
+            "listing_step": pick([1, 2, 256]),
+        },
+    )

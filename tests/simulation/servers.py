@@ -1,0 +1,254 @@
+"""Simulated server processes: the real supervision tree, killed and frozen from outside.
+
+A kill takes the network from the server first, so that what its tasks do while
+they are cancelled reaches nobody, as with a process that is gone. The operator
+starts another one, which has to wait for the lease if nobody knows that the old
+one is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from enum import Enum, auto
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import trio
+from grpclib.const import Status
+
+import dbos_actors.actors.agent
+import dbos_actors.actors.queries
+import dbos_actors.server
+import dbos_actors.store.ownership
+import dbos_actors.store.store
+from dbos_actors.api import messages
+from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachableError
+from dbos_actors.server import RunningServer, open_supervisor
+from dbos_actors.service import SERVICE
+from dbos_actors.settings import Settings
+from dbos_actors.store.ownership import Owner
+from tests.simulation.determinism import SimulatedClock
+from tests.simulation.direct import DirectServer
+from tests.simulation.history import Ending
+from tests.simulation.network import Conditions, Route
+from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
+
+START_AGAIN_S = 0.4
+"""The operator's pause between two attempts to start a server."""
+
+Answer = tuple[Ending, Any]
+
+_current: ContextVar[SimulatedServer] = ContextVar("simulated_server")
+
+
+class Life(Enum):
+    """Where a server is in its life, as the operator knows it."""
+
+    STARTING = auto()
+    SERVING = auto()
+    DEAD = auto()
+
+
+class SimulatedServer:
+    """One server process, its way to Redis and its way to the clients."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        settings: Settings,
+        redis: SimulatedRedis,
+        clock: SimulatedClock,
+        random: Random,
+        redis_conditions: Conditions,
+        client_conditions: Conditions,
+        host: str,
+        take_over: bool,
+        on_started: Callable[[SimulatedServer], None],
+        on_ended: Callable[[SimulatedServer, BaseException | None], None],
+    ) -> None:
+        self.number = number
+        self.name = f"server-{number}"
+        self.host = host
+        self.life = Life.STARTING
+        self.network_is_gone = False
+        self.take_over = take_over
+        self.route = Route(random, redis_conditions)
+        self.clients = Route(random, client_conditions)
+        self.rpc: DirectServer | None = None
+        self.running: RunningServer | None = None
+        self._scope = trio.CancelScope()
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        self._on_started = on_started
+        self._on_ended = on_ended
+        self._connector = SimulatedConnector(
+            redis, self.route, allowed=lambda: not self.network_is_gone
+        )
+
+    @property
+    def ledger(self) -> Any:
+        """What the server knows of the store; None until it has started."""
+        return None if self.running is None else self.running.store._committer.ledger
+
+    async def run(self) -> None:
+        """Start, and start again while the store cannot be had; serve until ended."""
+        _current.set(self)
+        cause: BaseException | None = None
+        with self._scope:
+            while self.life is Life.STARTING:
+                try:
+                    await self._serve()
+                    break
+                except (OwnedElsewhereError, StoreUnreachableError):
+                    await trio.sleep(START_AGAIN_S)
+                except FencedError as error:
+                    cause = error
+                    break
+                except Exception as error:  # noqa: BLE001 - a finding, told to the world
+                    cause = error
+                    break
+        self.life = Life.DEAD
+        self._on_ended(self, cause)
+
+    async def _serve(self) -> None:
+        async with open_supervisor(
+            self._settings,
+            connector=self._connector,
+            clock=self._clock,
+            random=Random(self._random.getrandbits(32)),
+            listeners=[],
+            take_over=self.take_over,
+        ) as self.running:
+            self.life = Life.SERVING
+            self._on_started(self)
+            await self.running.wait_stopped()
+
+    # ----------------------------------------------------------------- calls
+
+    async def exchange(
+        self, method: str, request: dict[str, Any], timeout_s: float | None
+    ) -> Answer:
+        """Send a call and wait for its answer, as a client far away does."""
+        deadline_s = None if timeout_s is None else trio.current_time() + timeout_s
+        message = getattr(messages, f"{method}Request")(**request)
+        await self._travel()
+        rpc = self.rpc
+        if self.network_is_gone or rpc is None or not rpc.accepting:
+            return Ending.NO_EFFECT, "connection refused"
+        path = f"/{SERVICE.full_name}/{method}"
+        call = rpc.begin(path, message.SerializeToString(), deadline_s)
+        await call.wait()
+        await self._travel()
+        if self.network_is_gone:
+            return Ending.UNKNOWN, "connection lost"
+        if call.error is not None:
+            status, text = call.error
+            if status is Status.RESOURCE_EXHAUSTED:
+                return Ending.NO_EFFECT, text
+            return Ending.UNKNOWN, f"{status.name}: {text}"
+        if call.body is None:
+            return Ending.UNKNOWN, "connection lost"
+        response = getattr(messages, f"{method}Response").FromString(call.body)
+        return Ending.ANSWERED, response
+
+    async def _travel(self) -> None:
+        """A message's way, one direction; it waits while the way is frozen."""
+        latency_s = self.clients.conditions.latency_s
+        if latency_s:
+            await trio.sleep(latency_s * self._random.uniform(0.1, 1.0))
+        else:
+            await trio.lowlevel.checkpoint()
+        await self.clients.wait_thawed()
+
+    # ---------------------------------------------------------------- faults
+
+    def kill(self, *, deliver_sent: bool) -> None:
+        """``kill -9``: what was sent arrives, or not (a machine that loses power)."""
+        self.network_is_gone = True
+        if deliver_sent:
+            self.route.close()
+        else:
+            self.route.cut()
+        self.clients.thaw()
+        if self.rpc is not None:
+            self.rpc.abandon_all()
+        self._scope.cancel()
+
+    def cancel(self) -> None:
+        """End in an orderly hurry, as on a second SIGTERM."""
+        self._scope.cancel()
+
+    async def drain(self) -> None:
+        """End gracefully."""
+        if self.running is not None:
+            await self.running.drain(2.0)
+
+    def cut_clients(self) -> None:
+        """Every client loses its connection."""
+        if self.rpc is not None:
+            self.rpc.abandon_all()
+
+    def freeze(self, *, clients: bool) -> None:
+        """Nothing reaches Redis, or comes from there; nor the clients, if they are meant too."""
+        self.route.freeze()
+        if clients:
+            self.clients.freeze()
+
+    def thaw(self) -> None:
+        """What was on the way arrives."""
+        self.route.thaw()
+        self.clients.thaw()
+
+
+@contextmanager
+def simulated_surroundings(
+    *, store: dict[str, Any], constants: dict[str, int], is_dead: Callable[[Owner], bool]
+) -> Iterator[None]:
+    """Replace what a server finds out about its process, and make its limits small.
+
+    ``store`` are `StoreSettings` that `Settings` has no way to say; ``constants`` bounds of
+    single steps, so that few entries take several; ``is_dead`` is what a server finds out about
+    another process of its machine.
+    """
+
+    class Server(DirectServer):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            _current.get().rpc = self
+
+    def this_process(*, address: str, random: Random) -> Owner:
+        server = _current.get()
+        return Owner(
+            host=server.host,
+            pid=1000 + server.number,
+            started=1,
+            boot_id="boot",
+            pid_namespace="pids",
+            instance=f"{random.getrandbits(64):016x}",
+            address=server.name,
+        )
+
+    def is_gone(owner: Owner, *, seen_from: Owner) -> bool:
+        return owner.host == seen_from.host and is_dead(owner)
+
+    original = dbos_actors.server._store_settings
+
+    def store_settings(settings: Settings, *, take_over: bool) -> Any:
+        return replace(original(settings, take_over=take_over), **store)
+
+    with (
+        patch.object(dbos_actors.server, "Server", Server),
+        patch.object(dbos_actors.server, "_store_settings", store_settings),
+        patch.object(dbos_actors.store.store, "this_process", this_process),
+        patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
+        patch.object(dbos_actors.actors.agent, "_DELETION_STEP", constants["deletion_step"]),
+        patch.object(dbos_actors.actors.agent, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]),
+        patch.object(dbos_actors.actors.queries, "_STEP", constants["listing_step"]),
+    ):
+        yield

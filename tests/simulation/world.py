@@ -1,0 +1,347 @@
+"""One simulated run: servers, a Redis, clients and faults, then quiet, then the verdict.
+
+The phases of a run:
+1. Clients work while faults happen.
+2. Everything is healed; the clients finish, and all that is under way settles.
+3. Every register is read, from a server that has lived through it all, then from
+   one that has just started. These reads are part of the history.
+4. The checker looks at the history, and at the data itself.
+
+A run is a function of its seed, and so is its `Report.digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from dbos_actors.errors import FencedError
+from dbos_actors.settings import Settings
+from dbos_actors.store.ownership import Owner
+from tests.simulation.clients import Client, Universe
+from tests.simulation.consistency import inconsistencies
+from tests.simulation.determinism import (
+    SimulatedClock,
+    collected_logs,
+    run_seeded,
+    stream_of_chance,
+)
+from tests.simulation.evidence import violations
+from tests.simulation.faults import Misfortune
+from tests.simulation.history import Ending, History
+from tests.simulation.linearizability import Rollback
+from tests.simulation.plan import Fault, Plan, plan_of
+from tests.simulation.servers import Life, SimulatedServer, simulated_surroundings
+from tests.simulation.simulated_redis import Mode, SimulatedRedis
+
+HEALED_WITHIN_S: Final = 60.0
+"""After the last fault: the longest lease, stall, patience and backoff together, twice."""
+
+QUIET_S: Final = 15.0
+"""Longer than anything that was under way may take: reply timeouts, backoffs, leases."""
+
+BUGS: Final = frozenset(
+    {
+        "actor_crashed",
+        "actor_quarantined",
+        "command_failed",
+        "handler failed",
+        "internal_error",
+        "owner_raised",
+        "read_failed",
+        "reader_raised",
+        "submission_raised",
+    }
+)
+"""Log lines that a fault never excuses."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a run."""
+
+    plan: Plan
+    violations: list[str] = field(default_factory=list)
+    digest: str = ""
+    operations: int = 0
+    unknown: int = 0
+    """Operations without an answer."""
+    commits: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    simulated_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class World:
+    """The run while it lasts."""
+
+    def __init__(self, plan: Plan, settings: Settings, nursery: trio.Nursery) -> None:
+        self.plan = plan
+        self.clock = SimulatedClock()
+        self.history = History()
+        self.rollbacks: list[Rollback] = []
+        self.notes: list[str] = []
+        self.violations: list[str] = []
+        self.redis = SimulatedRedis(self.clock, nursery, now=lambda: self.history.time)
+        self.servers: list[SimulatedServer] = []
+        self.misfortune = Misfortune(self, stream_of_chance(plan.seed, "faults"))
+        self.absences_count = Fault.WALL_CLOCK_JUMP not in plan.faults
+        self._settings = settings
+        self._nursery = nursery
+        self._random = stream_of_chance(plan.seed, "world")
+        # Since when commits are missing that only the current server could send again.
+        self._missing_since: int | None = None
+        # The same, of a server that is gone: to be a rollback once another has started.
+        self._lost_since: int | None = None
+
+    def note(self, text: str) -> None:
+        """Add a line to the run's diary."""
+        self.notes.append(f"[{self.history.time}] {trio.current_time():.3f}s {text}")
+
+    def now_s(self) -> float:
+        return trio.current_time()
+
+    # --------------------------------------------------------------- servers
+
+    @property
+    def current(self) -> SimulatedServer:
+        """The server that was started last."""
+        return self.servers[-1]
+
+    def alive(self) -> list[SimulatedServer]:
+        return [server for server in self.servers if server.life is not Life.DEAD]
+
+    def start_server(self, *, take_over: bool = False) -> None:
+        """The operator starts a server, which tries until it has the store."""
+        plan = self.plan
+        number = len(self.servers) + 1
+        server = SimulatedServer(
+            number,
+            settings=self._settings,
+            redis=self.redis,
+            clock=self.clock,
+            random=stream_of_chance(plan.seed, f"server-{number}"),
+            redis_conditions=plan.redis_conditions,
+            client_conditions=plan.client_conditions,
+            host="host" if plan.one_host else f"host-{number}",
+            take_over=take_over,
+            on_started=self._started,
+            on_ended=self._ended,
+        )
+        self.servers.append(server)
+        self.note(f"{server.name} is started" + (", to take over" if take_over else ""))
+        self._nursery.start_soon(server.run)
+
+    def is_dead(self, owner: Owner) -> bool:
+        """Whether the process of an owner has ended, as its machine knows."""
+        return self.servers[owner.pid - 1001].life is Life.DEAD
+
+    def _started(self, server: SimulatedServer) -> None:
+        self.note(f"{server.name} serves, epoch {server.ledger.epoch}")
+        assert server.running is not None
+        server.running.store.on_reload(self._roll_back)
+        self._roll_back()
+
+    def _ended(self, server: SimulatedServer, cause: BaseException | None) -> None:
+        self.note(f"{server.name} has ended: {cause!r}")
+        if cause is not None and not isinstance(cause, FencedError):
+            self.violations.append(f"{server.name} died of {cause!r}")
+        if server.ledger is not None and not self._has_everything(server):
+            self._lost_since = self._missing_since
+        if server is self.current:
+            self.start_server()
+
+    # --------------------------------------- what may be lost, and what may not
+
+    def may_die(self, server: SimulatedServer) -> bool:
+        """Whether the server's death now is one that loses nothing, or losses are allowed."""
+        if server.life is not Life.SERVING or len(self.alive()) > 1:
+            return False
+        return self.plan.both_at_once or self._has_everything(server)
+
+    def _has_everything(self, server: SimulatedServer) -> bool:
+        """Whether Redis has, on disk or not, all that the server has acknowledged."""
+        value = self.redis.primary.database.values.get(b"dbos:{p0}:commit")
+        includes: bool = server.ledger.includes(value)
+        return includes
+
+    def certain_entries(self) -> int:
+        """So many entries of the log count as on disk whatever happens."""
+        log = self.redis.primary.log
+        if self.plan.both_at_once:
+            return 0
+        if len(self.alive()) > 1 or self.current.life is not Life.SERVING:
+            return len(log)  # a zombie may write, or nobody is there to write it again
+        # What the last owner wrote it can write again; what was before it nobody can.
+        for index in range(len(log) - 1, -1, -1):
+            for command in log[index].commands:
+                if command[:2] == [b"SET", b"dbos:{p0}:commit"] and command[2].endswith(b":0"):
+                    return index
+        return len(log)
+
+    def redis_lost(self, first_lost: int | None) -> None:
+        """Redis has lost what was committed since this moment of the history."""
+        if first_lost is None:
+            return
+        self.note(f"Redis lost what was committed since [{first_lost}]")
+        if self._missing_since is None or first_lost < self._missing_since:
+            self._missing_since = first_lost
+        if not (self.servers and self.current.life is Life.SERVING):
+            self._lost_since = self._missing_since
+
+    def _roll_back(self) -> None:
+        if self.plan.both_at_once and self._missing_since is not None:
+            self.note(f"rolled back to [{self._missing_since}] or later")
+            self.rollbacks.append(Rollback(self._missing_since, self.history.tick()))
+        self._missing_since = None
+
+    # --------------------------------------------------------------- clients
+
+    async def exchange(
+        self, method: str, request: dict[str, Any], timeout_s: float | None
+    ) -> tuple[Ending, Any]:
+        """Have a call served by a server that seems to be there: usually the latest."""
+        candidates = [server for server in self.servers if server.life is Life.SERVING]
+        if not candidates:
+            await trio.sleep(0.05)
+            return Ending.NO_EFFECT, "nobody serves"
+        server = candidates[-1]
+        if len(candidates) > 1 and self._random.random() < 0.3:
+            server = self._random.choice(candidates)
+        return await server.exchange(method, request, timeout_s)
+
+    def client(self, name: str) -> Client:
+        return Client(
+            name,
+            plan=self.plan,
+            random=stream_of_chance(self.plan.seed, name),
+            service=self,
+            history=self.history,
+        )
+
+    # ------------------------------------------------------------ the phases
+
+    async def run(self) -> None:
+        """All phases; what is wrong is in `violations`."""
+        plan = self.plan
+        self.start_server()
+        finished = trio.Event()
+        async with trio.open_nursery() as faults:
+            faults.start_soon(self._clients, finished)
+            with trio.move_on_after(plan.duration_s):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.misfortune.run, nursery)
+                    await finished.wait()
+                    nursery.cancel_scope.cancel()
+            self._heal()
+            with trio.move_on_after(HEALED_WITHIN_S):
+                await finished.wait()
+            if not finished.is_set():
+                self.violations += [
+                    f"still without an answer after a minute of good health: {operation}"
+                    for operation in self.history.operations
+                    if operation.end is None
+                ]
+                faults.cancel_scope.cancel()
+                return
+        await trio.sleep(QUIET_S)
+        self.history.settled_at = self.history.tick()
+        await self._look("survivor")
+        self.current.cancel()
+        await trio.sleep(1.0)
+        await self._look("newcomer")
+
+    async def _clients(self, finished: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(self.plan.clients):
+                nursery.start_soon(self.client(f"client-{number}").run)
+        finished.set()
+
+    def _heal(self) -> None:
+        self.note("healed")
+        redis = self.redis
+        if redis.primary.mode is Mode.DOWN:
+            redis.start()
+        redis.loaded()
+        redis.resume()
+        redis.primary.refusal = None
+        for server in self.alive():
+            server.thaw()
+
+    async def _look(self, name: str) -> None:
+        """Read everything; in good health every read is answered."""
+        self.note(f"the {name} reads everything")
+        with trio.move_on_after(HEALED_WITHIN_S) as scope:
+            for _ in iter(lambda: any(s.life is Life.SERVING for s in self.servers), True):
+                await trio.sleep(0.5)
+            if not await self.client(name).look_at_everything():
+                self.violations.append(f"a read of the {name} got no answer in good health")
+        if scope.cancelled_caught:
+            self.violations.append(f"the {name} cannot read in good health")
+
+    # ----------------------------------------------------------- the verdict
+
+    def judge(self, logs: list[MutableMapping[str, Any]]) -> None:
+        """Add what the history, the data and the log say."""
+        universe = Universe(self.plan)
+        self.violations += violations(
+            self.history, universe, self.rollbacks, absences=self.absences_count
+        )
+        self.violations += inconsistencies(
+            self.redis.primary.database,
+            universe.agents,
+            [request_id for _, request_id, _ in universe.runs],
+        )
+        self.violations += [f"logged: {line}" for line in logs if line.get("event") in BUGS]
+        self.violations += [
+            f"internal error: {operation}"
+            for operation in self.history.operations
+            if str(operation.answer).startswith("INTERNAL")
+        ]
+
+    def digest(self) -> str:
+        """A fingerprint of everything that happened."""
+        hashed = hashlib.sha256()
+        for operation in self.history.operations:
+            hashed.update(str(operation).encode())
+        for note in self.notes:
+            hashed.update(note.encode())
+        for entry in self.redis.primary.log:
+            for command in entry.commands:
+                hashed.update(b"\0".join(command))
+        return hashed.hexdigest()
+
+
+def simulate(seed: int, plan: Plan | None = None) -> Report:
+    """Run one seed."""
+    plan = plan or plan_of(seed)
+    report = Report(plan)
+    settings = Settings(server_id="server").model_copy(update=plan.settings)
+
+    async def main() -> World:
+        async with trio.open_nursery() as nursery:
+            world = World(plan, settings, nursery)
+            surroundings = simulated_surroundings(
+                store=plan.store, constants=plan.constants, is_dead=world.is_dead
+            )
+            with surroundings:
+                await world.run()
+                report.simulated_s = trio.current_time()
+                nursery.cancel_scope.cancel()
+        return world
+
+    with collected_logs() as logs:
+        world = run_seeded(seed, main)
+    world.judge(logs)
+    report.violations = world.violations
+    report.digest = world.digest()
+    report.operations = len(world.history.operations)
+    report.unknown = sum(o.ending is Ending.UNKNOWN for o in world.history.operations)
+    report.commits = len(world.redis.primary.log)
+    report.faults = world.misfortune.counts
+    report.notes = world.notes
+    return report
