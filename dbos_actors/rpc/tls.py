@@ -24,7 +24,7 @@ _READ_BYTES = 64 * 1024
 
 
 class AlpnError(Exception):
-    """The client does not speak HTTP/2."""
+    """The peer does not speak HTTP/2."""
 
 
 def server_context(
@@ -91,14 +91,29 @@ class ReloadingContext:
 
 
 class TlsFilter:
-    """TLS on one connection's bytes, server side. Raises ssl.SSLError on bytes that are none."""
+    """TLS on one connection's bytes. Raises ssl.SSLError on bytes that are none.
+
+    The server's side, or (``server_side=False``) the client's, which begins with
+    ``open(b"")`` and checks the server's certificate for ``server_hostname``.
+    """
 
     __slots__ = ("_incoming", "_object", "_outgoing", "_ready")
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = True,
+        server_hostname: str | None = None,
+    ) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._object = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+        )
         self._ready = False
 
     def open(self, data: bytes | memoryview) -> Iterator[bytes]:
@@ -138,5 +153,5 @@ class TlsFilter:
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
-        """What the client proved to be, if it was asked."""
+        """What the peer proved to be, if it was asked."""
         return self._object.getpeercert() or None
