@@ -47,6 +47,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.lowlevel.checkpoint()
 
 
+@pytest.fixture
+def quick_valkey(start_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
+    """For hundreds of rounds without a crash: nothing waits for the disk."""
+    return start_valkey(appendfsync="no")
+
+
 class History:
     """A few submissions that leave their numbers in a list, in three commits of two forms."""
 
@@ -113,10 +119,10 @@ async def run_with_break(
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
 async def test_a_connection_that_breaks_at_any_byte_costs_and_doubles_nothing(
-    valkey: ValkeyServer, direction: Direction
+    quick_valkey: ValkeyServer, direction: Direction
 ) -> None:
     after = 0
-    while await run_with_break(valkey, direction, after):
+    while await run_with_break(quick_valkey, direction, after):
         after += 1
     assert after > 100, "the history was never interrupted"
 
@@ -135,20 +141,20 @@ async def test_a_redis_killed_at_any_step_costs_and_doubles_nothing(
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
 async def test_a_server_that_breaks_while_it_takes_the_store_takes_it_in_the_end(
-    valkey: ValkeyServer, direction: Direction
+    quick_valkey: ValkeyServer, direction: Direction
 ) -> None:
     stride = 29 if direction == "sent" else 7
     after = 0
     broke = True
     while broke:
-        connector = connector_to(valkey)
+        connector = connector_to(quick_valkey)
         connector.break_first(**{direction: after})
         history = History(f"{direction}{after}")
         async with opened(connector, partition=f"{direction}{after}") as store:
             broke = connector.streams[0].broken
             connector.streams[0].break_after()
             await history.run(store)
-        history.check(valkey)
+        history.check(quick_valkey)
         after += stride
     assert after > 300
 
@@ -449,13 +455,13 @@ async def test_a_redis_without_enough_replicas_refuses_but_still_shows(
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
 async def test_a_read_whose_connection_breaks_at_any_byte_is_read_again(
-    valkey: ValkeyServer, direction: Direction
+    quick_valkey: ValkeyServer, direction: Direction
 ) -> None:
-    valkey.execute("SET", "a", "1")
+    quick_valkey.execute("SET", "a", "1")
     after = 0
     broke = True
     while broke:
-        connector = connector_to(valkey)
+        connector = connector_to(quick_valkey)
         async with opened(connector, partition=f"{direction}{after}") as store:
 
             def arm(stream: BreakingStream, after: int = after) -> None:
