@@ -25,6 +25,9 @@ from dbos_actors.store.submission import Submission
 
 logger = structlog.get_logger(__name__)
 
+# How exactly renewals and stalls are timed; a tenth of the shortest of those times, or less.
+WATCH_S = 0.05
+
 # Doubling further would overflow before it mattered.
 BACKOFF_DOUBLINGS = 10
 
@@ -80,8 +83,10 @@ class Committer:
         self._told = told
         self._on_away = on_away
         self._on_reload = on_reload
-        self._work = trio.Event()
-        self._idle = False
+        # The loop's task, while it has nothing to do.
+        self._sleeper: trio.lowlevel.Task | None = None
+        # Why the connection was closed from outside the loop.
+        self._lost_because: str | None = None
         # When the batch in flight was sent; infinity: none is.
         self._sent_s = math.inf
         # In a row; a commit that Redis accepts ends the row, a connection alone does not.
@@ -97,15 +102,16 @@ class Committer:
         """Queue a submission. Raises `OverloadedError`, or `UnavailableError` when closed."""
         now_s = self._clock.monotonic_s()
         self.ledger.submit(submission, now_s)
-        if self._idle:
+        if self._sleeper is not None:
             self.wake()
         if self._state.value is not StoreState.CONNECTED:
             self._patience.enrol(submission, now_s)
 
     def wake(self) -> None:
         """Look at the ledger again."""
-        self._idle = False
-        self._work.set()
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            trio.lowlevel.reschedule(sleeper)
 
     def release(self) -> None:
         """Commit what is queued, give the lease up, and end."""
@@ -138,17 +144,23 @@ class Committer:
             with trio.CancelScope(shield=True):
                 await self._connection.aclose()
 
-    async def watch_for_stalls(self) -> None:
-        """Notice a Redis that does not answer though the connection stands; until cancelled."""
-        stall_s = self._settings.stall_s
+    async def watch(self) -> None:
+        """Keep the time for the loop, which has no timeouts of its own; until cancelled.
+
+        Renewals fall due, and a Redis may stop answering though the connection stands.
+        """
+        settings = self._settings
         while True:
-            sent_s = self._sent_s
+            await trio.sleep(WATCH_S)
             now_s = self._clock.monotonic_s()
-            if sent_s + stall_s <= now_s:
+            waited_s = now_s - self._sent_s
+            if waited_s >= settings.reply_timeout_s:
+                self._lost_because = "no answer to a commit"
+                await self._connection.aclose()
+            elif waited_s >= settings.stall_s:
                 self._go_away("no answer to a commit")
-                await trio.sleep(stall_s)
-            else:
-                await trio.sleep(min(sent_s + stall_s - now_s, stall_s))
+            elif self._sleeper is not None and now_s >= self.ledger.wake_s:
+                self.wake()
 
     # ------------------------------------------------------------- the loop
 
@@ -163,11 +175,12 @@ class Committer:
             await self._exchange(batch)
 
     async def _wait_for_work(self) -> None:
-        self._work = trio.Event()
-        self._idle = True
-        with trio.CancelScope(deadline=self.ledger.wake_s):
-            await self._work.wait()
-        self._idle = False
+        self._sleeper = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort_sleep)
+
+    def _abort_sleep(self, _: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     async def _exchange(self, batch: Batch) -> None:
         ledger = self.ledger
@@ -175,13 +188,17 @@ class Committer:
         errors = connection.error_count
         self._sent_s = self._clock.monotonic_s()
         try:
-            with answered_within(self._settings.reply_timeout_s):
-                answer = await self._wire.send(
-                    connection,
-                    batch,
-                    before=ledger.key_value,
-                    after=ledger.value_at(batch.sequence),
-                )
+            answer = await self._wire.send(
+                connection,
+                batch,
+                before=ledger.key_value,
+                after=ledger.value_at(batch.sequence),
+            )
+        except ConnectionLostError as error:
+            reason, self._lost_because = self._lost_because, None
+            if reason is None:
+                raise
+            raise ConnectionLostError(reason) from error
         finally:
             self._sent_s = math.inf
         effects = ledger.answered(batch, answer, self._clock.monotonic_s())

@@ -15,6 +15,7 @@ from redis.connection import parse_url
 
 from dbos_actors.errors import ConfigurationError
 from dbos_actors.store.connection import ConnectionLostError
+from dbos_actors.store.direct_stream import DirectStream
 
 DEFAULT_PORT = 6379
 URL_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -69,7 +70,7 @@ class TcpConnector:
         except OSError as error:
             raise ConnectionLostError(_reason(error)) from error
         if self.tls is None:
-            return stream
+            return DirectStream(stream)
         secured = trio.SSLStream(stream, self.tls, server_hostname=self.host)
         try:
             await secured.do_handshake()
@@ -97,7 +98,7 @@ class UnixConnector:
 
     async def connect(self) -> trio.abc.Stream:
         try:
-            return await trio.open_unix_socket(self.path)
+            return DirectStream(await trio.open_unix_socket(self.path))
         except OSError as error:
             raise ConnectionLostError(_reason(error)) from error
 

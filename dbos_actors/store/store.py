@@ -177,7 +177,7 @@ async def open_store(
         async with trio.open_nursery() as nursery:
             committing = _Committing(parts.committer)
             nursery.start_soon(committing.run)
-            nursery.start_soon(parts.committer.watch_for_stalls)
+            nursery.start_soon(parts.committer.watch)
             for patience in parts.patience:
                 nursery.start_soon(patience.run)
             nursery.start_soon(parts.reader.run)
