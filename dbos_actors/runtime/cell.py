@@ -29,10 +29,10 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -208,12 +208,28 @@ class Cell:
                 self.ahead += 1
                 for changed, value in turn.changes:
                     behaviour.apply(changed, value)
-        except (RefusedError, OverloadedError, UnavailableError) as error:
+        except RefusedError as error:
+            self._refuse(call, error)
+        except (OverloadedError, UnavailableError) as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 - one actor's bug is that actor's
             self._crash(call, error)
         finally:
             self._turning = False
+
+    def _refuse(self, call: Call, error: RefusedError) -> None:
+        """Tell the caller. A refusal shows the state it was decided on, as a read does."""
+        if not self.ahead and self._log.is_current:
+            call.fail(error)
+            return
+
+        def refuse(turn: Turn, replies: Sequence[object] | None) -> NoReturn:  # noqa: ARG001
+            raise error
+
+        try:
+            self.submit(Turn(None, then=refuse), call)
+        except (OverloadedError, UnavailableError) as unable:
+            call.fail(unable)
 
     def submit(self, turn: Turn, call: Call) -> None:
         """Commit more on behalf of ``call`` outside a turn. Raises `OverloadedError`.

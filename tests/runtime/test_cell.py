@@ -118,6 +118,38 @@ async def test_a_refused_request_changes_nothing_and_restarts_nothing() -> None:
         assert not actors.store.queue
 
 
+async def test_a_refusal_waits_for_the_writes_it_was_decided_on() -> None:
+    # Mutation: refuse at once. A crash could take the writes back that the refusal tells of.
+    async with running() as actors:
+        await actors.ready()
+        one, two = write(1), call(do_refuse)
+        actors.send(one, two)
+        assert not two.answered
+        actors.store.commit()
+        assert isinstance(two.answer, RefusedError)
+        assert actors.cell().state is State.READY
+
+
+async def test_a_refusal_whose_writes_are_taken_back_is_not_told() -> None:
+    async with running() as actors:
+        await actors.ready()
+        one, two = write(1), call(do_refuse)
+        actors.send(one, two)
+        actors.store.refuse()
+        assert two.answer is REFUSED
+
+
+async def test_a_refusal_asks_the_store_first_while_the_store_is_in_doubt() -> None:
+    async with running() as actors:
+        await actors.ready()
+        actors.store.is_current = False
+        one = call(do_refuse)
+        actors.send(one)
+        assert not one.answered
+        actors.store.commit()
+        assert isinstance(one.answer, RefusedError)
+
+
 async def test_a_write_the_queue_has_no_room_for_leaves_memory_as_it_was() -> None:
     # Mutation: apply the changes before the turn is submitted.
     async with running() as actors:

@@ -34,6 +34,17 @@ REDIS_FAULTS: Final = frozenset(
 )
 """One of these at a time: there is one Redis."""
 
+DEATHS: Final = frozenset(
+    {
+        Fault.KILL_SERVER,
+        Fault.CANCEL_SERVER,
+        Fault.DRAIN_SERVER,
+        Fault.ZOMBIE,
+        Fault.TAKE_OVER,
+    }
+)
+"""After one of these the server may not be there to send anything again."""
+
 LOST_S_MAX: Final = 2.0
 """What ``everysec`` may lose when the disk is slow, and a replica may lag behind."""
 
@@ -56,9 +67,16 @@ class Misfortune:
         while True:
             await trio.sleep(self._random.expovariate(1 / plan.fault_gap_s))
             (fault,) = self._random.choices(plan.faults, weights=weights)
-            if fault in REDIS_FAULTS and self._redis_is_busy:
-                continue
-            self._begin(fault, nursery)
+            if self._may_happen(fault):
+                self._begin(fault, nursery)
+
+    def _may_happen(self, fault: Fault) -> bool:
+        world = self._world
+        if fault in REDIS_FAULTS:
+            return not self._redis_is_busy
+        if fault is Fault.KILL_SERVER and world.current.life is Life.STARTING:
+            return len(world.alive()) == 1
+        return fault not in DEATHS or world.may_die(world.current)
 
     def _begin(self, fault: Fault, nursery: trio.Nursery) -> None:
         act: Callable[[], Awaitable[Any] | None] = getattr(self, f"_{fault.name.lower()}")
@@ -141,28 +159,19 @@ class Misfortune:
     # --------------------------------------------------------------- servers
 
     def _kill_server(self) -> None:
-        server = self._world.current
-        starting = server.life is Life.STARTING and len(self._world.alive()) == 1
-        if starting or self._world.may_die(server):
-            server.kill(deliver_sent=self._random.random() < 0.5)
-            self._world.start_server()
+        self._world.current.kill(deliver_sent=self._random.random() < 0.5)
+        self._world.start_server()
 
     def _cancel_server(self) -> None:
-        server = self._world.current
-        if self._world.may_die(server):
-            server.cancel()
-            self._world.start_server()
+        self._world.current.cancel()
+        self._world.start_server()
 
     async def _drain_server(self) -> None:
-        server = self._world.current
-        if self._world.may_die(server):
-            await server.drain()
+        await self._world.current.drain()
 
     async def _zombie(self) -> None:
         """A server that hears and says nothing for a while, and another in its place."""
         server = self._world.current
-        if not self._world.may_die(server):
-            return
         server.freeze(clients=self._random.random() < 0.5)
         await trio.sleep(self._pause_s(0.01, 1.0))
         if self._random.random() < 0.8 and server is self._world.current:
@@ -172,8 +181,7 @@ class Misfortune:
 
     def _take_over(self) -> None:
         """Another server is told to take the store from a healthy one."""
-        if self._world.may_die(self._world.current):
-            self._world.start_server(take_over=True)
+        self._world.start_server(take_over=True)
 
     # ------------------------------------------------------------------ time
 

@@ -52,7 +52,8 @@ class Route:
 
     def freeze(self) -> None:
         """Nothing arrives until `thaw`."""
-        self._thawed = trio.Event()
+        if not self.is_frozen:
+            self._thawed = trio.Event()
 
     def thaw(self) -> None:
         """What was on the way arrives now."""

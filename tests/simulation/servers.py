@@ -114,6 +114,8 @@ class SimulatedServer:
                     cause = error
                     break
         self.life = Life.DEAD
+        self.network_is_gone = True
+        self.clients.thaw()
         self._on_ended(self, cause)
 
     async def _serve(self) -> None:
