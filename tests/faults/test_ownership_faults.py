@@ -91,6 +91,41 @@ async def test_a_server_that_is_taken_over_from_exits_3_and_writes_nothing_more(
     ]
 
 
+async def test_an_idle_server_notices_that_it_was_taken_over_from(valkey: ValkeyServer) -> None:
+    with ServerProcess(valkey.address) as first:
+        await trio.to_thread.run_sync(first.wait_ready)
+        with ServerProcess(valkey.address, "--take-over") as second:
+            await trio.to_thread.run_sync(second.wait_ready)
+            assert await trio.to_thread.run_sync(first.wait, 5.0) == 3
+            assert second.is_running
+
+
+async def test_of_servers_started_at_once_exactly_one_serves(valkey: ValkeyServer) -> None:
+    def start() -> tuple[ServerProcess, int | None]:
+        server = ServerProcess(valkey.address)
+        try:
+            server.wait_ready()
+        except NotReadyError as error:
+            return server, error.status
+        return server, None
+
+    outcomes: list[tuple[ServerProcess, int | None]] = []
+
+    async def collect() -> None:
+        outcomes.append(await trio.to_thread.run_sync(start))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(collect)
+        running = [server for server, status in outcomes if status is None]
+        assert sorted(status or 0 for _, status in outcomes) == [0, 2, 2]
+        assert await trio.to_thread.run_sync(register, running[0].address, "a")
+    finally:
+        for server, _ in outcomes:
+            server.close()
+
+
 async def test_a_server_stopped_for_longer_than_its_lease_exits_3_when_it_goes_on(
     valkey: ValkeyServer,
 ) -> None:
