@@ -12,12 +12,13 @@ Messages are the contract's own requests, validated before they are sent here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.event_log import appended
 from dbos_actors.api.messages import (
     Agent,
     DeleteAgentRequest,
@@ -127,20 +128,14 @@ class AgentContext:
     """Events kept; Redis trims the stream to about this many."""
 
     event_results: bool = False
+    forget_tasks: Callable[[str], Awaitable[None]] | None = None
+    """Deletes an agent's tasks; part of forgetting the agent."""
+
     statistics: AgentStatistics = field(default_factory=AgentStatistics)
 
     def log_event(self, event: bytes) -> bytes:
         """The command that appends ``event`` to the log."""
-        return pack(
-            "XADD",
-            self.store.keys.events,
-            "MAXLEN",
-            "~",
-            self.events_max,
-            self.store.next_event_id(),
-            "e",
-            event,
-        )
+        return appended(self.store, event, events_max=self.events_max)
 
     def now_s(self) -> int:
         return int(self.clock.wall_s())
@@ -556,6 +551,8 @@ class AgentActor:
                 )
             if cursor == b"0":
                 break
+        if context.forget_tasks is not None:
+            await context.forget_tasks(agent_id)
         (modules,) = await store.read(pack("SMEMBERS", keys.modules + name))
         indexes = [f"{keys.states_of}{name}:{escaped(module.decode())}" for module in modules]
         prefixes = (
@@ -567,7 +564,11 @@ class AgentActor:
             keys.results_at,
         )
         commands = [
-            pack("UNLINK", *(prefix + name for prefix in prefixes), *indexes),
+            pack("UNLINK", *(prefix + name for prefix in prefixes)),
+            *(
+                pack("UNLINK", *indexes[start : start + _DELETION_STEP])
+                for start in range(0, len(indexes), _DELETION_STEP)
+            ),
             pack("HDEL", keys.agents, agent_id),
             pack("ZREM", keys.agents_index, agent_id),
             pack("SREM", keys.agents_known, agent_id),

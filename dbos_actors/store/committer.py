@@ -186,6 +186,7 @@ class Committer:
         ledger = self.ledger
         connection = self._connection
         errors = connection.error_count
+        self._lost_because = None
         self._sent_s = self._clock.monotonic_s()
         try:
             answer = await self._wire.send(
@@ -195,10 +196,9 @@ class Committer:
                 after=ledger.value_at(batch.sequence),
             )
         except ConnectionLostError as error:
-            reason, self._lost_because = self._lost_because, None
-            if reason is None:
+            if self._lost_because is None:
                 raise
-            raise ConnectionLostError(reason) from error
+            raise ConnectionLostError(self._lost_because) from error
         finally:
             self._sent_s = math.inf
         effects = ledger.answered(batch, answer, self._clock.monotonic_s())
