@@ -22,7 +22,7 @@ class ServerLimits:
     """Calls of the whole server being handled; one more is RESOURCE_EXHAUSTED."""
 
     connections_max: int = 20_000
-    """Connections of the whole server; one more is closed at once. Each costs about 10 KB."""
+    """Connections of the whole server; one more is closed at once. Each costs about 20 KB."""
 
     upload_bytes_max: int = 16 * _MIB
     """Unfinished request messages beyond their stream's window. A message begins to be

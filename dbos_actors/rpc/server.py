@@ -34,7 +34,7 @@ from dbos_actors.rpc.protocol import ServerConnection
 from dbos_actors.rpc.status import StatusOf
 from dbos_actors.rpc.stream import handle
 from dbos_actors.rpc.streaming import StreamCall
-from dbos_actors.rpc.tls import AlpnError, TlsFilter
+from dbos_actors.rpc.tls import AlpnError, ContextProvider, TlsFilter
 from dbos_actors.rpc.unary import UnaryMethod
 
 log = structlog.get_logger(__name__)
@@ -191,16 +191,16 @@ class Server:
                 sock.close()
                 continue
             self._connections_total += 1
-            context = listener.context() if isinstance(listener, TlsListener) else None
+            context = listener.context if isinstance(listener, TlsListener) else None
             connections.start_soon(self._serve_connection, sock, context)
 
-    async def _serve_connection(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    async def _serve_connection(self, sock: socket.socket, context: ContextProvider | None) -> None:
         """Run one connection to its end; nothing that happens in it gets out."""
         peer = peer_name(sock)
         try:
             connection = _Connection(
                 sock,
-                context,
+                None if context is None else context(),
                 core=self._core,
                 clock=self._clock,
                 read_buffer=self._read_buffer,
@@ -388,6 +388,8 @@ class _Connection:
         """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
         while self._unsent is not None:
             await self._wait_moved()
+        if self._tls is not None:
+            self._sock.send(self._tls.close())
         self._sock.shutdown(socket.SHUT_WR)
         while True:
             await trio.lowlevel.wait_readable(self._sock)

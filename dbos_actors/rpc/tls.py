@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -144,6 +145,13 @@ class TlsFilter:
         """Encrypt, after whatever TLS itself has to say."""
         if data and self._ready:
             self._object.write(data)
+        return self._outgoing.read()
+
+    def close(self) -> bytes:
+        """The last bytes to send: close_notify, which says that nothing was cut off."""
+        if self._ready:
+            with suppress(ssl.SSLError):
+                self._object.unwrap()
         return self._outgoing.read()
 
     @property

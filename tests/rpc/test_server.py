@@ -23,7 +23,7 @@ from dbos_actors.api.sdk import dbos as sdk
 from dbos_actors.rpc.framing import frame
 from dbos_actors.rpc.http2 import Http2Options
 from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import open_listeners
+from dbos_actors.rpc.listeners import bound_address, open_listeners
 from dbos_actors.rpc.server import Server
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 
@@ -308,3 +308,50 @@ async def test_a_drain_gives_up_after_its_grace(
         assert trio.current_time() - started >= 7
         while not calls[0].answered:
             await trio.lowlevel.checkpoint()
+
+
+async def test_no_call_that_was_begun_is_lost_in_a_drain(
+    make_server: MakeServer, nursery: trio.Nursery
+) -> None:
+    """Calls come from gRPC core without pause while the server drains beside them."""
+    waiting: list[UnaryCall] = []
+    begun = 0
+    enough = trio.Event()
+
+    def handler(call: UnaryCall) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 200:
+            enough.set()
+        waiting.append(call)
+
+    async def answer_later() -> None:
+        while True:
+            await trio.sleep(0.002)
+            calls, waiting[:] = list(waiting), []
+            for call in calls:
+                call.reply(call.request)
+
+    def client(address: str) -> list[grpc.StatusCode]:
+        codes = []
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(address, options=options) as channel:
+            method = channel.unary_unary("/test.Test/Echo")
+            while grpc.StatusCode.UNAVAILABLE not in codes:
+                futures = [method.future(b"x", timeout=10) for _ in range(50)]
+                codes += [future.code() for future in futures]
+        return codes
+
+    server = make_server({"Echo": handler})
+    listeners = await open_listeners("127.0.0.1:0")
+    await nursery.start(server.serve, listeners)
+    nursery.start_soon(answer_later)
+
+    async def drain_soon() -> None:
+        await enough.wait()
+        await server.drain(10)
+
+    nursery.start_soon(drain_soon)
+    codes = await trio.to_thread.run_sync(client, bound_address(listeners[0]))
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert codes.count(grpc.StatusCode.OK) == begun

@@ -186,6 +186,47 @@ async def test_a_handshake_in_pieces_and_a_slow_reader_lose_nothing(
     await tcp.aclose()
 
 
+async def test_a_context_that_cannot_be_had_costs_its_connection_and_no_other(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    broken = True
+
+    def provide() -> ssl.SSLContext:
+        if broken:
+            raise PermissionError(13, "no")
+        return server_context(certificate, key)
+
+    address = await start(provide)
+    trusted = grpc.ssl_channel_credentials(read(certificate))
+    answer = await trio.to_thread.run_sync(call, address, trusted)
+    assert answer is grpc.StatusCode.UNAVAILABLE
+    broken = False
+    assert await trio.to_thread.run_sync(call, address, trusted) == b"x"
+
+
+async def test_a_connection_that_the_server_ends_has_a_goaway_and_close_notify(
+    start: Callable[..., Any], tmp_path: Path, make_client: Callable[..., Any]
+) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    address = await start(lambda: server_context(certificate, key))
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["h2"])
+    tcp = await trio.open_tcp_stream(host, int(port))
+    stream = trio.SSLStream(tcp, context, server_hostname="127.0.0.1", https_compatible=False)
+    client = make_client()
+    for _ in range(4):
+        client.engine.ping(b"too many")
+    await stream.send_all(client.output())
+    data = b""
+    with trio.fail_after(10):
+        while part := await stream.receive_some():  # an end without close_notify would raise
+            data += part
+    assert data.endswith(b"too_many_pings")
+    await trio.aclose_forcefully(stream)
+
+
 def test_only_tls_1_2_and_later_with_forward_secrecy_are_offered(tmp_path: Path) -> None:
     context = server_context(*make_certificate(tmp_path, "server"))
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
