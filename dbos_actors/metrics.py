@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
+from enum import Enum
 from time import perf_counter
 from typing import Any
 
@@ -115,11 +116,19 @@ class CallMetrics(Interceptor):
 def gauges_of(prefix: str, statistics: Any) -> Gauges:
     """The numbers of a part's statistics, a dataclass."""
     values = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
-    return {
+    gauges = {
         f"dbos_{prefix}_{name}": (f"{prefix}: {name.replace('_', ' ')}.", float(value))
         for name, value in values.items()
         if isinstance(value, int | float)
     }
+    for name, state in values.items():
+        if isinstance(state, Enum):
+            for member in type(state):
+                gauges[f"dbos_{prefix}_{name}_{member.value}"] = (
+                    f"{prefix}: whether its {name} is {member.value}.",
+                    float(member is state),
+                )
+    return gauges
 
 
 class _Page(Collector):

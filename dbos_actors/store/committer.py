@@ -72,6 +72,7 @@ class Committer:
         self.generation = 0
         self.reconnects = 0
         self.command_errors = 0
+        self.commit_seconds = 0.0
         self._wire = wire
         self._connection = connection
         self._connect = connect
@@ -187,7 +188,7 @@ class Committer:
         connection = self._connection
         errors = connection.error_count
         self._lost_because = None
-        self._sent_s = self._clock.monotonic_s()
+        self._sent_s = sent_s = self._clock.monotonic_s()
         try:
             answer = await self._wire.send(
                 connection,
@@ -201,8 +202,10 @@ class Committer:
             raise ConnectionLostError(self._lost_because) from error
         finally:
             self._sent_s = math.inf
-        effects = ledger.answered(batch, answer, self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        effects = ledger.answered(batch, answer, now_s)
         if answer.replies is not None:
+            self.commit_seconds += now_s - sent_s
             self._failures = 0
             if connection.error_count != errors:
                 self._report_errors(answer.replies)

@@ -24,6 +24,10 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 | request:<request id> | sorted set | agent ids by time of last change, ms |
 | results:<agent> | hash | result id -> MeasurementResult |
 | results-at:<agent> | sorted set | result ids by received_at, seconds |
+| tasks | hash | task id -> Task as it was scheduled |
+| tasks:journal | stream | id ``sequence-0``, field ``e`` -> a turn of the scheduler |
+| tasks:snapshot | hash | ``generation`` and ``sequence`` of the snapshot in force |
+| tasks:snapshot:<generation> | list | its chunks |
 | events | stream | field ``e`` -> JSON |
 """
 
@@ -51,6 +55,9 @@ class Keys:
         self.agents_index = prefix + "agents:index"
         self.agents_known = prefix + "agents:known"
         self.agents_deleting = prefix + "agents:deleting"
+        self.tasks = prefix + "tasks"
+        self.tasks_journal = prefix + "tasks:journal"
+        self.tasks_snapshot = prefix + "tasks:snapshot"
         self.events = prefix + "events"
         # followed by agent
         self.states = prefix + "states:"
@@ -63,3 +70,5 @@ class Keys:
         self.states_of = prefix + "states-of:"
         # followed by request id
         self.request = prefix + "request:"
+        # followed by generation
+        self.tasks_snapshots = prefix + "tasks:snapshot:"

@@ -105,6 +105,8 @@ class StoreStatistics:
     epoch: int
     sequence: int
     commits: int
+    commit_seconds: float
+    """From sending a commit to its answer, over all of them."""
     commits_repeated: int
     commits_refused: int
     submissions_committed: int

@@ -133,6 +133,7 @@ class Store:
             epoch=ledger.epoch,
             sequence=ledger.sequence,
             commits=counts.commits,
+            commit_seconds=committer.commit_seconds,
             commits_repeated=counts.repeated,
             commits_refused=counts.refused,
             submissions_committed=counts.submissions_committed,

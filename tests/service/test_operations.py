@@ -167,8 +167,12 @@ def test_the_metrics_page_tells_calls_by_method_and_status(
         "dbos_agents_mailbox_messages_max",
         "dbos_store_queued_bytes",
         "dbos_store_commits",
+        "dbos_store_commit_seconds",
+        "dbos_store_submissions_committed",
         "dbos_rpc_connections",
     } <= names
+    assert "dbos_store_state_connected 1.0" in lines
+    assert "dbos_store_state_away 0.0" in lines
 
 
 # ------------------------------------------------------- health, reflection
