@@ -4,6 +4,10 @@ The search is Wing and Gong's with Lowe's memory of visited configurations: take
 any operation that nothing unfinished must precede, apply it to the model, and
 go on; give a configuration (what is done, state) up if it was met before.
 
+Two things keep the search short. An operation that by its answer changed nothing
+is taken as soon as it fits, without trying anything else. One without an answer
+is not taken where it would change nothing.
+
 An operation without an answer may be taken at any time or left out; but not
 after ``settled_at``, when nothing that had not happened could happen any more.
 
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.simulation.history import KeyOperation
-from tests.simulation.models import Impossible, Model, State
+from tests.simulation.models import Impossible, Model, State, only_looks
 
 CONFIGURATIONS_MAX = 200_000
 """Visited before the search gives up undecided; a hundred times what usual histories need."""
@@ -94,8 +98,11 @@ def _next(
     rollback = rollbacks[at.rollbacks] if at.rollbacks < len(rollbacks) else None
     if rollback is not None:
         if rollback.at < limit:
+            following = rollbacks[at.rollbacks + 1 : at.rollbacks + 2]
+            # What the next one may bring back may be older than this one.
+            kept = at.past if following and following[0].certain < rollback.at else ()
             found = [
-                _Configuration(at.done, state, (state,), at.rollbacks + 1)
+                _Configuration(at.done, state, (*kept, state), at.rollbacks + 1)
                 for state in dict.fromkeys(at.past)
             ]
         limit = min(limit, rollback.at)
@@ -111,6 +118,11 @@ def _next(
         except Impossible:
             continue
         done = at.done | 1 << i
+        if operation.end is None and state == at.state:
+            continue  # as good as left out, for now
+        if only_looks(operation.kind, operation.result):
+            # It fits here and never changes anything: whatever else comes can come after it.
+            return [_Configuration(done, state, at.past, at.rollbacks)]
         past: tuple[State, ...] = ()
         if rollback is not None:
             past = _past(at, state, ordered, rollback)

@@ -156,6 +156,11 @@ def result_model(state: str | None, kind: str, argument: Any, result: Any) -> St
     return state
 
 
+def only_looks(kind: str, result: Any) -> bool:
+    """Whether an operation that was answered so changes no state whatsoever."""
+    return kind == READ or (result is not None and result not in (OK, STORED))
+
+
 MODELS: Final[dict[str, Model]] = {
     "agent": agent_model,
     "run": run_model,

@@ -86,7 +86,8 @@ class World:
         self.rollbacks: list[Rollback] = []
         self.notes: list[str] = []
         self.violations: list[str] = []
-        self.redis = SimulatedRedis(self.clock, nursery, now=lambda: self.history.time)
+        # Redis has a wall clock of its own, which does not jump: leases would last for hours.
+        self.redis = SimulatedRedis(SimulatedClock(), nursery, now=lambda: self.history.time)
         self.servers: list[SimulatedServer] = []
         self.misfortune = Misfortune(self, stream_of_chance(plan.seed, "faults"))
         self.absences_count = Fault.WALL_CLOCK_JUMP not in plan.faults
