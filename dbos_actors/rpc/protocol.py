@@ -266,7 +266,10 @@ class ServerConnection:
             )
             call.deadline = deadline_s
         else:
-            call = UnaryCall(self, stream_id, method, headers, deadline_s)
+            # The dict unless it lacks a repeated field: what a waiting call keeps costs twice,
+            # when it is made and when the garbage collector walks it.
+            kept = fields if len(fields) == len(headers) else headers
+            call = UnaryCall(self, stream_id, method, kept, deadline_s)
         if deadline_s is not None:
             core.deadlines.add(deadline_s, call)
         if encoding is not None:

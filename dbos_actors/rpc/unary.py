@@ -56,13 +56,13 @@ class UnaryCall:
 
     __slots__ = (
         "_connection",
+        "_headers",
         "_metadata",
         "accepts_gzip",
         "answered",
         "buffer",
         "deadline",
         "encoding",
-        "headers",
         "message_bytes",
         "method",
         "on_answered",
@@ -71,9 +71,6 @@ class UnaryCall:
         "stream_id",
         "unacknowledged",
     )
-
-    headers: Headers
-    """As they came, pseudo-headers and metadata: for interceptors that look for one name."""
 
     request: Any
     """The decoded request message."""
@@ -92,12 +89,12 @@ class UnaryCall:
         connection: ServerConnection,
         stream_id: int,
         method: UnaryMethod,
-        headers: Headers,
+        headers: Headers | dict[bytes, bytes],
         deadline: float | None,
     ) -> None:
         self._connection = connection
         self.method = method
-        self.headers = headers
+        self._headers = headers
         self._metadata: Metadata | None = None
         self.buffer: bytes | bytearray | None = None
         self.message_bytes = 0
@@ -127,7 +124,18 @@ class UnaryCall:
     @property
     def path(self) -> str:
         """The method's full path, such as ``/dbos.DBOS/GetAgent``."""
-        return dict(self.headers)[b":path"].decode("ascii", "replace")
+        return (self.header(b":path") or b"").decode("ascii", "replace")
+
+    @property
+    def headers(self) -> Headers:
+        """As they came, pseudo-headers and metadata."""
+        kept = self._headers
+        return [*kept.items()] if isinstance(kept, dict) else kept
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last field of that name, which is much cheaper than `metadata`."""
+        kept = self._headers
+        return (kept if isinstance(kept, dict) else dict(kept)).get(name)
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:

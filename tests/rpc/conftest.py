@@ -91,7 +91,12 @@ class RawClient:
         self._acknowledge = acknowledge
 
     def request(
-        self, body: bytes | None = b"", *, end: bool = True, **changes: bytes | None
+        self,
+        body: bytes | None = b"",
+        *,
+        end: bool = True,
+        extra: Sequence[tuple[bytes, bytes]] = (),
+        **changes: bytes | None,
     ) -> int:
         """Send a call; ``body`` is put in a frame. Keywords change headers (None drops one)."""
         headers = dict(HEADERS)
@@ -102,7 +107,9 @@ class RawClient:
                 del headers[key]
             else:
                 headers[key] = value
-        stream_id = self.engine.send_request([*headers.items()], end_stream=body is None and end)
+        stream_id = self.engine.send_request(
+            [*headers.items(), *extra], end_stream=body is None and end
+        )
         self.answers[stream_id] = Answer()
         if body is not None:
             self.send(stream_id, frame(body), end=end)

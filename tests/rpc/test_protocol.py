@@ -213,6 +213,19 @@ def test_malformed_binary_metadata_fails_the_call_that_asks_for_it(make_pipe: Ma
     assert pipe.client.answers[good].body[5:] == b"[('x-bin', b'\\x00'), ('y', 'z')]"
 
 
+def test_metadata_keeps_its_order_and_repeated_keys(make_pipe: MakePipe) -> None:
+    def handler(call: UnaryCall) -> None:
+        assert call.header(b"a") == b"3"
+        assert call.header(b"nothing") is None
+        assert (b"a", b"1") in call.headers
+        call.reply(str(list(call.metadata.items())).encode())
+
+    pipe = make_pipe({"Echo": handler})
+    stream = pipe.client.request(b"", extra=[(b"a", b"1"), (b"b", b"2"), (b"a", b"3")])
+    pipe.run()
+    assert pipe.client.answers[stream].body[5:] == b"[('a', '1'), ('b', '2'), ('a', '3')]"
+
+
 def test_a_call_is_answered_once_and_then_never_again(make_pipe: MakePipe) -> None:
     def handler(call: UnaryCall) -> None:
         assert not call.answered
