@@ -38,6 +38,7 @@ from dbos_actors.rpc.http2 import (
     Http2Connection,
     Http2Error,
     ResponseReceived,
+    Setting,
     SettingsReceived,
     StreamClosed,
     StreamError,
@@ -59,6 +60,12 @@ _FIELDS = (
     (b"grpc-accept-encoding", ACCEPTED),
 )
 _PING = b"clntping"
+_HEADER_BYTES_MAX = 60_000
+"""Of a request; the engine's own limit is 64 KiB, by an estimate that is a little higher."""
+_FIELD_BYTES = 32
+"""What each field counts beyond its name and value (RFC 9113, 10.5.1)."""
+_STREAM_IDS = 2**30
+"""A server that names no limit of streams has this one."""
 _REFUSED = int(ErrorCode.REFUSED_STREAM)
 
 
@@ -81,12 +88,14 @@ class ClientConnection:
         "_engine",
         "_fields",
         "_handling",
+        "_header_bytes_max",
         "_keepalive",
         "_options",
         "_owner",
         "_pseudo_fields",
         "_senders",
         "_streams",
+        "_streams_max",
         "_wants_output",
         "closed",
         "draining",
@@ -137,6 +146,8 @@ class ClientConnection:
         interval_s = options.keepalive_s if keepalive_s is None else keepalive_s
         self._keepalive = ClientKeepalive(options, interval_s, now_s)
         self._streams: dict[int, ClientCall | None] = {}
+        self._streams_max = _STREAM_IDS
+        self._header_bytes_max = _HEADER_BYTES_MAX
         # Calls that must not queue more now: with a message that the engine has not got whole,
         # or with more in the engine than their server takes.
         self._senders: dict[ClientCall, None] = {}
@@ -161,11 +172,7 @@ class ClientConnection:
     @property
     def can_start(self) -> bool:
         """Whether another call may be started now."""
-        return (
-            self.ready
-            and not self.draining
-            and len(self._streams) < self._engine.peer_concurrent_streams_max
-        )
+        return self.ready and not self.draining and len(self._streams) < self._streams_max
 
     def start(self, call: ClientCall, now_s: float) -> None:
         """Open a stream and send what the call has queued. Only if `can_start`."""
@@ -173,14 +180,23 @@ class ClientConnection:
         headers = [*self._pseudo_fields, (b":path", call.path), *self._fields]
         if call.deadline_s is not None:
             headers.append((b"grpc-timeout", encode_timeout(call.deadline_s - now_s)))
-        headers += call.fields
+        if call.fields:
+            headers += call.fields
+            size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in headers)
+            if size > self._header_bytes_max:
+                limit = f"the server's limit of {self._header_bytes_max} bytes"
+                call.finish(
+                    Status.RESOURCE_EXHAUSTED, f"metadata of {size} bytes is larger than {limit}"
+                )
+                return
         data = call.outbox[0] if len(call.outbox) == 1 else b"".join(call.outbox)
         try:
             stream_id = self._engine.send_request(
                 headers, end_stream=call.request_ended and not data
             )
         except Http2Error as error:
-            if self._engine.can_send_request:  # not the connection's fault
+            if not isinstance(error, StreamError) and self._engine.can_send_request:
+                # It is this request that is not valid.
                 call.finish(Status.INTERNAL, f"the request cannot be sent: {error}")
             else:
                 self._drain(str(error))
@@ -316,6 +332,13 @@ class ClientConnection:
             self._stream_gone(event)
         elif kind is SettingsReceived:
             self.ready = True
+            most = event.settings.get(Setting.MAX_CONCURRENT_STREAMS)
+            if most is not None:
+                self._streams_max = most
+            most = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
+            if most is not None:
+                # A server may end the connection, with everyone's calls, for a larger one.
+                self._header_bytes_max = min(most, _HEADER_BYTES_MAX)
         elif kind is GoAwayReceived:
             self._going_away(event)
         elif kind is ConnectionClosed:
@@ -369,7 +392,7 @@ class ClientConnection:
         self._forget(call)
         if not call.request_ended or call in self._senders or call.pending is not None:
             self._reset(call.stream_id)
-        elif self._engine.queued_bytes(call.stream_id):
+        elif self._queued_bytes(call.stream_id):
             self._reset(call.stream_id)  # the server does not want the rest
         call.finish_with(headers)
 
@@ -413,16 +436,18 @@ class ClientConnection:
             self.lost(str(error))
             return b""
 
+    def _queued_bytes(self, stream_id: int) -> int:
+        try:
+            return self._engine.queued_bytes(stream_id)
+        except Http2Error:
+            return 0  # the stream, or the connection, is gone
+
     def refill(self) -> bool:
         """All that could be sent was: give the engine more; whether there was some."""
         self._handle_events()
         more, self._wants_output = self._wants_output, False
         for call in list(self._senders):
-            try:
-                queued = self._engine.queued_bytes(call.stream_id)
-            except Http2Error:
-                queued = 0
-            if queued >= QUANTUM_BYTES:
+            if self._queued_bytes(call.stream_id) >= QUANTUM_BYTES:
                 continue  # its server takes no more for now
             if call.pending is not None:
                 self._top_up(call)
@@ -440,7 +465,8 @@ class ClientConnection:
             return
         action = self._keepalive.tick(now_s, busy=bool(self._streams))
         if action is Action.PING:
-            self._engine.ping(_PING)
+            with suppress(Http2Error):  # it is ending already
+                self._engine.ping(_PING)
             self._has_output()
         elif action is Action.CLOSE:
             self.lost("the server does not answer pings")

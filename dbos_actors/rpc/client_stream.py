@@ -138,9 +138,14 @@ class Stream(Generic[SendT, RecvT]):
                 if not self._trailers_done:
                     await self.recv_trailing_metadata()
         finally:
-            if self._sending is not None:
-                self._sending.cancel()
-            call.cancel()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Reset the call unless it is over, and stop sending to it; what leaving the block does."""
+        if self._sending is not None:
+            self._sending.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     # -------------------------------------------------------------- requests
 
