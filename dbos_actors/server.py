@@ -2,6 +2,7 @@
 
     open_supervisor
     |-- store            connection, committer, lease, readers
+    |-- tasks            the scheduler: its actor, its clock, snapshots, audits
     |-- agents           one task per resident agent
     |-- liveness         one timer over all agents, if there is a heartbeat timeout
     |-- retention        sweeps, if anything is to be deleted by age or bytes
@@ -30,6 +31,7 @@ from dbos_actors.actors.caches import RunCache, RunDirectory
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
 from dbos_actors.actors.retention import Retention, RetentionPolicy
+from dbos_actors.actors.scheduler import Scheduler, SchedulerSettings
 from dbos_actors.api.messages import DESCRIPTOR, DeleteAgentRequest
 from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
@@ -70,6 +72,7 @@ class RunningServer:
         *,
         store: Store,
         agents: Supervisor,
+        tasks: Scheduler,
         service: DbosService,
         health: Health,
         rpc: Server,
@@ -78,6 +81,7 @@ class RunningServer:
     ) -> None:
         self.store = store
         self.agents = agents
+        self.tasks = tasks
         self.rpc = rpc
         self.addresses = tuple(addresses)
         """Where it listens: ``host:port`` or ``unix:path``."""
@@ -131,7 +135,8 @@ async def open_supervisor(
     closed connection. Call `RunningServer.drain` before for a graceful end.
 
     Raises `ConfigurationError`, `StoreUnreachableError`, `OwnedElsewhereError`,
-    `UnsafeStoreError` or `OSError` (an address in use) at start, and `FencedError` out of
+    `UnsafeStoreError`, `JournalError` (the tasks cannot be read back) or `OSError` (an
+    address in use) at start, and `FencedError` out of
     the block when another server has taken the store over.
     """
     settings = settings or load_settings()
@@ -154,18 +159,16 @@ async def open_supervisor(
                 logger.warning("unsafe_redis", name=warning.name, text=warning.text)
             limits = _limits(settings)
             directory = RunDirectory(_DIRECTORY_ENTRIES)
-            agents = _agents(settings, store, clock, directory)
-
-            def reload() -> None:
-                directory.clear()
-                agents.reload_all()
-
-            store.on_reload(reload)
+            tasks = _tasks(settings, store, clock, random)
+            agents = _agents(settings, store, clock, directory, tasks)
+            for forget in (directory.clear, agents.reload_all, tasks.reload):
+                store.on_reload(forget)
             queries = Queries(store, limit_bytes=limits.message_bytes)
             liveness = _liveness(settings, store, agents, clock)
             retention = _retention(settings, store, agents, clock)
             service = DbosService(
                 agents=agents,
+                tasks=tasks,
                 queries=queries,
                 directory=directory,
                 limits=limits,
@@ -187,6 +190,7 @@ async def open_supervisor(
             )
             store.on_batch(rpc.flush)
 
+            await nursery.start(tasks.run)
             await nursery.start(agents.run)
             nursery.start_soon(_finish_deletions, queries, agents)
             if liveness is not None:
@@ -210,6 +214,7 @@ async def open_supervisor(
                         gauges=lambda: {
                             **gauges_of("store", store.statistics()),
                             **gauges_of("agents", agents.statistics()),
+                            **gauges_of("tasks", tasks.statistics()),
                             **gauges_of("rpc", rpc.statistics()),
                         },
                     )
@@ -218,6 +223,7 @@ async def open_supervisor(
                 yield RunningServer(
                     store=store,
                     agents=agents,
+                    tasks=tasks,
                     service=service,
                     health=health,
                     rpc=rpc,
@@ -233,7 +239,26 @@ async def open_supervisor(
         raise cause from cause.__cause__
 
 
-def _agents(settings: Settings, store: Store, clock: Clock, directory: RunDirectory) -> Supervisor:
+def _tasks(
+    settings: Settings, store: Store, clock: Clock, random: random_module.Random
+) -> Scheduler:
+    return Scheduler(
+        store=store,
+        clock=clock,
+        random=random,
+        settings=SchedulerSettings(
+            max_attempts=settings.max_attempts,
+            retention_s=settings.tasks_max_age_s,
+            due_lease_s=settings.due_tasks_lease_s,
+            events_max=settings.max_events,
+            message_bytes_max=settings.max_message_bytes,
+        ),
+    )
+
+
+def _agents(
+    settings: Settings, store: Store, clock: Clock, directory: RunDirectory, tasks: Scheduler
+) -> Supervisor:
     context = AgentContext(
         store=store,
         clock=clock,
@@ -242,6 +267,7 @@ def _agents(settings: Settings, store: Store, clock: Clock, directory: RunDirect
         directory=directory,
         events_max=settings.max_events,
         event_results=settings.event_results,
+        forget_tasks=tasks.forget_agent,
     )
 
     def make(agent_id: str, cell: Cell) -> AgentActor:

@@ -20,6 +20,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.actors.agent import no_such_run
 from dbos_actors.actors.caches import RunDirectory
 from dbos_actors.actors.queries import Queries
+from dbos_actors.actors.scheduler import Scheduler
 from dbos_actors.api import messages
 from dbos_actors.domain.limits import (
     Limits,
@@ -27,6 +28,7 @@ from dbos_actors.domain.limits import (
     check_id,
     check_result,
     check_state,
+    check_task,
     check_text,
 )
 from dbos_actors.errors import (
@@ -40,6 +42,7 @@ from dbos_actors.ingest import store_results
 from dbos_actors.rpc.stream import Stream
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 from dbos_actors.runtime import Call, Supervisor
+from dbos_actors.subscriptions import subscribe_tasks
 
 logger = structlog.get_logger(__name__)
 
@@ -78,6 +81,7 @@ class DbosService:
         self,
         *,
         agents: Supervisor,
+        tasks: Scheduler,
         queries: Queries,
         directory: RunDirectory,
         limits: Limits,
@@ -85,6 +89,7 @@ class DbosService:
     ) -> None:
         """``heard`` is called with the agent id of everything that agents report."""
         self._agents = agents
+        self._tasks = tasks
         self._heard = heard
         self._queries = queries
         self._directory = directory
@@ -118,6 +123,14 @@ class DbosService:
             "StoreResult": self._store_result,
             "GetResult": self._get_result,
             "ListResults": self._list_results,
+            "ScheduleTask": self._schedule_task,
+            "GetTask": self._on_task,
+            "ListTasks": self._list_tasks,
+            "ListDueTasks": self._choose_tasks,
+            "LeaseTasks": self._lease_tasks,
+            "ExtendLease": self._on_task,
+            "AckTask": self._on_task,
+            "NackTask": self._nack_task,
             "GetEvents": self._get_events,
         }
         return {
@@ -133,7 +146,13 @@ class DbosService:
                 Cardinality.STREAM_STREAM,
                 messages.StoreResultRequest,
                 messages.StoreResultsResponse,
-            )
+            ),
+            f"/{SERVICE.full_name}/SubscribeTasks": Handler(
+                self._subscribe_tasks,
+                Cardinality.STREAM_STREAM,
+                messages.SubscribeTasksRequest,
+                messages.SubscribeTasksResponse,
+            ),
         }
 
     def _report(self, agent_id: str, call: Call) -> None:
@@ -225,6 +244,43 @@ class DbosService:
     ) -> None:
         await store_results(
             stream, limits=self._limits, deliver=self._report, draining=self._draining
+        )
+
+    # ----------------------------------------------------------------- tasks
+
+    def _schedule_task(self, call: UnaryCall) -> None:
+        check_task(call.request, self._limits)
+        self._tasks.deliver(call)
+
+    def _on_task(self, call: UnaryCall) -> None:
+        check_id("task_id", call.request.task_id, self._limits)
+        self._tasks.deliver(call)
+
+    def _nack_task(self, call: UnaryCall) -> None:
+        check_text("reason", call.request.reason, self._limits.text_bytes)
+        self._on_task(call)
+
+    def _choose_tasks(self, call: UnaryCall) -> None:
+        self._check_filter(call.request)
+        self._tasks.deliver(call)
+
+    def _lease_tasks(self, call: UnaryCall) -> None:
+        check_text("worker_id", call.request.worker_id, self._limits.name_bytes)
+        self._choose_tasks(call)
+
+    def _list_tasks(self, call: UnaryCall) -> None:
+        self._check_filter(call.request)
+        self._start_listing(self._tasks.list_tasks, call)
+
+    def _check_filter(self, request: Any) -> None:
+        check_text("agent_id", request.agent_id, self._limits.id_bytes)
+        check_text("module_name", request.module_name, self._limits.name_bytes)
+
+    async def _subscribe_tasks(
+        self, stream: Stream[messages.SubscribeTasksRequest, messages.SubscribeTasksResponse]
+    ) -> None:
+        await subscribe_tasks(
+            stream, limits=self._limits, tasks=self._tasks, draining=self._draining
         )
 
     # ---------------------------------------------------------------- events

@@ -300,7 +300,7 @@ class Settings(BaseSettings):
         unit="deliveries",
         used_by="scheduler",
         ge=1,
-        le=1_000_000,
+        le=1_000,
         text="Deliveries of a task before it is dead, unless the task says otherwise.",
     )
 
@@ -321,7 +321,7 @@ class Settings(BaseSettings):
         unit="size",
         used_by="service",
         ge=1,
-        le=64 << 10,
+        le=(64 << 10) - 1,
         text="Largest id, module name or host name.",
     )
     max_data_bytes: Size = _setting(
@@ -401,13 +401,6 @@ class Settings(BaseSettings):
         unit="duration",
         used_by="scheduler",
         text="Completed tasks older than this are deleted. 0 = never.",
-    )
-    tasks_max_bytes: Size = _setting(
-        "DBOS_TASKS_MAX_BYTES",
-        0,
-        unit="size",
-        used_by="scheduler",
-        text="All completed tasks together; beyond it the oldest are deleted. 0 = no limit.",
     )
 
     # ------------------------------------------------------------------ logs

@@ -345,6 +345,30 @@ class GetTaskResponse(_message.Message):
     error: str
     def __init__(self, found: _Optional[bool] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
 
+class ListTasksRequest(_message.Message):
+    __slots__ = ("status", "agent_id", "module_name", "page_size", "page_token")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    MODULE_NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    status: str
+    agent_id: str
+    module_name: str
+    page_size: int
+    page_token: str
+    def __init__(self, status: _Optional[str] = ..., agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListTasksResponse(_message.Message):
+    __slots__ = ("tasks", "error", "next_page_token")
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tasks: _containers.RepeatedCompositeFieldContainer[Task]
+    error: str
+    next_page_token: str
+    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., error: _Optional[str] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class ListDueTasksRequest(_message.Message):
     __slots__ = ("timestamp", "limit", "agent_id", "module_name")
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]

@@ -3,7 +3,8 @@
 The same bytes, the *row*, are the resident form, the journal's and the
 snapshot's: 46 bytes, then the worker's name while a lease runs, then the last
 error. With its object header a plain row takes 80 bytes. The payload is not
-resident; of it a 64-bit digest is, to tell the same task from a changed one.
+resident; of it a 64-bit digest is, to tell the same task from a changed one and
+to know, nearly, how large it is.
 
 A `TaskRecord` is a row taken apart: a private, mutable copy, never shared with
 the table it came from.
@@ -23,6 +24,13 @@ LAST_ERROR_BYTES_MAX = 512
 WORKER_BYTES_MAX = 255
 LATENESS_MS_MAX = 0xFFFF_FFFF
 TOKEN_BITS = 64
+
+_OTHER_FIELDS_BYTES = 128
+"""Of a task's numbers, status, token and every field's head."""
+
+_SIZE_UNIT_BYTES = 64
+_MANTISSA_BITS = 12
+_MANTISSA_MAX = (1 << _MANTISSA_BITS) - 1
 
 # status | settled << 4, worker's length, deliveries, max_attempts, lane, span_s, moment,
 # lateness_ms, scheduled_at, digest, token
@@ -93,6 +101,13 @@ class TaskRecord:
         return max(0, self.deliveries - 1)
 
     @property
+    def size_bytes_max(self) -> int:
+        """What the whole task takes at most as a message, whatever its letters."""
+        texts = len(self.task_id) + len(self.lane.agent_id) + len(self.lane.module_name)
+        fields = digest_size_bytes(self.digest) + 4 * (texts + len(self.last_error))
+        return fields + _OTHER_FIELDS_BYTES
+
+    @property
     def visibility_time(self) -> int:
         """When a lease or retry delay ends, wall-clock seconds; 0 when neither is known."""
         return self.moment if self.status in (Status.PENDING, Status.INFLIGHT) else 0
@@ -154,6 +169,11 @@ def row_lane(row: bytes) -> int:
     return number
 
 
+def row_status(row: bytes) -> int:
+    """The status, likewise."""
+    return row[0] & 15
+
+
 _LANE = struct.Struct("<I")
 
 
@@ -163,8 +183,21 @@ def token_text(token: int) -> str:
 
 
 def payload_digest(payload: bytes) -> int:
-    """64 bits that tell a task's payload from another one."""
-    return int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
+    """64 bits that tell a task's payload from another one: 48 of a hash, 16 of its size."""
+    units = -(-len(payload) // _SIZE_UNIT_BYTES)
+    exponent = max(0, units.bit_length() - _MANTISSA_BITS)
+    # Rounded up, so that `digest_size_bytes` is never too low; the carry may need one bit more.
+    mantissa = -(-units >> exponent)
+    if mantissa >> _MANTISSA_BITS:
+        mantissa, exponent = mantissa >> 1, exponent + 1
+    size = exponent << _MANTISSA_BITS | mantissa
+    return size << 48 | int.from_bytes(blake2b(payload, digest_size=6).digest(), "little")
+
+
+def digest_size_bytes(digest: int) -> int:
+    """The size of the payload that has this digest, or up to 64 bytes and 1/2048 more."""
+    size = digest >> 48
+    return (size & _MANTISSA_MAX) * _SIZE_UNIT_BYTES << (size >> _MANTISSA_BITS)
 
 
 def clipped(text: str, size_bytes: int) -> str:

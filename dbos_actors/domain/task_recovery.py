@@ -61,6 +61,18 @@ class Recovery:
                     self._shards[hash(task_id) % SHARDS][task_id] = row
         self._chunks += 1
 
+    def expect(self, sequence: int) -> None:
+        """Check that the snapshot read is the one of ``sequence``; 0 for none.
+
+        :raises JournalError: it is not, or it was cut off.
+        """
+        if not self._complete:
+            raise JournalError("the snapshot has no end")
+        if self.sequence != sequence:
+            raise JournalError(
+                f"the snapshot ends with journal entry {self.sequence}, {sequence} was expected"
+            )
+
     def replay(self, entry: bytes) -> None:
         """Take the next journal entry; one the snapshot already contains is passed over.
 

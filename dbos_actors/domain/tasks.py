@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ from dbos_actors.domain.task_record import (
     TaskRecord,
     clipped,
     row_lane,
+    row_status,
 )
 from dbos_actors.domain.task_states import (
     Event,
@@ -244,9 +245,53 @@ class TaskBook:
                 continue
             yield record
 
+    def oldest_due(
+        self, *, until: int, agent_id: str = "", module_name: str = ""
+    ) -> Iterator[TaskRecord]:
+        """Tasks that have fallen due, scheduled at ``until`` or before, oldest first.
+
+        Unlike `due_tasks` none of the future, and a filter costs nothing for the others.
+        """
+        index = self.index
+        if not agent_id and not module_name:
+            return (self._known(task_id) for _, task_id in index.due_order.ascending(until))
+        found = [self._known(task_id) for _, task_id in index.due.select(agent_id, module_name)]
+        found.sort(key=lambda record: record.scheduled_at)
+        return (record for record in found if record.scheduled_at <= until)
+
     def dead_tasks(self) -> Iterator[TaskRecord]:
         """Dead tasks in the order in which they died; the book must not change meanwhile."""
         return map(self._known, self.index.dead)
+
+    def matching(
+        self,
+        shard: int,
+        *,
+        status: Status | None,
+        agent_id: str = "",
+        module_name: str = "",
+        after: str = "",
+    ) -> list[TaskRecord]:
+        """The tasks of one shard that pass the filters; 0.2 us for each that does not."""
+        lanes = None
+        if agent_id or module_name:
+            lanes = {
+                lane.number
+                for lane in self._lanes.values()
+                if agent_id in ("", lane.agent_id) and module_name in ("", lane.module_name)
+            }
+        return [
+            TaskRecord.decode(task_id, row, self._lanes)
+            for task_id, row in self._shards[shard].items()
+            if (status is None or row_status(row) == status)
+            and (lanes is None or row_lane(row) in lanes)
+            and task_id > after
+        ]
+
+    def has_expired(self, now: Now) -> bool:
+        """Whether `expire` would find anything."""
+        first = self.index.leases.first_tick()
+        return first is not None and first <= monotonic_ticks_passed(now)
 
     def take_fresh(self) -> list[Lane]:
         """The lanes in which tasks fell due since the last call."""
@@ -358,6 +403,8 @@ class TaskBook:
         token: int,
         agent_id: str = "",
         module_name: str = "",
+        bytes_max: int | None = None,
+        oldest_until: int | None = None,
     ) -> list[TaskRecord]:
         """Claim due tasks, taking turns among agents.
 
@@ -365,6 +412,10 @@ class TaskBook:
         :param lease_s: how long the worker has them, seconds.
         :param token: a random number of `TOKEN_BITS` bits, new for each call; the
             tasks get this and the following numbers.
+        :param bytes_max: end before the tasks are larger than that, as messages; but
+            the first one is always taken.
+        :param oldest_until: instead of taking turns, the oldest first, and none
+            scheduled after that second.
         :returns: their records as they will be, each with its `lease_token`.
         :raises InvalidFieldError: a number is out of range.
         """
@@ -375,10 +426,14 @@ class TaskBook:
         ends_at = math.ceil(now.wall_s + lease_s)
         deadline_s = now.monotonic_s + lease_s
         leased: list[TaskRecord] = []
-        for lane, task_id in self.index.due.select(agent_id, module_name):
+        room_bytes = math.inf if bytes_max is None else bytes_max
+        for lane, task_id in self._candidates(agent_id, module_name, oldest_until):
             if task_id in change.records:
                 continue
             record = self._known(task_id)
+            room_bytes -= record.size_bytes_max
+            if room_bytes < 0 and leased:
+                break
             assert record.scheduled_at <= now.wall_s, "what is not due is not in `due`"
             record.status = successor(record.status, Event.LEASE)
             record.settled = Settled.NOT
@@ -393,6 +448,18 @@ class TaskBook:
             if len(leased) == limit:
                 break
         return leased
+
+    def _candidates(
+        self, agent_id: str, module_name: str, oldest_until: int | None
+    ) -> Iterable[tuple[Lane, str]]:
+        if oldest_until is None:
+            return self.index.due.select(agent_id, module_name)
+        return (
+            (record.lane, record.task_id)
+            for record in self.oldest_due(
+                until=oldest_until, agent_id=agent_id, module_name=module_name
+            )
+        )
 
     def ack(self, change: Change, task_id: str, lease_token: str = "") -> TaskRecord:
         """The task is done.

@@ -278,11 +278,34 @@ class GetTaskResponse(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class ListTasksRequest(betterproto.Message):
+    status: str = betterproto.string_field(1)
+    """Pending, inflight, completed or dead; empty means all."""
+
+    agent_id: str = betterproto.string_field(2)
+    module_name: str = betterproto.string_field(3)
+    page_size: int = betterproto.int32_field(20)
+    """Tasks per page, by id; 0 means everything, up to the message limit."""
+
+    page_token: str = betterproto.string_field(21)
+
+
+@dataclass(eq=False, repr=False)
+class ListTasksResponse(betterproto.Message):
+    tasks: List["Task"] = betterproto.message_field(1)
+    error: str = betterproto.string_field(2)
+    next_page_token: str = betterproto.string_field(20)
+    """Empty on the last page."""
+
+
+@dataclass(eq=False, repr=False)
 class ListDueTasksRequest(betterproto.Message):
     timestamp: int = betterproto.int64_field(1)
     """Tasks scheduled at or before this time; 0 means now."""
 
     limit: int = betterproto.int32_field(20)
+    """At most so many, the oldest; 0 means as many as fit into a message."""
+
     agent_id: str = betterproto.string_field(22)
     module_name: str = betterproto.string_field(23)
 
@@ -296,10 +319,19 @@ class ListDueTasksResponse(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class LeaseTasksRequest(betterproto.Message):
     agent_id: str = betterproto.string_field(1)
+    """Empty means tasks of any agent, or any module."""
+
     module_name: str = betterproto.string_field(2)
     limit: int = betterproto.int32_field(3)
+    """
+    At most so many; 0 means 100. Fewer if more would not fit into a message.
+    """
+
     lease_seconds: int = betterproto.int32_field(4)
+    """0 means 60."""
+
     worker_id: str = betterproto.string_field(5)
+    """Who it is, for the record."""
 
 
 @dataclass(eq=False, repr=False)
@@ -313,6 +345,7 @@ class ExtendLeaseRequest(betterproto.Message):
     task_id: str = betterproto.string_field(1)
     lease_token: str = betterproto.string_field(2)
     lease_seconds: int = betterproto.int32_field(3)
+    """From now on; 0 means 60."""
 
 
 @dataclass(eq=False, repr=False)
@@ -360,10 +393,18 @@ class SubscribeTasksRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequestStart(betterproto.Message):
+    """The first message, and only the first."""
+
     agent_id: str = betterproto.string_field(1)
+    """Empty means tasks of any agent, or any module."""
+
     module_name: str = betterproto.string_field(2)
     lease_seconds: int = betterproto.int32_field(3)
+    """0 means 60."""
+
     max_in_flight: int = betterproto.int32_field(4)
+    """Tasks pushed and not yet settled; 0 means 100."""
+
     worker_id: str = betterproto.string_field(5)
 
 
@@ -649,6 +690,23 @@ class DbosStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def list_tasks(
+        self,
+        list_tasks_request: "ListTasksRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ListTasksResponse":
+        return await self._unary_unary(
+            "/dbos.DBOS/ListTasks",
+            list_tasks_request,
+            ListTasksResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def list_due_tasks(
         self,
         list_due_tasks_request: "ListDueTasksRequest",
@@ -839,6 +897,11 @@ class DbosBase(ServiceBase):
     async def get_task(self, get_task_request: "GetTaskRequest") -> "GetTaskResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def list_tasks(
+        self, list_tasks_request: "ListTasksRequest"
+    ) -> "ListTasksResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def list_due_tasks(
         self, list_due_tasks_request: "ListDueTasksRequest"
     ) -> "ListDueTasksResponse":
@@ -969,6 +1032,13 @@ class DbosBase(ServiceBase):
     ) -> None:
         request = await stream.recv_message()
         response = await self.get_task(request)
+        await stream.send_message(response)
+
+    async def __rpc_list_tasks(
+        self, stream: "grpclib.server.Stream[ListTasksRequest, ListTasksResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.list_tasks(request)
         await stream.send_message(response)
 
     async def __rpc_list_due_tasks(
@@ -1103,6 +1173,12 @@ class DbosBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetTaskRequest,
                 GetTaskResponse,
+            ),
+            "/dbos.DBOS/ListTasks": grpclib.const.Handler(
+                self.__rpc_list_tasks,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListTasksRequest,
+                ListTasksResponse,
             ),
             "/dbos.DBOS/ListDueTasks": grpclib.const.Handler(
                 self.__rpc_list_due_tasks,

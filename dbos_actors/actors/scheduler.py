@@ -1,0 +1,720 @@
+"""The scheduler: keeps the actor that owns all tasks, and does what time brings.
+
+It routes messages to the actor (`scheduler_turns`), which runs in a cell of its
+own, and is its only clock: one task sleeps until something falls due, a lease
+ends, a subscriber can be served, or a slice of background work is to be done.
+Every piece of that is bounded, and other tasks run between two of them.
+
+The cell is never idle for its supervisor: it leaves memory only to be loaded
+again, when the store has refused a commit or has gone back in time.
+
+Time stands still for leases and retry delays while Redis is away: nobody could
+settle or extend anything, so our absence must not count against anyone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+import structlog
+import trio
+import trio_util
+
+from dbos_actors.actors.queries import Page
+from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
+from dbos_actors.actors.scheduler_store import TaskCommands, overlaid
+from dbos_actors.actors.scheduler_turns import (
+    ADVANCED_AT_ONCE,
+    DEFAULT_LEASE_S,
+    Barrier,
+    Expire,
+    ForgetTasks,
+    Push,
+    Release,
+    Retire,
+    SchedulerActor,
+    SchedulerContext,
+)
+from dbos_actors.api.messages import ListTasksRequest, SubscribeTasksRequest
+from dbos_actors.clock import Clock
+from dbos_actors.domain import paging
+from dbos_actors.domain.task_audit import Audit
+from dbos_actors.domain.task_index import RETENTION_BATCH_S
+from dbos_actors.domain.task_journal import JournalError
+from dbos_actors.domain.task_record import TaskRecord
+from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks import (
+    LEASE_S_MAX,
+    SHARDS,
+    Change,
+    TaskBook,
+    TaskLimits,
+)
+from dbos_actors.domain.timers import Now
+from dbos_actors.errors import (
+    InvalidFieldError,
+    OverloadedError,
+    ResponseTooLargeError,
+    UnavailableError,
+)
+from dbos_actors.runtime import Call, Cell, State, Supervisor, SupervisorLimits, Waiter
+from dbos_actors.store import Store, StoreState
+
+logger = structlog.get_logger(__name__)
+
+_ACTOR: Final = "the scheduler"
+
+JOURNAL_ENTRIES_MIN: Final = 100_000
+"""A snapshot is due when the journal is longer than this and than the number of tasks: then
+what is written for snapshots stays in proportion to what is written anyway."""
+
+IN_FLIGHT_MAX: Final = 10_000
+"""Of one subscriber: what it loses at once if it vanishes."""
+
+_RETRY_S = 1.0
+"""Before what Redis or a full queue did not allow is tried again."""
+
+_SNAPSHOT_RETRY_S = 30.0
+_AUDIT_EVERY_S = 600.0
+_AUDIT_PAUSE_S = 0.02
+"""Between two steps of an audit, each 1 to 4 ms at a million tasks."""
+
+_PUSHES_AT_ONCE = 10
+"""Turns before other tasks run: some 10 ms at most."""
+
+_SCAN_SHARDS = 4
+"""Shards a listing looks through before other tasks run: 1 ms at a million tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    """What an operator decides about tasks."""
+
+    max_attempts: int = 5
+    retention_s: float = 24 * 3600.0
+    """How long completed tasks are kept; 0 is for ever."""
+
+    due_lease_s: float = 0.0
+    """For how long ListDueTasks leases what it lists; 0: it only reads."""
+
+    events_max: int = 100_000
+    message_bytes_max: int = 4 << 20
+    journal_entries_min: int = JOURNAL_ENTRIES_MIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """The ledger, and what has happened since the start."""
+
+    scheduled: int
+    pending: int
+    inflight: int
+    completed: int
+    dead: int
+    deleted: int
+    due: int
+    completed_kept: int
+    imbalance: int
+    """`scheduled - (pending + inflight + completed + dead)`; anything but 0 is a defect."""
+    deliveries: int
+    expired: int
+    released: int
+    retired: int
+    lateness_ms_sum: int
+    lateness_ms_max: int
+    subscribers: int
+    held: int
+    """Tasks pushed and not settled."""
+    sequence: int
+    journal_entries: int
+    snapshots: int
+    snapshot_chunks: int
+    snapshot_slice_ms_max: float
+    recoveries: int
+    recovery_s: float
+    """What the last one took."""
+    audits: int
+    audit_misplaced: int
+    audit_strangers: int
+    audit_imbalances: int
+
+
+class Scheduler:
+    """Tasks: their actor, their clock, their subscribers."""
+
+    def __init__(
+        self, *, store: Store, clock: Clock, random: Random, settings: SchedulerSettings
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._commands = TaskCommands(store.keys)
+        self._context = SchedulerContext(
+            store=store,
+            keeper=self,
+            now=self.now,
+            random=random,
+            limits=TaskLimits(
+                retention_s=int(settings.retention_s) or _FOR_EVER_S,
+                max_attempts=settings.max_attempts,
+            ),
+            due_lease_s=min(math.ceil(settings.due_lease_s), LEASE_S_MAX),
+            events_max=settings.events_max,
+            message_bytes_max=settings.message_bytes_max,
+        )
+        self._supervisor = Supervisor(
+            make=self._make,
+            log=store,
+            clock=clock,
+            limits=SupervisorLimits(max_resident=1, idle_s=math.inf),
+        )
+        # The incarnation whose book is complete.
+        self._actor: SchedulerActor | None = None
+        self._roster = Roster(self._wake)
+        self._error: JournalError | None = None
+        # Leases of vanished subscribers that could not be ended yet.
+        self._releases: list[_Release] = []
+        self._woken = trio.Event()
+        # When the clock's task will look again by itself, on its monotonic clock.
+        self._planned_s = math.inf
+        # How long Redis has been away in all, and since when it is now.
+        self._away_s = 0.0
+        self._away_since_s: float | None = None
+        # The last write of a snapshot; a recovery waits for it, lest it reads in between.
+        self._writing: Waiter | None = None
+        self._generation = 0
+        self._snapshot_sequence = 0
+        self._snapshots = 0
+        self._snapshot_chunks = 0
+        self._snapshot_slice_s = 0.0
+        self._recoveries = 0
+        self._recovery_began_s = 0.0
+        self._recovery_s = 0.0
+        self._audits = 0
+        self._misplaced = 0
+        self._strangers = 0
+        self._imbalances = 0
+
+    # ---------------------------------------------------------------- messages
+
+    def deliver(self, call: Call) -> None:
+        """Hand the actor a message: a request of the contract, or one of `scheduler_turns`."""
+        self._supervisor.deliver(_ACTOR, call)
+
+    async def forget_agent(self, agent_id: str) -> None:
+        """Delete an agent's tasks, except completed ones, in bounded steps.
+
+        Raises `UnavailableError` or `OverloadedError`; then some may be left.
+        """
+        cursor: int | None = 0
+        while cursor is not None:
+            waiter = Waiter(ForgetTasks(agent_id, cursor))
+            self.deliver(waiter)
+            cursor = await waiter.wait()
+
+    def subscribe(
+        self, start: SubscribeTasksRequest.Start, received: Callable[[bytes], None]
+    ) -> Subscriber:
+        """Have due tasks pushed; ``received`` is called with serialised responses.
+
+        Call `unsubscribe` in the end. Raises `InvalidFieldError`.
+        """
+        lease_s = start.lease_seconds or DEFAULT_LEASE_S
+        if not 1 <= lease_s <= LEASE_S_MAX:
+            raise InvalidFieldError("start.lease_seconds", f"must be between 0 and {LEASE_S_MAX}")
+        max_in_flight = start.max_in_flight or DEFAULT_IN_FLIGHT
+        if not 1 <= max_in_flight <= IN_FLIGHT_MAX:
+            raise InvalidFieldError("start.max_in_flight", f"must be between 0 and {IN_FLIGHT_MAX}")
+        return Subscriber(
+            self._roster,
+            received,
+            agent_id=start.agent_id,
+            module_name=start.module_name,
+            lease_s=lease_s,
+            max_in_flight=max_in_flight,
+            worker_id=start.worker_id,
+        )
+
+    def unsubscribe(self, subscriber: Subscriber, *, keep_leases: bool = False) -> None:
+        """Push nothing more, and return what the subscriber holds at once.
+
+        ``keep_leases`` leaves that to its worker, who is alive and may settle it elsewhere.
+        """
+        subscriber.close()
+        held = self._roster.forget(subscriber)
+        if held and not keep_leases:
+            self._release(_Release(self, held, f"{subscriber.worker_id or 'a worker'} vanished"))
+
+    def _release(self, call: _Release) -> None:
+        self.deliver(call)
+
+    def release_failed(self, leases: dict[str, str], reason: str) -> None:
+        """Try again later."""
+        self._releases.append(_Release(self, leases, reason))
+
+    # ----------------------------------------------------------------- listing
+
+    async def list_tasks(self, request: ListTasksRequest) -> bytes:
+        """Tasks by id: of a status, an agent, a module.
+
+        Raises `RefusedError` for what the request says wrong, `ResponseTooLargeError`,
+        `UnavailableError` or `OverloadedError`.
+        """
+        listing = paging.Listing("ListTasks", request.status, request.agent_id, request.module_name)
+        after = listing.position(request.page_token)
+        page_size = paging.page_size(request.page_size)
+        page = Page(page_size=page_size, limit_bytes=self._settings.message_bytes_max)
+        book = await self._loaded_book()
+        last = "" if after is None else after.id
+        found = await self._matching(book, request, last)
+        if not page_size and len(found) > _LISTED_MAX:
+            raise ResponseTooLargeError(limit=self._settings.message_bytes_max)
+        for start in range(0, len(found), _READ_AT_ONCE):
+            records = found[start : start + _READ_AT_ONCE]
+            (kept,) = await self._store.read(self._commands.fetch(records))
+            for record, task in zip(records, kept, strict=True):
+                if task is None:
+                    continue
+                if not page.add(overlaid(task, record)):
+                    return page.response(listing.token(0, last))
+                last = record.task_id
+        return page.response()
+
+    async def _matching(
+        self, book: TaskBook, request: ListTasksRequest, last: str
+    ) -> list[TaskRecord]:
+        """The first tasks behind ``last``, more than fit into a page."""
+        status = None
+        if request.status:
+            status = _STATUSES.get(request.status)
+            if status is None:
+                raise InvalidFieldError("status", f"must be one of {', '.join(_STATUSES)}")
+        wanted = min(paging.page_size(request.page_size) or _LISTED_MAX, _LISTED_MAX) + 1
+        found: list[TaskRecord] = []
+        for number in range(SHARDS):
+            found += book.matching(
+                number,
+                status=status,
+                agent_id=request.agent_id,
+                module_name=request.module_name,
+                after=last,
+            )
+            if len(found) > 2 * wanted + _READ_AT_ONCE:
+                found = _smallest(found, wanted)
+            if number % _SCAN_SHARDS == 0:
+                await trio.lowlevel.checkpoint()
+        # What was seen may not be committed yet.
+        waiter = Waiter(Barrier(book))
+        self.deliver(waiter)
+        await waiter.wait()
+        return _smallest(found, wanted)
+
+    async def _loaded_book(self) -> TaskBook:
+        if self._actor is None:
+            waiter = Waiter(Barrier())
+            self.deliver(waiter)
+            await waiter.wait()
+        actor = self._actor
+        if actor is None:
+            raise UnavailableError("the scheduler is starting again")
+        return actor.book
+
+    # ------------------------------------------------- what the actor tells us
+
+    def _make(self, _: str, cell: Cell) -> SchedulerActor:
+        self._recovery_began_s = self._clock.monotonic_s()
+        return SchedulerActor(cell, self._context)
+
+    async def wait_written(self) -> None:
+        writing = self._writing
+        if writing is not None:
+            with suppress(UnavailableError):
+                await writing.wait()
+
+    def loaded(self, actor: SchedulerActor) -> None:
+        self._actor = actor
+        self._generation = actor.recovered.generation
+        self._snapshot_sequence = actor.recovered.sequence
+        self._recoveries += 1
+        self._recovery_s = self._clock.monotonic_s() - self._recovery_began_s
+        self._roster.reloaded(actor.book)
+        logger.info(
+            "tasks_recovered",
+            tasks=len(actor.book),
+            journal_entries=actor.book.sequence - self._snapshot_sequence,
+            seconds=round(self._recovery_s, 3),
+        )
+        self._wake()
+
+    def unloaded(self, actor: SchedulerActor) -> None:
+        if self._actor is actor:
+            self._actor = None
+        self._wake()
+
+    def broken(self, error: JournalError) -> None:
+        self._error = error
+        self._wake()
+
+    def applied(self, change: Change) -> None:
+        counts = self._context.counts
+        for outcome in change.outcomes:
+            if outcome.status is not Status.GONE:
+                counts.lateness_ms_sum += outcome.lateness_ms
+                counts.lateness_ms_max = max(counts.lateness_ms_max, outcome.lateness_ms)
+        self._roster.applied(change)
+        actor = self._actor
+        if actor is None:
+            return
+        book = actor.book
+        if book.index.fresh:
+            self._roster.fell_due(book.take_fresh())
+        if self._planned_s > change.now.monotonic_s:
+            after_s = book.wake_after_s(change.now)
+            if after_s is not None and change.now.monotonic_s + after_s < self._planned_s:
+                self._wake()
+
+    # ------------------------------------------------------------------- time
+
+    def now(self) -> Now:
+        """Both clocks, the monotonic one without the time that Redis was away."""
+        monotonic_s = self._clock.monotonic_s()
+        if self._away_since_s is not None:
+            monotonic_s = self._away_since_s
+        return Now(self._clock.wall_s(), monotonic_s - self._away_s)
+
+    async def _watch_store(self) -> None:
+        # From here on without a pause: the task is the first to hear of each change.
+        async for state, _ in self._store.state.transitions():
+            now_s = self._clock.monotonic_s()
+            if state is not StoreState.CONNECTED:
+                if self._away_since_s is None:
+                    self._away_since_s = now_s
+            elif self._away_since_s is not None:
+                self._away_s += now_s - self._away_since_s
+                self._away_since_s = None
+            self._wake()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover, then do what time brings until cancelled; started once recovered.
+
+        Raises `JournalError`: what is stored cannot be read back.
+        """
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._supervisor.run)
+            nursery.start_soon(self._watch_store)
+            await self._recover()
+            task_status.started()
+            nursery.start_soon(self._take_snapshots)
+            nursery.start_soon(self._audit)
+            while True:
+                pause_s = await self._step()
+                if pause_s:
+                    await self._sleep(pause_s)
+                else:
+                    await trio.lowlevel.checkpoint()
+
+    def reload(self) -> None:
+        """The store is not where we left it: start again from it."""
+        self._supervisor.reload_all()
+
+    async def _recover(self) -> None:
+        """Have the actor loaded."""
+        while self._actor is None:
+            waiter = Waiter(Barrier())
+            self.deliver(waiter)
+            try:
+                await waiter.wait()
+            except (UnavailableError, OverloadedError):
+                if self._error is not None:
+                    raise self._error from None
+                await trio.sleep(_RETRY_S)
+
+    async def _step(self) -> float:
+        """Do a little of what is to be done; how long to sleep then, in seconds."""
+        actor = self._actor
+        if actor is None or actor.cell.state is not State.READY:
+            if self._error is not None:
+                raise self._error
+            self._woken = trio.Event()
+            if self._supervisor.get(_ACTOR) is None:
+                self.deliver(_Quiet(Barrier()))
+            return _RETRY_S
+        if self._store.state.value is not StoreState.CONNECTED:
+            # Nothing could be told to anybody; what falls due meanwhile does not run away.
+            self._woken = trio.Event()
+            return _RETRY_S
+        if self._releases:
+            releases, self._releases = self._releases, []
+            for release in releases:
+                self.deliver(release)
+        self._woken = trio.Event()
+        book = actor.book
+        now = self.now()
+        is_busy = book.advance(now, limit=ADVANCED_AT_ONCE) == ADVANCED_AT_ONCE
+        if book.index.fresh:
+            self._roster.fell_due(book.take_fresh())
+        for _ in range(_PUSHES_AT_ONCE):
+            push = self._roster.next_push(book)
+            if push is None:
+                break
+            self.deliver(_PushCall(*push))
+            if self._actor is not actor or actor.cell.state is not State.READY:
+                return 0.0
+        else:
+            is_busy = True
+        if book.has_expired(now):
+            self.deliver(_Quiet(Expire()))
+            is_busy = True
+        if self._is_retirement_due(book, now):
+            self.deliver(_Quiet(Retire()))
+            is_busy = True
+        if is_busy:
+            return 0.0
+        after_s = book.wake_after_s(now)
+        return _RETRY_S if after_s is None or self._releases else max(after_s, _NAP_S)
+
+    def _is_retirement_due(self, book: TaskBook, now: Now) -> bool:
+        """Whether the oldest outcome is overdue by a batch's worth, or there are too many."""
+        limits = self._context.limits
+        retained = book.index.retained
+        if len(retained) > limits.completed_max:
+            return True
+        first = retained.first_tick()
+        return first is not None and first + limits.retention_s + RETENTION_BATCH_S <= now.wall_s
+
+    async def _sleep(self, pause_s: float) -> None:
+        now_s = self._clock.monotonic_s()
+        self._planned_s = self.now().monotonic_s + pause_s
+        with trio.CancelScope(deadline=now_s + pause_s):
+            await self._woken.wait()
+        self._planned_s = -math.inf
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    # --------------------------------------------------------------- snapshots
+
+    async def _take_snapshots(self) -> None:
+        while True:
+            await trio.sleep(_RETRY_S)
+            actor = self._actor
+            if actor is None or self._store.state.value is not StoreState.CONNECTED:
+                continue
+            if self._journal_entries(actor.book) <= max(
+                self._settings.journal_entries_min, len(actor.book)
+            ):
+                continue
+            try:
+                await self._take_snapshot(actor)
+            except (UnavailableError, OverloadedError) as error:
+                logger.warning("snapshot_failed", error=str(error))
+                await trio.sleep(_SNAPSHOT_RETRY_S)
+
+    def _journal_entries(self, book: TaskBook) -> int:
+        return book.sequence - self._snapshot_sequence
+
+    async def _take_snapshot(self, actor: SchedulerActor) -> None:
+        """Write the book beside the snapshot in force, slice by slice, then switch.
+
+        Raises `UnavailableError` or `OverloadedError`; then the old one stays in force.
+        """
+        book = actor.book
+        generation = self._generation + 1
+        sequence = book.sequence
+        commands = self._commands
+        chunks = book.snapshot()
+        is_first = True
+        while True:
+            # One step without a pause, so that a chunk follows in the store what it contains.
+            began_s = self._clock.monotonic_s()
+            self._require(actor)
+            chunk = next(chunks, None)
+            if chunk is None:
+                break
+            writing = self._submit(commands.add_chunk(generation, chunk, is_first=is_first))
+            self._snapshot_slice_s = max(
+                self._snapshot_slice_s, self._clock.monotonic_s() - began_s
+            )
+            self._snapshot_chunks += 1
+            is_first = False
+            await writing.wait()
+        # All chunks are committed and the actor is still the same: so is all they contain.
+        await self._submit(commands.switch(generation, sequence)).wait()
+        self._require(actor)
+        self._generation = generation
+        self._snapshot_sequence = sequence
+        self._snapshots += 1
+        logger.info("snapshot_taken", tasks=len(book), sequence=sequence)
+
+    def _require(self, actor: SchedulerActor) -> None:
+        if self._actor is not actor or actor.cell.state is not State.READY:
+            raise UnavailableError("the scheduler has started again meanwhile")
+
+    def _submit(self, commands: Sequence[bytes]) -> Waiter:
+        waiter = Waiter()
+        self._store.submit(_SnapshotWrite(commands, waiter))
+        self._writing = waiter
+        return waiter
+
+    # ------------------------------------------------------------------ audits
+
+    async def _audit(self) -> None:
+        while True:
+            await trio.sleep(_AUDIT_EVERY_S)
+            await self.audit()
+
+    async def audit(self) -> None:
+        """Go through the whole book once and report what does not fit."""
+        actor = self._actor
+        if actor is None:
+            return
+        audit = Audit(actor.book)
+        async for _ in trio_util.periodic(_AUDIT_PAUSE_S):
+            if self._actor is not actor or not audit.step(self.now()):
+                break
+        findings = audit.findings
+        self._audits += 1
+        self._misplaced += findings.misplaced
+        self._strangers += findings.strangers
+        self._imbalances += bool(findings.imbalance)
+        if not findings.clean:
+            logger.error(
+                "tasks_misplaced",
+                misplaced=findings.misplaced,
+                strangers=findings.strangers,
+                imbalance=findings.imbalance,
+                examples=findings.examples,
+            )
+
+    # -------------------------------------------------------------- statistics
+
+    def statistics(self) -> SchedulerStatistics:
+        """The ledger now, and counts since the start; all 0 while the book is read back."""
+        book = TaskBook() if self._actor is None else self._actor.book
+        counters = book.counters()
+        counts = self._context.counts
+        return SchedulerStatistics(
+            **counters._asdict(),
+            imbalance=counters.scheduled
+            - (counters.pending + counters.inflight + counters.completed + counters.dead),
+            deliveries=counts.deliveries,
+            expired=counts.expired,
+            released=counts.released,
+            retired=counts.retired,
+            lateness_ms_sum=counts.lateness_ms_sum,
+            lateness_ms_max=counts.lateness_ms_max,
+            subscribers=self._roster.subscribers,
+            held=len(self._roster.holders),
+            sequence=book.sequence,
+            journal_entries=self._journal_entries(book),
+            snapshots=self._snapshots,
+            snapshot_chunks=self._snapshot_chunks,
+            snapshot_slice_ms_max=self._snapshot_slice_s * 1000,
+            recoveries=self._recoveries,
+            recovery_s=self._recovery_s,
+            audits=self._audits,
+            audit_misplaced=self._misplaced,
+            audit_strangers=self._strangers,
+            audit_imbalances=self._imbalances,
+        )
+
+
+_FOR_EVER_S = 100 * 365 * 86400
+
+_NAP_S = 0.001
+"""The shortest sleep: what is due within it is served together."""
+
+_LISTED_MAX = 50_000
+"""Tasks of a listing without pages; so many do not fit into a message of the default limit."""
+
+_READ_AT_ONCE = 256
+
+_STATUSES: Final = {status.text: status for status in Status if status is not Status.GONE}
+
+
+def _smallest(records: list[TaskRecord], count: int) -> list[TaskRecord]:
+    records.sort(key=lambda record: record.task_id)
+    return records[:count]
+
+
+class _Quiet:
+    """A message of our own whose answer nobody awaits: what fails is tried again by the clock."""
+
+    __slots__ = ("answered", "deadline", "request")
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.deadline: float | None = None
+        self.answered = False
+
+    def reply(self, message: Any) -> None:
+        """Nobody waits."""
+
+    def fail(self, error: Exception) -> None:
+        """Nobody waits."""
+
+
+class _PushCall(_Quiet):
+    """Asks for tasks for a subscriber."""
+
+    __slots__ = ("_subscriber",)
+
+    def __init__(self, subscriber: Subscriber, limit: int) -> None:
+        super().__init__(Push(subscriber, limit))
+        self._subscriber = subscriber
+
+    def reply(self, message: Any) -> None:
+        if isinstance(message, bytes) and message:
+            self._subscriber.receive(message)
+
+
+class _Release(_Quiet):
+    """Returns the tasks of a subscriber that has vanished."""
+
+    __slots__ = ("_scheduler",)
+
+    def __init__(self, scheduler: Scheduler, leases: dict[str, str], reason: str) -> None:
+        super().__init__(Release(leases, reason))
+        self._scheduler = scheduler
+
+    def reply(self, message: Any) -> None:  # noqa: ARG002
+        self.answered = True
+
+    def fail(self, error: Exception) -> None:  # noqa: ARG002
+        if not self.answered:
+            self.answered = True
+            self._scheduler.release_failed(self.request.leases, self.request.reason)
+
+
+class _SnapshotWrite:
+    """A commit of a snapshot's. A `store.Submission`.
+
+    An owner of its own: when Redis has no room for it, the book is still right.
+    """
+
+    __slots__ = ("_waiter", "commands", "deadline_s", "frees_memory", "owner", "size_bytes")
+
+    def __init__(self, commands: Sequence[bytes], waiter: Waiter) -> None:
+        self.owner = self
+        self.commands = commands
+        self.size_bytes = sum(map(len, commands))
+        self.deadline_s: float | None = None
+        self.frees_memory = False
+        self._waiter = waiter
+
+    def committed(self, replies: Sequence[object] | None) -> None:
+        self._waiter.reply(replies)
+
+    def refused(self, error: UnavailableError) -> None:
+        self._waiter.fail(error)
+
+    def give_up(self, error: UnavailableError) -> None:
+        """Wait on: what becomes of it has to be known."""
+
+    def store_refused(self, error: UnavailableError) -> None:
+        """As an owner: there is nothing to reload."""

@@ -1,0 +1,176 @@
+"""What the scheduler keeps in Redis, and how it is read back.
+
+The `tasks` hash holds every task as it was scheduled. Everything that changes
+afterwards is in the journal, one entry a turn, and in the snapshot that stands
+for the journal's beginning. An entry's id in the stream is its sequence number,
+so that trimming is exact and a gap cannot hide.
+
+A snapshot is written beside the one in force, chunk by chunk, as the list of the
+next generation. One last commit names that generation, drops the list before it
+and trims the journal, so that at any moment there is exactly one way to read
+all this. What an interrupted snapshot left behind is overwritten by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from dbos_actors.actors.agent import embedded
+from dbos_actors.api.messages import Task
+from dbos_actors.domain.task_record import TaskRecord
+from dbos_actors.domain.task_recovery import Recovery
+from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks import TaskBook, TaskLimits
+from dbos_actors.domain.timers import Now
+from dbos_actors.store import Store, pack, pack_argument, pack_head
+from dbos_actors.store.keys import Keys
+
+_CHUNKS_READ = 8
+"""Snapshot chunks in one reply: 1 to 2 MB."""
+
+_ENTRIES_READ = 1_000
+"""Journal entries in one reply: some 150 KB, more where a turn touched many tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """A task book read back, and which snapshot it rests on."""
+
+    book: TaskBook
+    generation: int
+    """Of the snapshot in force; 0 if there is none."""
+    sequence: int
+    """The journal holds the entries after this one."""
+
+
+class TaskCommands:
+    """The commands a turn is written with."""
+
+    __slots__ = ("_journal_head", "_keys")
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._journal_head = pack_head(5, "XADD", keys.tasks_journal)
+
+    def journal(self, sequence: int, entry: bytes) -> bytes:
+        """Append a turn's entry."""
+        return b"%b%b$1\r\ne\r\n%b" % (
+            self._journal_head,
+            pack_argument(b"%d-0" % sequence),
+            pack_argument(entry),
+        )
+
+    def keep(self, task: Task) -> bytes:
+        """Write a task as it is scheduled."""
+        return pack("HSET", self._keys.tasks, task.id, task.SerializeToString())
+
+    def forget(self, task_ids: Iterable[str]) -> bytes:
+        """Drop what `keep` has written."""
+        return pack("HDEL", self._keys.tasks, *task_ids)
+
+    def fetch(self, records: Iterable[TaskRecord]) -> bytes:
+        """Read what `keep` has written; one value or None for each."""
+        return pack("HMGET", self._keys.tasks, *(record.task_id for record in records))
+
+    def add_chunk(self, generation: int, chunk: bytes, *, is_first: bool) -> list[bytes]:
+        """Append a chunk to the snapshot of a generation."""
+        key = f"{self._keys.tasks_snapshots}{generation}"
+        commands = [pack("UNLINK", key)] if is_first else []
+        return [*commands, pack("RPUSH", key, chunk)]
+
+    def switch(self, generation: int, sequence: int) -> list[bytes]:
+        """Let a complete snapshot stand for the journal up to and with ``sequence``."""
+        keys = self._keys
+        return [
+            pack("HSET", keys.tasks_snapshot, "generation", generation, "sequence", sequence),
+            pack("XTRIM", keys.tasks_journal, "MINID", "=", f"{sequence + 1}-0"),
+            pack("UNLINK", f"{keys.tasks_snapshots}{generation - 1}"),
+        ]
+
+
+async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:
+    """Read everything back, in slices that let other tasks run in between.
+
+    Raises:
+        JournalError: what is stored is damaged, incomplete or of another format.
+        UnavailableError: Redis is away, or refuses.
+    """
+    keys = store.keys
+    recovery = Recovery(limits)
+    values, length = await store.read(
+        pack("HMGET", keys.tasks_snapshot, "generation", "sequence"),
+        pack("XLEN", keys.tasks_journal),
+    )
+    generation, sequence = (int(value or 0) for value in values)
+    if generation:
+        await _read_snapshot(store, recovery, f"{keys.tasks_snapshots}{generation}")
+    recovery.expect(sequence)
+    if length:
+        await _read_journal(store, recovery)
+    for _ in recovery.build(now):
+        await trio.lowlevel.checkpoint()
+    return Recovered(book=recovery.book, generation=generation, sequence=sequence)
+
+
+async def _read_snapshot(store: Store, recovery: Recovery, key: str) -> None:
+    position = 0
+    while True:
+        (chunks,) = await store.read(pack("LRANGE", key, position, position + _CHUNKS_READ - 1))
+        for chunk in chunks:
+            recovery.load_chunk(chunk)
+            await trio.lowlevel.checkpoint()
+        position += len(chunks)
+        if len(chunks) < _CHUNKS_READ:
+            return
+
+
+async def _read_journal(store: Store, recovery: Recovery) -> None:
+    while True:
+        (entries,) = await store.read(
+            pack(
+                *("XRANGE", store.keys.tasks_journal, f"{recovery.sequence + 1}-0", "+"),
+                *("COUNT", _ENTRIES_READ),
+            )
+        )
+        for number, (_, fields) in enumerate(entries):
+            recovery.replay(fields[1])
+            if number % _ENTRIES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        if len(entries) < _ENTRIES_READ:
+            return
+
+
+_ENTRIES_AT_ONCE = 100  # replayed before other tasks run: 2 ms
+
+
+# ------------------------------------------------------------------ responses
+
+
+def overlaid(kept: bytes, record: TaskRecord) -> bytes:
+    """A task as it was scheduled, and as it is now.
+
+    Of a field that occurs twice the later one counts (protobuf encoding, "Last One
+    Wins"), so the payload is copied and nothing decoded.
+    """
+    return (
+        kept
+        + Task(
+            status=record.status.text,
+            visibility_time=record.visibility_time,
+            retry_count=record.retry_count,
+            lease_token=record.lease_token if record.status is Status.INFLIGHT else "",
+            last_error=record.last_error,
+            max_attempts=record.max_attempts,
+        ).SerializeToString()
+    )
+
+
+def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> Iterator[bytes]:
+    """Tasks as entries of a response's field 1; those gone meanwhile are left out."""
+    for record, task in zip(records, kept, strict=True):
+        if task is not None:
+            yield embedded(1, overlaid(task, record))

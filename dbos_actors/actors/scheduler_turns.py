@@ -1,0 +1,674 @@
+"""The scheduler actor: a task book bound to the store, as turns.
+
+One incarnation; it runs in a cell of the actor runtime, which carries its turns
+out. A turn is one `Change`: sealed into a journal entry, submitted, and applied
+to the book, in one synchronous step. The book is then ahead of the store by what
+is submitted and not yet committed; every answer waits for its own commit, and a
+read for all commits before it, so nobody is shown what a crash could take back.
+When the store refuses a commit the whole incarnation is dropped and read back.
+
+Payloads are not resident. What a lease hands out is read by the very commit that
+leases it.
+
+Messages are the contract's own requests, validated before they are sent here,
+and the classes below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from random import Random
+from typing import Any, Final, Protocol
+
+from dbos_actors.actors.agent import embedded, found, guarded
+from dbos_actors.actors.event_log import appended
+from dbos_actors.actors.scheduler_store import Recovered, TaskCommands, listed, overlaid, recover
+from dbos_actors.api.messages import (
+    AckTaskRequest,
+    AckTaskResponse,
+    ExtendLeaseRequest,
+    ExtendLeaseResponse,
+    GetTaskRequest,
+    GetTaskResponse,
+    LeaseTasksRequest,
+    ListDueTasksRequest,
+    NackTaskRequest,
+    NackTaskResponse,
+    ScheduleTaskRequest,
+    ScheduleTaskResponse,
+    SubscribeTasksRequest,
+    SubscribeTasksResponse,
+    Task,
+)
+from dbos_actors.domain import events
+from dbos_actors.domain.task_journal import JournalError
+from dbos_actors.domain.task_record import TOKEN_BITS, TaskRecord, payload_digest
+from dbos_actors.domain.task_states import Status, UnknownTaskError
+from dbos_actors.domain.tasks import (
+    LEASE_LIMIT_MAX,
+    Change,
+    Outcome,
+    TaskBook,
+    TaskLimits,
+)
+from dbos_actors.domain.timers import Now
+from dbos_actors.errors import InvalidFieldError, RefusedError, UnavailableError
+from dbos_actors.runtime import DEFERRED, Cell, Turn
+from dbos_actors.store import Store
+
+SCHEDULED: Final = ScheduleTaskResponse(success=True).SerializeToString()
+ACKNOWLEDGED: Final = AckTaskResponse(success=True).SerializeToString()
+GIVEN_BACK: Final = NackTaskResponse(success=True).SerializeToString()
+EXTENDED: Final = ExtendLeaseResponse(success=True).SerializeToString()
+
+DEFAULT_LEASE_S: Final = 60
+DEFAULT_LEASES: Final = 100
+"""For requests that do not say; both are part of the contract."""
+
+ADVANCED_AT_ONCE: Final = 500
+"""Tasks that fall due in one step: 3 ms."""
+
+EXPIRED_AT_ONCE: Final = 200
+"""Leases ended in one turn, each perhaps with an event: 5 ms."""
+
+RETIRED_AT_ONCE: Final = 1_000
+"""Completed tasks dropped in one turn; bounded by what one freeing command may name."""
+
+_RESPONSE_ENVELOPE_BYTES = 64
+
+# Parts of the state.
+_CHANGE: Final = 0
+_HOLDER: Final = 1
+
+
+class Holder(Protocol):
+    """Who is told of the tasks pushed to it; see `scheduler_push`."""
+
+    agent_id: str
+    module_name: str
+    lease_s: int
+    worker_id: str
+    closed: bool
+
+    def hold(self, records: Sequence[TaskRecord]) -> None:
+        """These are leased to it; the commit is under way."""
+        ...
+
+
+class Barrier:
+    """Answered once everything before it is committed."""
+
+    __slots__ = ("book",)
+
+    def __init__(self, book: TaskBook | None = None) -> None:
+        """Refused as unavailable if ``book`` is given and no longer the actor's."""
+        self.book = book
+
+
+class Expire:
+    """End leases whose time is up."""
+
+    __slots__ = ()
+
+
+class Retire:
+    """Drop completed tasks beyond retention."""
+
+    __slots__ = ()
+
+
+class Push:
+    """Lease up to ``limit`` tasks for a holder."""
+
+    __slots__ = ("holder", "limit")
+
+    def __init__(self, holder: Holder, limit: int) -> None:
+        self.holder = holder
+        self.limit = limit
+
+
+class Settle:
+    """Acknowledgements, returns and extensions of one stream, in its order.
+
+    The answer is a serialised response with their outcomes.
+    """
+
+    __slots__ = ("requests",)
+
+    def __init__(self, requests: Sequence[SubscribeTasksRequest]) -> None:
+        self.requests = requests
+
+
+class Release:
+    """End leases (task id -> token) at once: their worker is gone."""
+
+    __slots__ = ("leases", "reason")
+
+    def __init__(self, leases: dict[str, str], reason: str) -> None:
+        self.leases = leases
+        self.reason = reason
+
+
+class ForgetTasks:
+    """Delete an agent's tasks in one bounded step; the answer is the next cursor or None."""
+
+    __slots__ = ("agent_id", "cursor")
+
+    def __init__(self, agent_id: str, cursor: int) -> None:
+        self.agent_id = agent_id
+        self.cursor = cursor
+
+
+_FORGOTTEN_AT_ONCE = 500
+
+
+@dataclass(slots=True)
+class TaskCounts:
+    """Counts since the start."""
+
+    deliveries: int = 0
+    expired: int = 0
+    released: int = 0
+    retired: int = 0
+    completed: int = 0
+    died: int = 0
+    lateness_ms_sum: int = 0
+    lateness_ms_max: int = 0
+    """Of the tasks that ended, from falling due to their first delivery."""
+
+
+class Keeper(Protocol):
+    """What an incarnation asks of who keeps it."""
+
+    async def wait_written(self) -> None:
+        """Wait until nothing that concerns the book is on its way to the store but turns."""
+        ...
+
+    def loaded(self, actor: SchedulerActor) -> None:
+        """The book is complete; turns begin."""
+        ...
+
+    def unloaded(self, actor: SchedulerActor) -> None:
+        """The incarnation is dropped."""
+        ...
+
+    def applied(self, change: Change) -> None:
+        """The book has changed."""
+        ...
+
+    def broken(self, error: JournalError) -> None:
+        """What is stored cannot be read: nothing can go on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerContext:
+    """What all incarnations share."""
+
+    store: Store
+    keeper: Keeper
+    now: Callable[[], Now]
+    random: Random
+    """Of lease tokens."""
+
+    limits: TaskLimits
+    due_lease_s: int
+    """For how long ListDueTasks leases what it lists; 0: it only reads."""
+
+    events_max: int
+    message_bytes_max: int
+    """Of a response."""
+
+    counts: TaskCounts = field(default_factory=TaskCounts)
+
+
+class SchedulerActor:
+    """One incarnation of the scheduler; a `runtime.Behaviour`."""
+
+    __slots__ = ("_book", "_cell", "_commands", "_context", "recovered")
+
+    recovered: Recovered
+
+    def __init__(self, cell: Cell, context: SchedulerContext) -> None:
+        self._cell = cell
+        self._context = context
+        self._commands = TaskCommands(context.store.keys)
+        self._book = TaskBook(context.limits)
+
+    @property
+    def book(self) -> TaskBook:
+        return self._book
+
+    @property
+    def cell(self) -> Cell:
+        return self._cell
+
+    # ------------------------------------------------------- the actor's state
+
+    async def load(self) -> None:
+        context = self._context
+        await context.keeper.wait_written()
+        try:
+            self.recovered = await recover(context.store, context.limits, context.now())
+        except JournalError as error:
+            context.keeper.broken(error)
+            raise UnavailableError("the scheduler's journal cannot be read") from error
+        self._book = self.recovered.book
+        context.keeper.loaded(self)
+
+    def missing(self, request: Any) -> None:
+        """Nothing: all of the book is resident."""
+
+    def fetch(self, part: Hashable, _: Callable[[UnavailableError | None], None]) -> None:
+        raise AssertionError(f"{part!r} is never missing")
+
+    def apply(self, part: Hashable, value: Any) -> None:
+        if part is _CHANGE:
+            self._book.apply(value)
+            self._context.keeper.applied(value)
+        else:
+            holder, records = value
+            holder.hold(records)
+
+    def released(self) -> None:
+        self._context.keeper.unloaded(self)
+
+    # ----------------------------------------------------------------- turns
+
+    def handle(self, request: Any) -> Turn:
+        return _HANDLERS[type(request)](self, request)
+
+    def _turn(
+        self,
+        change: Change,
+        answer: Any,
+        *,
+        commands: Iterable[bytes] = (),
+        changes: Sequence[tuple[Hashable, Any]] = (),
+        then: Callable[[Turn, Sequence[object] | None], Any] | None = None,
+        frees_memory: bool = False,
+    ) -> Turn:
+        """The turn that makes ``change``; its own ``commands`` come first in it."""
+        if not change:
+            return Turn(answer)
+        entry = self._book.seal(change)
+        written = [*commands, self._commands.journal(change.sequence, entry)]
+        written += self._events(change)
+        return Turn(
+            answer,
+            commands=written,
+            changes=((_CHANGE, change), *changes),
+            then=then,
+            frees_memory=frees_memory,
+        )
+
+    def _events(self, change: Change) -> Iterable[bytes]:
+        context = self._context
+        now_s = int(change.now.wall_s)
+        return [
+            appended(context.store, _event(outcome, now_s), events_max=context.events_max)
+            for outcome in change.outcomes
+            if outcome.status is not Status.GONE
+        ]
+
+    def _begin(self) -> Change:
+        return self._book.begin(self._context.now())
+
+    def barrier(self, request: Barrier) -> Turn:
+        if request.book is not None and request.book is not self._book:
+            raise UnavailableError("the scheduler has started again meanwhile")
+        return Turn(None)
+
+    # ------------------------------------------------------------- scheduling
+
+    def schedule(self, request: ScheduleTaskRequest) -> Turn:
+        change = self._begin()
+        task = request.task
+        changed = self._book.schedule(
+            change,
+            task_id=task.id,
+            agent_id=task.agent_id,
+            module_name=task.module_name,
+            payload_digest=payload_digest(task.payload),
+            scheduled_at=task.scheduled_at,
+            max_attempts=task.max_attempts,
+        )
+        if not changed:
+            return Turn(SCHEDULED)
+        record = change.records[task.id]
+        assert record is not None
+        kept = Task(
+            id=task.id,
+            agent_id=task.agent_id,
+            module_name=task.module_name,
+            payload=task.payload,
+            scheduled_at=record.scheduled_at,
+            created_at=task.created_at or int(change.now.wall_s),
+        )
+        return self._turn(change, SCHEDULED, commands=[self._commands.keep(kept)])
+
+    def forget(self, request: ForgetTasks) -> Turn:
+        change = self._begin()
+        cursor = self._book.delete_agent(
+            change, request.agent_id, cursor=request.cursor, limit=_FORGOTTEN_AT_ONCE
+        )
+        return self._dropping(change, cursor)
+
+    def retire(self, _: Retire) -> Turn:
+        change = self._begin()
+        dropped = self._book.retire(change, limit=RETIRED_AT_ONCE)
+        self._context.counts.retired += len(dropped)
+        return self._dropping(change, len(dropped))
+
+    def _dropping(self, change: Change, answer: Any) -> Turn:
+        gone = list(change.records)
+        return self._turn(
+            change,
+            answer,
+            commands=[
+                self._commands.forget(gone[start : start + _DROPPED_BY_COMMAND])
+                for start in range(0, len(gone), _DROPPED_BY_COMMAND)
+            ],
+            frees_memory=True,
+        )
+
+    # ---------------------------------------------------------------- reading
+
+    def get(self, request: GetTaskRequest) -> Turn:
+        record = self._book.get(request.task_id)
+        if record is None:
+            return Turn(GetTaskResponse(error=str(UnknownTaskError(request.task_id))))
+        return Turn(None, then=partial(self._read_task, record))
+
+    def _read_task(self, record: TaskRecord, turn: Turn, replies: object) -> Any:  # noqa: ARG002
+        call = turn.call
+
+        def on_replies(replies: Any) -> None:
+            if isinstance(replies, UnavailableError):
+                call.fail(replies)
+                return
+            kept = replies[0][0]
+            if kept is not None and _is_of(kept, record):
+                call.reply(found(overlaid(kept, record)))
+            else:
+                # Changed or deleted since: as of now, then.
+                self._cell.deliver(call)
+
+        self._context.store.submit_read(
+            [self._commands.fetch([record])], guarded(call, on_replies), deadline_s=call.deadline
+        )
+        return DEFERRED
+
+    def list_due(self, request: ListDueTasksRequest) -> Turn:
+        limit = request.limit
+        if limit < 0:
+            raise InvalidFieldError("limit", "must not be negative")
+        limit = min(limit or LEASE_LIMIT_MAX, LEASE_LIMIT_MAX)
+        now = self._context.now()
+        until = request.timestamp or int(now.wall_s)
+        if self._context.due_lease_s:
+            return self._lease(
+                agent_id=request.agent_id,
+                module_name=request.module_name,
+                limit=limit,
+                lease_s=self._context.due_lease_s,
+                worker_id="ListDueTasks",
+                oldest_until=until,
+            )
+        records = self._oldest(request, until, limit)
+        if not records:
+            return Turn(b"")
+        return Turn(None, then=partial(self._read_tasks, records))
+
+    def _oldest(self, request: ListDueTasksRequest, until: int, limit: int) -> list[TaskRecord]:
+        book = self._book
+        now = self._context.now()
+        choose = book.due_tasks
+        if until <= now.wall_s and book.advance(now, limit=ADVANCED_AT_ONCE) < ADVANCED_AT_ONCE:
+            choose = book.oldest_due
+        room_bytes = self._room_bytes
+        records: list[TaskRecord] = []
+        for record in islice(
+            choose(until=until, agent_id=request.agent_id, module_name=request.module_name), limit
+        ):
+            room_bytes -= record.size_bytes_max
+            if room_bytes < 0 and records:
+                break
+            records.append(record)
+        return records
+
+    @property
+    def _room_bytes(self) -> int:
+        return self._context.message_bytes_max - _RESPONSE_ENVELOPE_BYTES
+
+    # ---------------------------------------------------------------- leasing
+
+    def lease(self, request: LeaseTasksRequest) -> Turn:
+        return self._lease(
+            agent_id=request.agent_id,
+            module_name=request.module_name,
+            limit=request.limit or DEFAULT_LEASES,
+            lease_s=request.lease_seconds or DEFAULT_LEASE_S,
+            worker_id=request.worker_id,
+        )
+
+    def push(self, request: Push) -> Turn:
+        holder = request.holder
+        if holder.closed:
+            return Turn(b"")
+        return self._lease(
+            agent_id=holder.agent_id,
+            module_name=holder.module_name,
+            limit=request.limit,
+            lease_s=holder.lease_s,
+            worker_id=holder.worker_id,
+            holder=holder,
+        )
+
+    def _lease(
+        self,
+        *,
+        agent_id: str,
+        module_name: str,
+        limit: int,
+        lease_s: int,
+        worker_id: str,
+        oldest_until: int | None = None,
+        holder: Holder | None = None,
+    ) -> Turn:
+        book = self._book
+        context = self._context
+        change = self._begin()
+        book.advance(change.now, limit=ADVANCED_AT_ONCE)
+        records = book.lease(
+            change,
+            limit=limit,
+            lease_s=lease_s,
+            worker_id=worker_id,
+            token=context.random.getrandbits(TOKEN_BITS),
+            agent_id=agent_id,
+            module_name=module_name,
+            bytes_max=self._room_bytes,
+            oldest_until=oldest_until,
+        )
+        if not records:
+            return Turn(b"")
+        context.counts.deliveries += len(records)
+        return self._turn(
+            change,
+            None,
+            commands=[self._commands.fetch(records)],
+            changes=() if holder is None else ((_HOLDER, (holder, records)),),
+            then=partial(self._leased, records),
+        )
+
+    def _leased(
+        self, records: list[TaskRecord], turn: Turn, replies: Sequence[object] | None
+    ) -> Any:
+        """The response of a lease that is committed; its payloads came with the commit."""
+        if replies is None:
+            return self._read_tasks(records, turn, replies)
+        kept = replies[0]
+        assert isinstance(kept, list)
+        return b"".join(listed(records, kept))
+
+    def _read_tasks(self, records: list[TaskRecord], turn: Turn, replies: object) -> Any:  # noqa: ARG002
+        """Answer with ``records``, their payloads read now."""
+        call = turn.call
+
+        def on_replies(replies: Any) -> None:
+            if isinstance(replies, UnavailableError):
+                call.fail(replies)
+            else:
+                call.reply(b"".join(listed(records, replies[0])))
+
+        self._context.store.submit_read(
+            [self._commands.fetch(records)], guarded(call, on_replies), deadline_s=call.deadline
+        )
+        return DEFERRED
+
+    # --------------------------------------------------------------- settling
+
+    def ack(self, request: AckTaskRequest) -> Turn:
+        change = self._begin()
+        self._book.ack(change, request.task_id, request.lease_token)
+        return self._turn(change, ACKNOWLEDGED)
+
+    def nack(self, request: NackTaskRequest) -> Turn:
+        change = self._begin()
+        self._book.nack(
+            change,
+            request.task_id,
+            request.lease_token,
+            delay_s=request.retry_delay_seconds,
+            reason=request.reason,
+        )
+        return self._turn(change, GIVEN_BACK)
+
+    def extend(self, request: ExtendLeaseRequest) -> Turn:
+        change = self._begin()
+        self._book.extend(
+            change,
+            request.task_id,
+            request.lease_token,
+            lease_s=request.lease_seconds or DEFAULT_LEASE_S,
+        )
+        return self._turn(change, EXTENDED)
+
+    def settle(self, request: Settle) -> Turn:
+        change = self._begin()
+        outcomes: list[bytes] = []
+        for one in request.requests:
+            task_id, error = self._settle_one(change, one)
+            outcomes.append(outcome_bytes(task_id, error))
+        return self._turn(change, b"".join(outcomes))
+
+    def _settle_one(self, change: Change, request: SubscribeTasksRequest) -> tuple[str, str]:
+        """Task id and error, if it is refused."""
+        book = self._book
+        kind = request.WhichOneof("request")
+        one: Any = getattr(request, kind or "ack")
+        try:
+            match kind:
+                case "ack":
+                    book.ack(change, one.task_id, one.lease_token)
+                case "nack":
+                    book.nack(
+                        change,
+                        one.task_id,
+                        one.lease_token,
+                        delay_s=one.retry_delay_seconds,
+                        reason=one.reason,
+                    )
+                case _:
+                    assert kind == "extend", "the stream has been checked"
+                    book.extend(
+                        change,
+                        one.task_id,
+                        one.lease_token,
+                        lease_s=one.lease_seconds or DEFAULT_LEASE_S,
+                    )
+        except RefusedError as error:
+            return one.task_id, str(error)
+        return one.task_id, ""
+
+    def expire(self, _: Expire) -> Turn:
+        change = self._begin()
+        self._context.counts.expired += len(self._book.expire(change, limit=EXPIRED_AT_ONCE))
+        return self._turn(change, None)
+
+    def release(self, request: Release) -> Turn:
+        change = self._begin()
+        for task_id, token in request.leases.items():
+            self._context.counts.released += self._book.release(
+                change, task_id, token, reason=request.reason
+            )
+        return self._turn(change, None)
+
+
+_DROPPED_BY_COMMAND = 1_000
+
+_HANDLERS: Final[dict[type, Callable[[SchedulerActor, Any], Turn]]] = {
+    ScheduleTaskRequest: SchedulerActor.schedule,
+    GetTaskRequest: SchedulerActor.get,
+    ListDueTasksRequest: SchedulerActor.list_due,
+    LeaseTasksRequest: SchedulerActor.lease,
+    AckTaskRequest: SchedulerActor.ack,
+    NackTaskRequest: SchedulerActor.nack,
+    ExtendLeaseRequest: SchedulerActor.extend,
+    Barrier: SchedulerActor.barrier,
+    Expire: SchedulerActor.expire,
+    Retire: SchedulerActor.retire,
+    Push: SchedulerActor.push,
+    Settle: SchedulerActor.settle,
+    Release: SchedulerActor.release,
+    ForgetTasks: SchedulerActor.forget,
+}
+
+
+def outcome_bytes(task_id: str, error: str = "") -> bytes:
+    """A response to a subscriber with one outcome."""
+    if error:
+        outcome = SubscribeTasksResponse.Outcome(task_id=task_id, error=error)
+        return embedded(2, outcome.SerializeToString())
+    return embedded(2, embedded(1, task_id.encode()) + _SUCCESS)
+
+
+_SUCCESS: Final = b"\x10\x01"  # field 2, true
+
+_MESSAGES = {
+    Status.COMPLETED: "task %s of agent %s is completed",
+    Status.DEAD: "task %s of agent %s is dead",
+}
+
+
+def _event(outcome: Outcome, now_s: int) -> bytes:
+    metadata = {
+        "task_id": outcome.task_id,
+        "agent_id": outcome.agent_id,
+        "module_name": outcome.module_name,
+        "lateness_ms": str(outcome.lateness_ms),
+        "deliveries": str(outcome.deliveries),
+    }
+    if outcome.status is Status.DEAD:
+        metadata["error"] = outcome.error
+    return events.event(
+        events.TASK_PREFIX + outcome.status.text,
+        _MESSAGES[outcome.status] % (outcome.task_id, outcome.agent_id),
+        metadata,
+        now_s,
+    )
+
+
+def _is_of(kept: bytes, record: TaskRecord) -> bool:
+    """Whether what is stored is what the record is about; not if it was changed since."""
+    task = Task.FromString(kept)
+    return (
+        task.scheduled_at == record.scheduled_at
+        and task.agent_id == record.agent_id
+        and task.module_name == record.module_name
+        and payload_digest(task.payload) == record.digest
+    )

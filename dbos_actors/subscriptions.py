@@ -1,0 +1,247 @@
+"""SubscribeTasks: due tasks pushed on a stream, and their outcomes on the way back.
+
+The first message says what is wanted; from then on tasks are pushed the moment
+they fall due, already leased, and every acknowledgement, return or extension that
+the client sends gets an outcome. What one read of the stream brings is settled
+in one turn, and what is ready to be sent goes out in one message.
+
+When the stream ends, the tasks it holds return at once: whoever worked on them
+has gone. Not so when the server drains: the client is told to come back, goes on
+working, and settles by its tokens wherever it connects next.
+
+Bounded by the client's own `max_in_flight` and by what may be unsettled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import trio
+from trio_util import move_on_when
+
+from dbos_actors.actors.scheduler import Scheduler
+from dbos_actors.actors.scheduler_push import Subscriber
+from dbos_actors.actors.scheduler_turns import Settle, outcome_bytes
+from dbos_actors.api.messages import SubscribeTasksRequest, SubscribeTasksResponse
+from dbos_actors.domain.limits import Limits, check_id, check_text
+from dbos_actors.errors import (
+    InvalidFieldError,
+    MissingFieldError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
+from dbos_actors.rpc.stream import Stream
+
+_READ_MESSAGES: Final = 200
+"""Settled in one turn: 5 ms."""
+
+_UNSETTLED_MESSAGES_MAX: Final = 2_000
+"""Beyond it nothing is read, and flow control stops the client."""
+
+_RESPONSE_BYTES: Final = 256 << 10
+"""Parts are joined into one message up to about this size."""
+
+_OVERLOAD_PAUSE_S: Final = 0.02
+"""Before a turn that found a queue full is tried again."""
+
+
+async def subscribe_tasks(
+    stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse],
+    *,
+    limits: Limits,
+    tasks: Scheduler,
+    draining: trio.Event,
+) -> None:
+    """Serve one SubscribeTasks stream.
+
+    Once ``draining``, nothing more is read or pushed; what was read is settled and answered,
+    and the stream ends with UNAVAILABLE.
+    """
+    first = await stream.recv_message()
+    if first is None:
+        return
+    start = _checked_start(first, limits)
+    subscription = _Subscription(tasks, limits)
+    subscriber = subscription.subscriber = tasks.subscribe(start, subscription.received)
+    has_vanished = True
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subscription.send_responses, stream)
+            nursery.start_soon(subscription.deliver_postponed)
+            async with move_on_when(draining.wait):
+                while messages := await stream.recv_messages(_READ_MESSAGES):
+                    subscription.take(messages)
+                    await subscription.wait_for_room()
+            if draining.is_set():
+                subscriber.close()
+                has_vanished = False
+            await subscription.wait_until_answered()
+            nursery.cancel_scope.cancel()
+    finally:
+        tasks.unsubscribe(subscriber, keep_leases=not has_vanished)
+    if draining.is_set():
+        raise UnavailableError("the server is draining")
+
+
+def _checked_start(first: SubscribeTasksRequest, limits: Limits) -> SubscribeTasksRequest.Start:
+    if first.WhichOneof("request") != "start":
+        raise MissingFieldError("start")
+    start = first.start
+    check_text("start.agent_id", start.agent_id, limits.id_bytes)
+    check_text("start.module_name", start.module_name, limits.name_bytes)
+    check_text("start.worker_id", start.worker_id, limits.name_bytes)
+    return start
+
+
+class _Batch:
+    """What one read brought, as the scheduler's actor sees it; a `runtime.Call`."""
+
+    __slots__ = ("answered", "deadline", "request", "subscription")
+
+    def __init__(
+        self, subscription: _Subscription, messages: Sequence[SubscribeTasksRequest]
+    ) -> None:
+        self.subscription = subscription
+        self.request = Settle(messages)
+        self.deadline: float | None = None
+        self.answered = False
+
+    @property
+    def size(self) -> int:
+        return len(self.request.requests)
+
+    def reply(self, answer: Any) -> None:
+        if not self.answered:
+            self.answered = True
+            self.subscription.settled(self, answer)
+
+    def fail(self, error: Exception) -> None:
+        if self.answered:
+            return
+        if isinstance(error, OverloadedError):
+            self.subscription.postpone(self)
+            return
+        self.answered = True
+        self.subscription.fail(error)
+
+
+class _Subscription:
+    """The state of one stream."""
+
+    subscriber: Subscriber
+
+    def __init__(self, tasks: Scheduler, limits: Limits) -> None:
+        self._tasks = tasks
+        self._limits = limits
+        # Serialised parts of a response, each with how much of it is tasks.
+        self._outbox: list[tuple[bytes, int]] = []
+        self._is_sending = False
+        self._unsettled = 0
+        self._postponed: list[_Batch] = []
+        self._error: Exception | None = None
+        self._news = trio.Event()
+        self._progress = trio.Event()
+        self._overload = trio.Event()
+
+    # ---------------------------------------------------------------- messages
+
+    def take(self, messages: Sequence[SubscribeTasksRequest]) -> None:
+        """Begin to settle what one read brought.
+
+        Raises `InvalidFieldError`, which ends the stream, for what has no outcome.
+        """
+        sound = []
+        for message in messages:
+            kind = message.WhichOneof("request")
+            if kind is None or kind == "start":
+                raise InvalidFieldError("request", "must be ack, nack or extend after the first")
+            one: Any = getattr(message, kind)
+            try:
+                check_id(f"{kind}.task_id", one.task_id, self._limits)
+                if kind == "nack":
+                    check_text("nack.reason", one.reason, self._limits.text_bytes)
+            except RefusedError as error:
+                self._put(outcome_bytes(one.task_id, str(error)), 0)
+            else:
+                sound.append(message)
+        if sound:
+            self._unsettled += len(sound)
+            self._tasks.deliver(_Batch(self, sound))
+
+    def postpone(self, batch: _Batch) -> None:
+        """A queue was full: the batch is delivered again soon."""
+        self._postponed.append(batch)
+        self._overload.set()
+
+    async def deliver_postponed(self) -> None:
+        """Deliver again what found a queue full, until cancelled."""
+        while True:
+            await self._overload.wait()
+            self._overload = trio.Event()
+            await trio.sleep(_OVERLOAD_PAUSE_S)
+            postponed, self._postponed = self._postponed, []
+            for batch in postponed:
+                self._tasks.deliver(batch)
+            self._progress.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until more may be read."""
+        while self._postponed or self._unsettled >= _UNSETTLED_MESSAGES_MAX:
+            await self._wait_for_progress()
+
+    async def wait_until_answered(self) -> None:
+        """Wait until all that was read is settled and the client has been told."""
+        while self._unsettled or self._outbox or self._is_sending:
+            await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        self._progress = trio.Event()
+        await self._progress.wait()
+
+    # --------------------------------------------------------------- responses
+
+    def received(self, response: bytes) -> None:
+        """Tasks have been leased for this stream."""
+        self._put(response, len(response))
+
+    def settled(self, batch: _Batch, outcomes: bytes) -> None:
+        """A batch has its outcomes."""
+        self._unsettled -= batch.size
+        self._put(outcomes, 0)
+
+    def fail(self, error: Exception) -> None:
+        """The stream cannot go on."""
+        self._error = self._error or error
+        self._news.set()
+
+    def _put(self, part: bytes, tasks_bytes: int) -> None:
+        self._outbox.append((part, tasks_bytes))
+        self._news.set()
+
+    async def send_responses(
+        self, stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse]
+    ) -> None:
+        """Send what there is, joined, until cancelled. Raises what the stream is to fail with."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            self._is_sending = True
+            while self._outbox:
+                parts: list[bytes] = []
+                size = tasks_bytes = taken = 0
+                for part, of_tasks in self._outbox:
+                    if parts and size + len(part) > _RESPONSE_BYTES:
+                        break
+                    parts.append(part)
+                    size += len(part)
+                    tasks_bytes += of_tasks
+                    taken += 1
+                del self._outbox[:taken]
+                await stream.send_message(b"".join(parts))
+                self.subscriber.sent(tasks_bytes)
+            self._is_sending = False
+            if self._error is not None:
+                raise self._error
+            self._progress.set()
