@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dbos_actors.actors.scheduler import SchedulerStatistics
 from tests.support.clients import Client, GrpcioClient
 from tests.support.contracts import contract
 from tests.support.servers import ServerThread, SteppedClock
+from tests.support.tasks import NOW_S, events, get, lease, ledger, schedule, task, wait_until
 from tests.support.valkey import ValkeyServer
-
-NOW_S = 1_700_000_000
-
-
-def task(task_id: str = "t", agent_id: str = "a", **fields: Any) -> dict[str, Any]:
-    values = {"id": task_id, "agent_id": agent_id, "module_name": "ping", "payload": b"p"}
-    return {"task": {**values, **fields}}
-
-
-def schedule(client: Client, *names: str, **fields: Any) -> None:
-    for name in names:
-        response = client.call("ScheduleTask", **task(name, **fields))
-        assert (response.success, response.error) == (True, "")
-
-
-def lease(client: Client, **fields: Any) -> list[Any]:
-    response = client.call("LeaseTasks", **fields)
-    assert response.error == ""
-    return list(response.tasks)
-
-
-def get(client: Client, task_id: str = "t") -> Any:
-    response = client.call("GetTask", task_id=task_id)
-    assert response.found, response.error
-    return response.task
-
-
-def events(client: Client) -> list[dict[str, Any]]:
-    return [json.loads(event) for event in client.call("GetEvents", limit=10_000).events]
-
-
-def ledger(server: ServerThread) -> SchedulerStatistics:
-    statistics = server.run(server.inside.tasks.statistics)
-    assert statistics.imbalance == 0
-    return statistics
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "it does not come to that"
-        time.sleep(0.01)
-
 
 # ----------------------------------------------------- the calls of the first generations
 
@@ -234,10 +190,8 @@ def test_a_lease_is_fenced_by_its_token(client: Client, clock: SteppedClock) -> 
 def test_a_nack_waits_out_its_delay_and_keeps_its_reason(client: Client) -> None:
     schedule(client, "t")
     (leased,) = lease(client)
-    token = {"lease_token": leased.lease_token}
-    assert client.call(
-        "NackTask", task_id="t", retry_delay_seconds=1, reason="no route", **token
-    ).success
+    fields = {"task_id": "t", "lease_token": leased.lease_token, "reason": "no route"}
+    assert client.call("NackTask", retry_delay_seconds=1, **fields).success
     found = get(client)
     assert (found.status, found.last_error) == ("pending", "no route")
     assert found.visibility_time == NOW_S + 1

@@ -1,0 +1,55 @@
+"""Tasks as tests write, read and count them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dbos_actors.actors.scheduler import SchedulerStatistics
+from tests.support.clients import Client
+from tests.support.servers import ServerThread
+
+NOW_S = 1_700_000_000
+"""What a `SteppedClock` shows at first."""
+
+
+def task(task_id: str = "t", agent_id: str = "a", **fields: Any) -> dict[str, Any]:
+    values = {"id": task_id, "agent_id": agent_id, "module_name": "ping", "payload": b"p"}
+    return {"task": {**values, **fields}}
+
+
+def schedule(client: Client, *names: str, **fields: Any) -> None:
+    for name in names:
+        response = client.call("ScheduleTask", **task(name, **fields))
+        assert (response.success, response.error) == (True, "")
+
+
+def lease(client: Client, **fields: Any) -> list[Any]:
+    response = client.call("LeaseTasks", **fields)
+    assert response.error == ""
+    return list(response.tasks)
+
+
+def get(client: Client, task_id: str = "t") -> Any:
+    response = client.call("GetTask", task_id=task_id)
+    assert response.found, response.error
+    return response.task
+
+
+def events(client: Client) -> list[dict[str, Any]]:
+    return [json.loads(event) for event in client.call("GetEvents", limit=10_000).events]
+
+
+def ledger(server: ServerThread) -> SchedulerStatistics:
+    statistics = server.run(server.inside.tasks.statistics)
+    assert statistics.imbalance == 0
+    return statistics
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at, "it does not come to that"
+        time.sleep(0.01)
