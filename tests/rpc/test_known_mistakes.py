@@ -316,3 +316,74 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
     assert pipe.core.calls_live == 0
     pipe.core.deadlines.expire(float("inf"))
     assert len(pipe.core.deadlines) == 0
+
+
+async def unused(stream: Stream[Blob, Blob]) -> None:
+    raise AssertionError
+
+
+def test_a_status_before_the_requests_end_leaves_the_body_whole(make_pipe: MakePipe) -> None:
+    """Catches the reset that follows it going out while windows still hold the body back."""
+    pipe = make_pipe({}, services=[Service("Both", unused, Cardinality.STREAM_STREAM)])
+    stream = pipe.client.request(b"x", end=False, path=b"/test.Test/Both")
+    pipe.run()
+    (call,) = pipe.started
+    call.send_headers([])
+    call.send(bytes(200_000), None)
+    call.end(Status.OK)
+    call.finished()
+    pipe.core.flush()
+    pipe.run()
+    answer = pipe.client.answers[stream]
+    assert len(answer.body) == 200_005
+    assert (answer.status, answer.reset) == (Status.OK, 0)
+
+
+def test_streams_are_sent_side_by_side(make_pipe: MakePipe, make_client: Any) -> None:
+    services = [Service("Both", unused, Cardinality.STREAM_STREAM)]
+    client = make_client(options=Http2Options(stream_window_bytes=1 << 20))
+    pipe = make_pipe({}, services=services, client=client)
+    streams = [client.request(b"", path=b"/test.Test/Both") for _ in range(2)]
+    pipe.run()
+    for call in pipe.started:
+        call.send_headers([])
+        call.send(bytes(500_000), None)
+    client.receive(pipe.server.output(400_000))
+    sizes = [len(client.answers[stream].body) for stream in streams]
+    assert min(sizes) > 150_000
+
+
+def test_what_follows_a_large_message_is_not_acknowledged_with_it(make_pipe: MakePipe) -> None:
+    pipe = make_pipe({}, services=[Service("Both", unused, Cardinality.STREAM_STREAM)])
+    stream = pipe.client.request(bytes(100_000), end=False, path=b"/test.Test/Both")
+    pipe.client.send(stream, frame(bytes(1_000)) * 500)
+    pipe.run()
+    sent = 100_005 + 502_500 - pipe.client.engine.queued_bytes(stream)
+    assert 100_005 <= sent <= 100_005 + 65_535
+    (call,) = pipe.started
+    taken = 0
+    while (body := call.take()) is not None:
+        taken += len(body)
+        pipe.core.flush()
+        pipe.run()
+    assert taken == 600_000
+
+
+async def test_a_client_that_reads_nothing_is_not_read_either(
+    serve: Serve, connect: Connect
+) -> None:
+    server = server_of({"Echo": lambda call: call.reply(bytes(4_000_000))})
+    async with serve(server) as address:
+        options = Http2Options(stream_window_bytes=1 << 24)
+        client = await connect(address, options=options)
+        for _ in range(10):
+            client.raw.request(b"")
+        await client.flush()
+        while server.statistics().backlog_bytes < 9 << 20:
+            await trio.lowlevel.checkpoint()
+        window_update = b"\0\0\4\x08\0\0\0\0\0\0\0\0\1"
+        with trio.move_on_after(1) as scope:
+            await client.stream.send_all(window_update * 2_000_000)
+        assert scope.cancelled_caught
+        other = await connect(address, options=options)
+        assert (await other.call(b"")).status is Status.OK
