@@ -8,7 +8,6 @@ new one, move the clients, remove the old one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,7 +61,7 @@ class BearerAuth(Interceptor):
             return handler
 
         def authenticated(call: UnaryCall) -> None:
-            if self._is_accepted(call.headers):
+            if self._is_accepted(call.header(b"authorization")):
                 handler(call)
             else:
                 raise _refusal()
@@ -74,20 +73,16 @@ class BearerAuth(Interceptor):
             return handler
 
         async def authenticated(stream: Any) -> None:
-            if not self._is_accepted(stream.headers):
+            if not self._is_accepted(dict(stream.headers).get(b"authorization")):
                 raise _refusal()
             await handler(stream)
 
         return authenticated
 
-    def _is_accepted(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        presented = b""
-        for name, value in headers:
-            if name == b"authorization":
-                presented = value
+    def _is_accepted(self, presented: bytes | None) -> bool:
         accepted = False
         for expected in self._accepted:
-            accepted |= compare_digest(presented, expected)
+            accepted |= compare_digest(presented or b"", expected)
         return accepted
 
 

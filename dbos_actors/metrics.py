@@ -38,26 +38,29 @@ Gauges = dict[str, tuple[str, float]]
 class _MethodCounts:
     """One method's calls so far."""
 
-    __slots__ = ("buckets", "errors", "gone", "ok", "seconds")
+    __slots__ = ("buckets", "not_ok", "seconds")
 
     def __init__(self) -> None:
-        self.ok = 0
-        self.gone = 0
-        """Calls whose client did not wait for the answer."""
-        self.errors: dict[str, int] = {}
         self.buckets = [0] * (len(LATENCY_BOUNDS_S) + 1)
-        self.seconds = 0.0
+        self.seconds = [0.0]
+        """In a list, which a closure adds to fastest."""
+        self.not_ok: dict[str, int] = {}
+        """By status; GONE are those whose client did not wait for the answer."""
 
-    def add(self, status: Status | None, seconds: float) -> None:
-        if status is Status.OK:
-            self.ok += 1
-        elif status is None:
-            self.gone += 1
-        else:
-            name = status.name
-            self.errors[name] = self.errors.get(name, 0) + 1
-        self.buckets[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
-        self.seconds += seconds
+    def timer(self) -> Callable[[Status | None], None]:
+        """What to call with the status of the call that begins now."""
+        started_s = perf_counter()
+        buckets, seconds = self.buckets, self.seconds
+
+        def answered(status: Status | None) -> None:
+            elapsed_s = perf_counter() - started_s
+            buckets[bisect_left(LATENCY_BOUNDS_S, elapsed_s)] += 1
+            seconds[0] += elapsed_s
+            if status is not Status.OK:
+                name = "GONE" if status is None else status.name
+                self.not_ok[name] = self.not_ok.get(name, 0) + 1
+
+        return answered
 
 
 class CallMetrics(Interceptor):
@@ -70,8 +73,7 @@ class CallMetrics(Interceptor):
         counts = self._counts(path)
 
         def timed(call: UnaryCall) -> None:
-            started_s = perf_counter()
-            call.on_answered = lambda status: counts.add(status, perf_counter() - started_s)
+            call.on_answered = counts.timer()
             handler(call)
 
         return timed
@@ -80,8 +82,7 @@ class CallMetrics(Interceptor):
         counts = self._counts(path)
 
         async def timed(stream: Any) -> None:
-            started_s = perf_counter()
-            stream.on_answered = lambda status: counts.add(status, perf_counter() - started_s)
+            stream.on_answered = counts.timer()
             await handler(stream)
 
         return timed
@@ -98,17 +99,16 @@ class CallMetrics(Interceptor):
             "dbos_call_seconds", "From request to answer, in the server.", labels=["method"]
         )
         for method, counts in self._methods.items():
-            calls.add_metric([method, "OK"], counts.ok)
-            if counts.gone:
-                calls.add_metric([method, "GONE"], counts.gone)
-            for status, count in sorted(counts.errors.items()):
+            not_ok = sorted(counts.not_ok.items())
+            ok = sum(counts.buckets) - sum(count for _, count in not_ok)
+            for status, count in [("OK", ok), *not_ok]:
                 calls.add_metric([method, status], count)
             total = 0
             buckets: list[tuple[str, float]] = []
             for bound, count in zip((*LATENCY_BOUNDS_S, "+Inf"), counts.buckets, strict=True):
                 total += count
                 buckets.append((str(bound), float(total)))
-            latency.add_metric([method], buckets, counts.seconds)
+            latency.add_metric([method], buckets, counts.seconds[0])
         yield calls
         yield latency
 
