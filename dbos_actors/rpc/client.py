@@ -425,7 +425,7 @@ class Channel:
                 failure = await self._try_to_connect()
                 if failure is None:
                     self._backoff.reset()
-                    return
+                    break
                 self._retry_s = began_s + self._backoff.next_s()
                 self._failure = f"cannot connect to {self._target()}: {failure}"
                 log.info("cannot connect", server=self._target(), error=failure)

@@ -205,6 +205,8 @@ class ClientDriver:
             sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
+        if sent and self._protocol is not None:
+            self._protocol.sent()
         if sent == len(data):
             return False
         self._unsent = memoryview(data)[sent:]

@@ -96,6 +96,7 @@ class ClientConnection:
         "_senders",
         "_streams",
         "_streams_max",
+        "_unsent",
         "_wants_output",
         "closed",
         "draining",
@@ -146,6 +147,8 @@ class ClientConnection:
         interval_s = options.keepalive_s if keepalive_s is None else keepalive_s
         self._keepalive = ClientKeepalive(options, interval_s, now_s)
         self._streams: dict[int, ClientCall | None] = {}
+        # Streams of which no byte has left: if none can, their calls are not lost.
+        self._unsent: set[int] = set()
         self._streams_max = _STREAM_IDS
         self._header_bytes_max = _HEADER_BYTES_MAX
         # Calls that must not queue more now: with a message that the engine has not got whole,
@@ -207,6 +210,7 @@ class ClientConnection:
         call.connection = self
         call.stream_id = stream_id
         self._streams[stream_id] = call
+        self._unsent.add(stream_id)
         if data:
             self.send(call, data)
         else:
@@ -436,6 +440,11 @@ class ClientConnection:
             self.lost(str(error))
             return b""
 
+    def sent(self) -> None:
+        """The socket has accepted some bytes."""
+        if self._unsent:
+            self._unsent.clear()
+
     def _queued_bytes(self, stream_id: int) -> int:
         try:
             return self._engine.queued_bytes(stream_id)
@@ -481,15 +490,26 @@ class ClientConnection:
                 self._engine.terminate()
 
     def lost(self, reason: str, status: Status = Status.UNAVAILABLE) -> None:
-        """The connection is no more: so are its calls. Their outcome is unknown."""
+        """The connection is no more: so are its calls, but for those that were not sent.
+
+        The outcome is unknown.
+        """
         self._drain(reason)
         if self.closed and not self._streams:
             return
         self.closed = True
         streams, self._streams = self._streams, {}
+        unsent, self._unsent = self._unsent, set()
         self._senders.clear()
-        for call in streams.values():
-            if call is not None:
+        refused = []
+        for stream_id, call in streams.items():
+            if call is None:
+                continue
+            if stream_id in unsent and status is Status.UNAVAILABLE:
+                refused.append(call)
+            else:
                 call.finish(status, reason)
+        for call in refused:
+            call.refused(reason)
         if not self._handling:
             self._owner.may_start()

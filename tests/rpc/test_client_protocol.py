@@ -641,6 +641,34 @@ def test_a_lost_connection_ends_its_calls_but_keeps_what_has_come() -> None:
     assert client.over == [call]
 
 
+def test_of_a_lost_connection_calls_that_were_not_sent_are_not_lost() -> None:
+    client = Client()
+    sent = client.start()
+    client.connection.sent()
+    unsent = client.make_call(b"x")
+    client.connection.start(unsent, NOW_S)
+    ended = client.make_call(b"x")
+    client.connection.start(ended, NOW_S)
+    ended.cancel()
+    client.connection.lost("gone")
+    assert sent.status is Status.UNAVAILABLE
+    assert client.refused == [unsent]
+    assert unsent.status is None
+    assert unsent.connection is None
+
+
+def test_metadata_beyond_the_servers_limit_fails_its_call_not_the_connection() -> None:
+    client = Client(RawServer(Http2Options(header_list_bytes_max=2_000)))
+    call = client.make_call(b"x")
+    call.fields.append((b"a", b"x" * 2_000))
+    client.connection.start(call, NOW_S)
+    assert call.status is Status.RESOURCE_EXHAUSTED
+    other = client.start()
+    client.server.answer(other.stream_id, b"fine")
+    client.run()
+    assert other.status is Status.OK
+
+
 def test_a_server_that_speaks_something_else_is_given_up() -> None:
     client = Client(greet=False)
     client.connection.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n", NOW_S)
