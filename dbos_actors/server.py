@@ -21,10 +21,12 @@ import random as random_module
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import Message
 
 from dbos_actors.actors.agent import AgentActor, AgentContext
 from dbos_actors.actors.caches import RunCache, RunDirectory
@@ -280,7 +282,13 @@ def _agents(
         limits=SupervisorLimits(
             max_resident=settings.max_resident_agents, idle_s=settings.idle_passivation_s
         ),
+        size_of=_size_of,
     )
+
+
+def _size_of(request: Any) -> int:
+    """What a request holds: the contract's are as large as their bytes, our own are nothing."""
+    return request.ByteSize() if isinstance(request, Message) else 0
 
 
 def _liveness(

@@ -1,5 +1,6 @@
 """A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis."""
 
+from dbos_actors.runtime.backlog import Backlog
 from dbos_actors.runtime.cell import ActorLimits, Cell, State, Waiter
 from dbos_actors.runtime.retry import until_available
 from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
@@ -17,6 +18,7 @@ from dbos_actors.runtime.turn import (
 __all__ = [
     "DEFERRED",
     "ActorLimits",
+    "Backlog",
     "Behaviour",
     "Call",
     "Cell",

@@ -39,6 +39,7 @@ import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.runtime.backlog import Backlog
 from dbos_actors.runtime.turn import Behaviour, Call, CommitLog, Job, Turn
 
 logger = structlog.get_logger(__name__)
@@ -78,6 +79,7 @@ class Cell:
     """An actor while it is resident. Made by its supervisor, which runs `run` in a task."""
 
     __slots__ = (
+        "_backlog",
         "_behaviour",
         "_clock",
         "_crashes",
@@ -108,6 +110,7 @@ class Cell:
         log: CommitLog,
         clock: Clock,
         limits: ActorLimits,
+        backlog: Backlog,
         unroute: Callable[[Cell], None],
     ) -> None:
         self.key = key
@@ -126,6 +129,7 @@ class Cell:
         self._log = log
         self._clock = clock
         self._limits = limits
+        self._backlog = backlog
         self._unroute = unroute
         self._state = State.LOADING
         self._turning = False
@@ -163,12 +167,16 @@ class Cell:
                 self._wake()
         elif self._state is State.QUARANTINED or self._state is State.PASSIVE:
             call.fail(self._absent())
-        elif self.waiting >= self._limits.mailbox_messages:
+        elif self.waiting >= self._limits.mailbox_messages or self._backlog.is_full:
             call.fail(self._full())
         else:
+            self._backlog.enter(call)
             self.mailbox.append(call)
 
     def _full(self) -> OverloadedError:
+        if self._backlog.is_full:
+            limit = self._backlog.limit_bytes
+            return OverloadedError("the backlog of all mailboxes", limit=limit, unit="bytes")
         return OverloadedError(
             f"the mailbox of {self.key!r}", limit=self._limits.mailbox_messages, unit="messages"
         )
@@ -256,8 +264,9 @@ class Cell:
     # -------------------------------------------------- parts of the state
 
     def _park(self, part: Hashable, call: Call) -> None:
-        if self.waiting >= self._limits.mailbox_messages:
+        if self.waiting >= self._limits.mailbox_messages or self._backlog.is_full:
             raise self._full()
+        self._backlog.enter(call)
         parked = self._parked
         if parked is None:
             parked = self._parked = {}
@@ -278,6 +287,7 @@ class Cell:
         except BaseException:
             if parked.pop(part, None) is not None:
                 self._parked_messages -= 1
+                self._backlog.leave(call)
             raise
 
     def _unpark(self, part: Hashable, error: UnavailableError | None) -> None:
@@ -290,6 +300,7 @@ class Cell:
             self._parked = None
         if error is not None:
             for call in calls:
+                self._backlog.leave(call)
                 call.fail(error)
             return
         for position, call in enumerate(calls):
@@ -299,6 +310,7 @@ class Cell:
                 if self._state is State.QUARANTINED:
                     self._fail_waiting(self._absent())
                 return
+            self._backlog.leave(call)
             self._take(call)
         if self.mailbox:
             self._wake()
@@ -345,6 +357,7 @@ class Cell:
             self._parked_messages = 0
         if self._job is not None:
             # Decided on state that is dropped, so to be decided again.
+            self._backlog.enter(self._job[0])
             self.mailbox.insert(0, self._job[0])
             self._job = None
         self._wake()
@@ -376,6 +389,7 @@ class Cell:
     def _fail_waiting(self, error: Exception) -> None:
         waiting, self.mailbox = self.mailbox, []
         for call in waiting:
+            self._backlog.leave(call)
             call.fail(error)
 
     # ----------------------------------------------------------- life cycle
@@ -433,7 +447,12 @@ class Cell:
         for _ in range(_TURNS_AT_ONCE):
             if not self.mailbox or self._state is not State.READY:
                 break
-            self._take(self.mailbox.pop(0))
+            self._take(self._next_waiting())
+
+    def _next_waiting(self) -> Call:
+        call = self.mailbox.pop(0)
+        self._backlog.leave(call)
+        return call
 
     async def _settle(self) -> None:
         while self.uncommitted and self._state is State.SETTLING:
@@ -460,7 +479,7 @@ class Cell:
                 self._fail_waiting(error)
             return
         except Exception as error:  # noqa: BLE001 - as in a turn
-            self._crash(self.mailbox.pop(0) if self.mailbox else Waiter(), error)
+            self._crash(self._next_waiting() if self.mailbox else Waiter(), error)
             return
         if generation == self._generation:
             self._state = State.READY

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
+from dbos_actors.runtime.backlog import Backlog
 from dbos_actors.runtime.cell import ActorLimits, Cell, State
 from dbos_actors.runtime.turn import Behaviour, Call, CommitLog
 
@@ -25,6 +27,10 @@ class SupervisorLimits:
     """Bounds on a family of actors."""
 
     actor: ActorLimits = field(default_factory=ActorLimits)
+
+    backlog_bytes: int = 64 * 1024 * 1024
+    """Of all messages that wait for their turn, over all actors; beyond it RESOURCE_EXHAUSTED.
+    As much as may wait for its commit."""
 
     max_resident: int = 100_000
     """Actors in memory; beyond it the least recently used idle ones leave. 100,000 with a
@@ -43,6 +49,7 @@ class SupervisorStatistics:
     quarantined: int
     mailbox_messages: int
     mailbox_messages_max: int
+    backlog_bytes: int
     activations: int
     passivations: int
 
@@ -50,6 +57,10 @@ class SupervisorStatistics:
 # How many cells the hand looks at for one to evict before it gives up: with that
 # many in a row busy, the machine is overloaded rather than full.
 _EVICTION_PROBES = 256
+
+
+def _weightless(request: Any) -> int:  # noqa: ARG001
+    return 0
 
 
 class Supervisor:
@@ -62,11 +73,14 @@ class Supervisor:
         log: CommitLog,
         clock: Clock,
         limits: SupervisorLimits,
+        size_of: Callable[[Any], int] = _weightless,
     ) -> None:
+        """``size_of`` gives the bytes that a request holds; see `Backlog`."""
         self._make = make
         self._log = log
         self._clock = clock
         self._limits = limits
+        self._backlog = Backlog(limits.backlog_bytes, size_of)
         self._cells: dict[str, Cell] = {}
         self._nursery: trio.Nursery | None = None
         # What the hand has yet to pass in this lap, next one last. What it has passed is not
@@ -114,6 +128,7 @@ class Supervisor:
             quarantined=sum(c.state is State.QUARANTINED for c in self._cells.values()),
             mailbox_messages=sum(waiting),
             mailbox_messages_max=max(waiting, default=0),
+            backlog_bytes=self._backlog.size_bytes,
             activations=self._activations,
             passivations=self._passivations,
         )
@@ -131,6 +146,7 @@ class Supervisor:
             log=self._log,
             clock=self._clock,
             limits=self._limits.actor,
+            backlog=self._backlog,
             unroute=self._unroute,
         )
         self._cells[key] = cell

@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from dbos_actors.clock import SystemClock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import ActorLimits, Cell, Job, Supervisor, SupervisorLimits, Turn
+from dbos_actors.runtime import ActorLimits, Backlog, Cell, Job, Supervisor, SupervisorLimits, Turn
 
 Value = tuple[Any, ...]
 
@@ -292,7 +292,13 @@ class Actors:
     def __init__(self, store: FakeStore, limits: SupervisorLimits) -> None:
         self.store = store
         self.made: list[Recorder] = []
-        self.supervisor = Supervisor(make=self._make, log=store, clock=SystemClock(), limits=limits)
+        self.supervisor = Supervisor(
+            make=self._make,
+            log=store,
+            clock=SystemClock(),
+            limits=limits,
+            size_of=lambda _: 1,
+        )
 
     def _make(self, key: str, cell: Cell) -> Recorder:
         actor = Recorder(key, cell, self.store)
@@ -339,6 +345,7 @@ def bare_cell(store: FakeStore) -> Cell:
         log=store,
         clock=SystemClock(),
         limits=ActorLimits(),
+        backlog=Backlog(1_000_000, lambda _: 1),
         unroute=lambda _: None,
     )
 
@@ -349,9 +356,13 @@ async def running(
     actor: ActorLimits | None = None,
     max_resident: int = 1_000,
     idle_s: float = 300.0,
+    backlog_bytes: int = 1_000_000,
 ) -> AsyncIterator[Actors]:
     limits = SupervisorLimits(
-        actor=actor or ActorLimits(), max_resident=max_resident, idle_s=idle_s
+        actor=actor or ActorLimits(),
+        max_resident=max_resident,
+        idle_s=idle_s,
+        backlog_bytes=backlog_bytes,
     )
     actors = Actors(FakeStore(), limits)
     async with trio.open_nursery() as nursery:

@@ -396,6 +396,7 @@ class ActorsMachine(RuleBasedStateMachine):
                 assert isinstance(answer, kinds)
             elif request.act is do_write and answer is not None:
                 assert request.tag in self.store.value(key, request.part), "lost"
+        assert self.actors.supervisor.statistics().backlog_bytes == 0
         for cell in self._cells():
             assert cell.uncommitted == 0
             assert cell.waiting == 0
