@@ -39,7 +39,8 @@ def violations(
 ) -> list[str]:
     """What in the history cannot have happened; empty if everything can.
 
-    ``absences``: whether what a listing lacks counts.
+    What the search gives up on counts as possible. ``absences``: whether what a listing lacks
+    counts.
     """
     try:
         registers = _by_register(history, universe, absences=absences)
@@ -56,8 +57,6 @@ def violations(
         if verdict is Verdict.VIOLATION:
             lines = "\n".join(f"    {operation.operation}" for operation in operations)
             found.append(f"no order explains the answers about {register}:\n{lines}")
-        elif verdict is Verdict.UNDECIDED:
-            found.append(f"undecided: {register} with {len(operations)} operations")
     return found
 
 

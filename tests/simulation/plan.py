@@ -113,5 +113,6 @@ def plan_of(seed: int) -> Plan:
             "deletion_step": pick([1, 2, 1_000]),
             "runs_loaded": pick([1, 1_000]),
             "listing_step": pick([1, 2, 256]),
+            "journal_entries": pick([5, 20, 100_000]),
         },
     )

@@ -327,6 +327,16 @@ _TYPE_NAMES: Final = {
 }
 
 
+@command("MEMORY", -3)
+def memory(db: Database, args: Arguments) -> int | None:
+    """About what a real server says: enough to tell large from small."""
+    value = db.peek(args[2])
+    if value is None:
+        return None
+    parts = value.items() if type(value) is HashMap else [(b"", str(value).encode())]
+    return sum(64 + len(name) + len(text) for name, text in parts)
+
+
 @command("KEYS", 2)
 def keys(db: Database, args: Arguments) -> list[bytes]:
     if args[1] != b"*":
@@ -546,6 +556,14 @@ def smembers(db: Database, args: Arguments) -> list[bytes]:
 @command("SISMEMBER", 3)
 def sismember(db: Database, args: Arguments) -> int:
     return int(args[2] in (db.get(args[1], MemberSet) or {}))
+
+
+@command("SRANDMEMBER", 3)
+def srandmember(db: Database, args: Arguments) -> list[bytes]:
+    count = integer(args[2])
+    if count < 0:
+        raise CommandError("ERR the simulation knows SRANDMEMBER with distinct members only")
+    return list(db.get(args[1], MemberSet) or {})[:count]
 
 
 @command("SCARD", 2)
@@ -883,9 +901,22 @@ def xtrim(db: Database, args: Arguments) -> int:
     stream = db.get(args[1], EventStream)
     if stream is None:
         return 0
-    removed = _trim(stream, integer(args[-1]), roughly=roughly)
+    match args[2].upper():
+        case b"MAXLEN":
+            removed = _trim(stream, integer(args[-1]), roughly=roughly)
+        case b"MINID":
+            removed = _forget_below(stream, _stream_id(args[-1]))
+        case _:
+            raise CommandError(SYNTAX)
     if removed:
         db.touch(args[1])
+    return removed
+
+
+def _forget_below(stream: EventStream, stream_id: StreamId) -> int:
+    kept = stream.between(stream_id, STREAM_ID_MAX)
+    removed = len(stream) - len(kept)
+    stream.entries = kept
     return removed
 
 

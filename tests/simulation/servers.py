@@ -8,11 +8,13 @@ one is dead.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +27,10 @@ import dbos_actors.actors.queries
 import dbos_actors.server
 import dbos_actors.store.ownership
 import dbos_actors.store.store
+from dbos_actors.actors import scheduler
+from dbos_actors.actors.scheduler import SchedulerSettings
 from dbos_actors.api import messages
+from dbos_actors.domain import task_audit, task_recovery, tasks
 from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachableError
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.service import SERVICE
@@ -39,6 +44,9 @@ from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
 
 START_AGAIN_S = 0.4
 """The operator's pause between two attempts to start a server."""
+
+SHARDS = 4
+"""A recovery lets other tasks run after each: a thousand of them would be most of a run."""
 
 Answer = tuple[Ending, Any]
 
@@ -209,6 +217,23 @@ class SimulatedServer:
 
 
 @contextmanager
+def _few_shards() -> Iterator[None]:
+    """Few of the dicts that tasks are spread over, and the same ones in every process."""
+    modules = (scheduler, task_audit, task_recovery, tasks)
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(patch.object(module, "SHARDS", SHARDS))
+        stack.enter_context(patch.object(tasks, "_SHARD_MASK", SHARDS - 1))
+        for module in (task_recovery, tasks):
+            stack.enter_context(patch.object(module, "hash", _hash, create=True))
+        yield
+
+
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+@contextmanager
 def simulated_surroundings(
     *, store: dict[str, Any], constants: dict[str, int], is_dead: Callable[[Owner], bool]
 ) -> Iterator[None]:
@@ -252,5 +277,11 @@ def simulated_surroundings(
         patch.object(dbos_actors.actors.agent, "_DELETION_STEP", constants["deletion_step"]),
         patch.object(dbos_actors.actors.agent, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]),
         patch.object(dbos_actors.actors.queries, "_STEP", constants["listing_step"]),
+        patch.object(
+            dbos_actors.server,
+            "SchedulerSettings",
+            partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
+        ),
+        _few_shards(),
     ):
         yield

@@ -96,7 +96,13 @@ def comparable(command: Command, reply: Any) -> Any:
         # The code decides what the product does, and so does the text of few.
         return ("error", "NOT UNDERSTOOD" if "unknown command" in text else text)
     name = str(command[0]).upper()
-    if name in ("SMEMBERS", "HKEYS", "KEYS") and isinstance(reply, list):
+    if name == "EVAL" and isinstance(reply, list):
+        # Whose replies they are is not taken apart again: order is compared outside scripts.
+        return [
+            sorted(map(repr, each)) if isinstance(each, list) else comparable(("",), each)
+            for each in reply
+        ]
+    if name in ("SMEMBERS", "SRANDMEMBER", "HKEYS", "KEYS") and isinstance(reply, list):
         return sorted(reply)
     if name == "HGETALL" and isinstance(reply, list):
         return sorted(zip(reply[::2], reply[1::2], strict=True))
@@ -221,6 +227,8 @@ DATA_COMMANDS = st.one_of(
     flat("XADD", KEYS, "MAXLEN", "2", IDS, PAIRS),
     flat("XADD", KEYS, "MAXLEN", "~", "1000", IDS, PAIRS),
     flat("XTRIM", KEYS, "MAXLEN", "1"),
+    flat("XTRIM", KEYS, "MINID", "=", IDS),
+    flat("SRANDMEMBER", KEYS, "9"),
     flat("XLEN", KEYS),
     flat("XRANGE", KEYS, ID_BOUNDS, ID_BOUNDS),
     flat("XREVRANGE", KEYS, ID_BOUNDS, ID_BOUNDS, "COUNT", "2"),
