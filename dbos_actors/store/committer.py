@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Final
 
 import structlog
 import trio
@@ -24,6 +25,12 @@ from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
 
 logger = structlog.get_logger(__name__)
+
+# Looking a member of an enumeration up costs as much as a small function: not on the way of
+# every call.
+_CONNECTED: Final = StoreState.CONNECTED
+_AWAY: Final = StoreState.AWAY
+_KNOWN: Final = Phase.KNOWN
 
 # How exactly renewals and stalls are timed; a tenth of the shortest of those times, or less.
 WATCH_S = 0.05
@@ -105,7 +112,7 @@ class Committer:
         self.ledger.submit(submission, now_s)
         if self._sleeper is not None:
             self.wake()
-        if self._state.value is not StoreState.CONNECTED:
+        if self._state.value is not _CONNECTED:
             self._patience.enrol(submission, now_s)
 
     def wake(self) -> None:
@@ -168,7 +175,7 @@ class Committer:
     async def _serve(self) -> None:
         ledger = self.ledger
         clock = self._clock
-        while ledger.phase is Phase.KNOWN:
+        while ledger.phase is _KNOWN:
             batch = ledger.next_batch(clock.monotonic_s())
             if batch is None:
                 await self._wait_for_work()
@@ -213,7 +220,7 @@ class Committer:
         if effects.reconnect is not None:
             logger.warning("commit_refused", reason=effects.reconnect)
             raise ConnectionLostError(effects.reconnect)
-        if self._state.value is StoreState.AWAY and ledger.settled:
+        if self._state.value is _AWAY and ledger.settled:
             self._come_back()
 
     # ------------------------------------------------------------- effects

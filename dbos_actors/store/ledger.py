@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final
 
 from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
 from dbos_actors.store.batch import (
@@ -39,7 +40,8 @@ from dbos_actors.store.submission import Owner, Submission
 # What an entry of the queue costs besides its commands; bounds barriers, which have none.
 ENTRY_BYTES = 256
 
-# While the history is full, how often to ask whether Redis lives, so that it may be trimmed.
+# While the history is full, how often to renew the lease: a write of no size that Redis accepts, so
+# that the history may be trimmed.
 PROBE_S = 0.1
 
 
@@ -64,6 +66,13 @@ class Phase(Enum):
     KNOWN = auto()
     FENCED = auto()
     CLOSED = auto()
+
+
+# Looking a member of an enumeration up costs as much as a small function: not on the way of
+# every call.
+_KNOWN: Final = Phase.KNOWN
+_FENCED: Final = Phase.FENCED
+_CLOSED: Final = Phase.CLOSED
 
 
 @dataclass(slots=True)
@@ -149,12 +158,12 @@ class Ledger:
     @property
     def closed(self) -> bool:
         """Whether nothing will be sent any more, because the store was closed in order."""
-        return self._phase is Phase.CLOSED
+        return self._phase is _CLOSED
 
     @property
     def settled(self) -> bool:
         """Whether the store is known to contain everything acknowledged."""
-        return self._phase is Phase.KNOWN and self._position >= self._acknowledged
+        return self._phase is _KNOWN and self._position >= self._acknowledged
 
     @property
     def lease_until_s(self) -> float:
@@ -232,7 +241,7 @@ class Ledger:
         size_bytes = submission.size_bytes + ENTRY_BYTES
         if self._queued_bytes + size_bytes > self._limits.queue_bytes:
             raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
-        if self._phase is Phase.FENCED or self._phase is Phase.CLOSED:
+        if self._phase is _FENCED or self._phase is _CLOSED:
             raise UnavailableError("this server no longer owns the store")
         self._queued_bytes += size_bytes
         self._queue.append((submission, now_s))
@@ -242,7 +251,7 @@ class Ledger:
 
         The caller sends it at once and reports with `answered` or `connection_lost`.
         """
-        assert self._phase is Phase.KNOWN
+        assert self._phase is _KNOWN
         batch = self._next_batch(now_s)
         if batch is not None:
             self._sent_s = now_s
@@ -260,7 +269,7 @@ class Ledger:
                 return self._cut()
             if now_s < self._sent_s + PROBE_S:
                 return None
-            return self._start_check([])
+            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
         if self.releasing:
             return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
         if self.check_wanted:
@@ -319,7 +328,6 @@ class Ledger:
             if answer.commit == self._value:
                 effects.committed = batch.entries
                 effects.replies = []
-                self._alive()
             else:
                 self._requeue(batch.entries)
         elif answer.replies is not None:
@@ -331,7 +339,7 @@ class Ledger:
 
     def connection_lost(self) -> None:
         """Whether the batch in flight was executed is unknown."""
-        if self._phase is Phase.KNOWN:
+        if self._phase is _KNOWN:
             self._phase = Phase.UNKNOWN
         if self._check is not None:
             self._requeue(self._check.entries)
@@ -357,7 +365,7 @@ class Ledger:
         in_flight, queued = list(self._in_flight()), list(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
-        if self._phase is not Phase.FENCED:
+        if self._phase is not _FENCED:
             self._phase = Phase.CLOSED
         return in_flight, queued
 
@@ -379,10 +387,15 @@ class Ledger:
             batch.entries = []
             if batch.lease is Lease.RELEASE:
                 self._phase = Phase.CLOSED
-        self._alive()
+        self._trim()
 
-    def _alive(self) -> None:
-        """The store was alive, with everything up to ``position``, when the last batch was sent."""
+    def _trim(self) -> None:
+        """The store has accepted a write: what it has had for long is as safe as it will get.
+
+        That it answers is not enough. A Redis that cannot write its file (a full disk) has
+        answered for writes that are in its memory only; from then on it refuses writes, and
+        goes on to answer reads, for as long as it likes before it dies.
+        """
         history = self._history
         until_s = self._sent_s - self._limits.kept_s
         while history:

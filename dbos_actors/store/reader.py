@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Final
 
 import structlog
 import trio
@@ -34,6 +35,8 @@ from dbos_actors.store.resp import ReplyError, first_error
 from dbos_actors.store.settings import StoreSettings, StoreState
 
 logger = structlog.get_logger(__name__)
+
+_CLOSED: Final = StoreState.CLOSED  # not to be looked up for every read
 
 OnReplies = Callable[[Sequence[object] | UnavailableError], None]
 
@@ -132,7 +135,7 @@ class Reader:
             self._forget_done()
             if self._queued_commands + len(commands) > limit:
                 raise OverloadedError("the read queue", limit=limit, unit="commands")
-        if self._state.value is StoreState.CLOSED:
+        if self._state.value is _CLOSED:
             raise UnavailableError("the store is closed")
         read = Read(commands, on_replies, deadline_s=deadline_s, since_s=self._clock.monotonic_s())
         self._queue.append(read)
