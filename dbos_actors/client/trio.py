@@ -1,0 +1,66 @@
+"""The SDK for Trio programs: the same messages and stub, over a channel on Trio.
+
+::
+
+    async with connect("127.0.0.1:50051") as stub:
+        response = await stub.get_agent(GetAgentRequest(agent_id="probe-1"))
+
+        async for outcome in stub.store_results(requests()):  # sent as they come
+            ...
+
+Messages are those of `dbos_actors.client`. Every failure of a call is a `GRPCError`: a lost
+connection or no server UNAVAILABLE, the deadline DEADLINE_EXCEEDED. After either the outcome is
+unknown: make the same call again, it will not count twice. Cancelling a task cancels its call.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbos_actors.api.sdk import dbos
+from dbos_actors.client import DEFAULT_TIMEOUT_S, GRPCError, Status
+from dbos_actors.client.addresses import parse_address
+from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions
+from dbos_actors.rpc.client_stubs import TrioStub
+
+__all__ = [
+    "BackoffPolicy",
+    "Channel",
+    "ChannelOptions",
+    "DbosStub",
+    "GRPCError",
+    "Status",
+    "connect",
+]
+
+
+class DbosStub(TrioStub, dbos.DbosStub):  # type: ignore[misc] # streams are no generators here
+    """The service's stub; all of its methods run on Trio."""
+
+
+@asynccontextmanager
+async def connect(
+    address: str = "127.0.0.1:50051",
+    *,
+    token: str | None = None,
+    tls: ssl.SSLContext | bool = False,
+    timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    options: ChannelOptions | None = None,
+) -> AsyncIterator[DbosStub]:
+    """A stub of the service at ``address``, for the length of the block.
+
+    ``address``, ``token``, ``tls`` and ``timeout_s`` are as for `dbos_actors.client.connect`;
+    ``timeout_s`` is also the deadline of streams: give long ones their own. ``options`` are the
+    channel's, among them whether calls wait for a server that is away.
+
+    At the end of the block calls still running fail, CANCELLED. Raises `ValueError` for an
+    address of another form.
+    """
+    host, port, path = parse_address(address)
+    metadata = {"authorization": f"Bearer {token}"} if token is not None else None
+    async with Channel(host, port, path=path, ssl=tls, options=options) as channel:
+        grpclib_shaped: Any = channel  # the stub names grpclib's own type
+        yield DbosStub(grpclib_shaped, timeout=timeout_s, metadata=metadata)
