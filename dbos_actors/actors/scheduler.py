@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import structlog
 import trio
-import trio_util
 
 from dbos_actors.actors.queries import Page
 from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
@@ -574,9 +573,10 @@ class Scheduler:
         if actor is None:
             return
         audit = Audit(actor.book)
-        async for _ in trio_util.periodic(_AUDIT_PAUSE_S):
+        for _ in range(SHARDS + 1):
             if self._actor is not actor or not audit.step(self.now()):
                 break
+            await trio.sleep(_AUDIT_PAUSE_S)
         findings = audit.findings
         self._audits += 1
         self._misplaced += findings.misplaced

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from dbos_actors.actors.scheduler import SchedulerStatistics
+from dbos_actors.domain.task_audit import Audit
+from dbos_actors.domain.task_recovery import Recovery
+from dbos_actors.domain.tasks import SHARDS, TaskBook
+from dbos_actors.domain.timers import Now
 from tests.support.clients import Client
 from tests.support.servers import ServerThread
+from tests.support.valkey import ValkeyServer
 
 NOW_S = 1_700_000_000
 """What a `SteppedClock` shows at first."""
@@ -53,3 +58,30 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < give_up_at, "it does not come to that"
         time.sleep(0.01)
+
+
+def kept(valkey: ValkeyServer) -> TaskBook:
+    """The task book as Redis has it, after checking that all of it fits together."""
+    prefix = "dbos:{p0}:tasks"
+    with valkey.client() as connection:
+        client: Any = connection
+        recovery = Recovery()
+        values = client.hmget(f"{prefix}:snapshot", "generation", "sequence")
+        generation, sequence = (int(value or 0) for value in values)
+        for chunk in client.lrange(f"{prefix}:snapshot:{generation}", 0, -1):
+            recovery.load_chunk(chunk)
+        recovery.expect(sequence)
+        for _, fields in client.xrange(f"{prefix}:journal"):
+            recovery.replay(fields[b"e"])
+        payloads = {task_id.decode() for task_id in client.hkeys(prefix)}
+    now = Now(time.time(), 0.0)
+    for _ in recovery.build(now):
+        pass
+    book = recovery.book
+    audit = Audit(book)
+    while audit.step(now):
+        pass
+    assert audit.findings.clean, audit.findings
+    assert book.counters().balanced, book.counters()
+    assert payloads == {task_id for shard in range(SHARDS) for task_id in book.shard(shard)}
+    return book

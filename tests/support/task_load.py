@@ -1,0 +1,367 @@
+"""Tasks by the hundred thousand: scheduled in bulk, pushed to subscribers, acknowledged.
+
+Clients as small as these tests allow, on plain Trio sockets (see `load`), so that what is
+measured is the server. ``python -m tests.support.task_load --help`` runs the full sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
+
+import trio
+from hpack import Decoder
+
+from dbos_actors.api.messages import (
+    ScheduleTaskRequest,
+    SubscribeTasksRequest,
+    SubscribeTasksResponse,
+    Task,
+)
+from tests.support.load import Load, Write
+from tests.support.process import ServerProcess
+from tests.support.valkey import ValkeyServer
+
+_FRAME = struct.Struct(">HBBBI")
+_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
+_FRAME_BYTES_MAX = 16_384
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PAYLOAD = b'{"target":"192.0.2.1","packets":3,"size":64,"interval":1000}'
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    size = len(payload)
+    return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+class RawStream:
+    """One streaming call on a connection of its own (RFC 9113)."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = b""
+        self._body = b""
+        self._connection_window = self._window = 65_535
+        self._granted = trio.Event()
+        self._ungranted = 0
+        self._decoder = Decoder()
+        self._control = b""
+        self._outgoing = trio.Lock()
+        self.status: str | None = None
+
+    @classmethod
+    async def open(cls, address: str, method: str) -> Self:
+        host, _, port = address.rpartition(":")
+        call = cls(await trio.open_tcp_stream(host, int(port)))
+        headers = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": f"/dbos.DBOS/{method}",
+            ":authority": address,
+            "content-type": "application/grpc",
+            "te": "trailers",
+        }
+        # Literal, not indexed (RFC 7541, 6.2.2); every length here is below 127.
+        block = b"".join(
+            b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+            for name, value in headers.items()
+        )
+        settings = struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)
+        grant = struct.pack(">I", 2**31 - 1 - 65_535)
+        await call._stream.send_all(
+            _PREFACE
+            + _frame(_SETTINGS, 0, 0, settings)
+            + _frame(_WINDOW_UPDATE, 0, 0, grant)
+            + _frame(_HEADERS, 4, 1, block)
+        )
+        return call
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages, several to a frame."""
+        data = b"".join(b"\x00" + len(body).to_bytes(4, "big") + body for body in messages)
+        async with self._outgoing:
+            while data:
+                size = min(len(data), _FRAME_BYTES_MAX, self._window, self._connection_window)
+                if size <= 0:
+                    self._granted = trio.Event()
+                    await self._granted.wait()
+                    continue
+                self._window -= size
+                self._connection_window -= size
+                await self._stream.send_all(_frame(_DATA, 0, 1, data[:size]))
+                data = data[size:]
+
+    async def receive(self) -> list[bytes]:
+        """The messages that one read brought, at least one; none when the call is over."""
+        messages: list[bytes] = []
+        while not messages and self.status is None:
+            data = await self._stream.receive_some(1 << 18)
+            if not data:
+                self.status = "closed"
+                break
+            self._take(bytes(data))
+            if self._control:
+                async with self._outgoing:
+                    control, self._control = self._control, b""
+                    await self._stream.send_all(control)
+            at = 0
+            while len(self._body) - at >= 5:
+                end = at + 5 + int.from_bytes(self._body[at + 1 : at + 5], "big")
+                if end > len(self._body):
+                    break
+                messages.append(self._body[at + 5 : end])
+                at = end
+            self._body = self._body[at:]
+        return messages
+
+    def _take(self, data: bytes) -> None:
+        buffer = self._buffer + data
+        at = 0
+        while len(buffer) - at >= 9:
+            high, low, kind, flags, stream = _FRAME.unpack_from(buffer, at)
+            end = at + 9 + (high << 8 | low)
+            if end > len(buffer):
+                break
+            self._take_frame(kind, flags, stream, buffer[at + 9 : end])
+            at = end
+        self._buffer = buffer[at:]
+
+    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        match kind:
+            case 0:
+                self._body += payload
+                self._ungranted += len(payload)
+                if self._ungranted > 1 << 28:
+                    grant = struct.pack(">I", self._ungranted)
+                    self._control += _frame(_WINDOW_UPDATE, 0, 0, grant)
+                    self._control += _frame(_WINDOW_UPDATE, 0, 1, grant)
+                    self._ungranted = 0
+            case 1:
+                headers: dict[Any, Any] = dict(self._decoder.decode(payload))
+                if flags & 1:
+                    self.status = headers.get("grpc-status", "?")
+            case 3 | 7:
+                self.status = f"frame {kind}"
+            case 4 if not flags & 1:
+                for position in range(0, len(payload), 6):
+                    name, value = struct.unpack_from(">HI", payload, position)
+                    if name == 4:
+                        self._window += value - 65_535
+                self._control += _frame(_SETTINGS, 1, 0, b"")
+                self._granted.set()
+            case 6 if not flags & 1:
+                self._control += _frame(_PING, 1, 0, payload)
+            case 8:
+                increment = int.from_bytes(payload, "big")
+                if stream:
+                    self._window += increment
+                else:
+                    self._connection_window += increment
+                self._granted.set()
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+# ------------------------------------------------------------------ scheduling
+
+
+def schedules(
+    numbers: Iterator[int], *, prefix: str, due_at: int | Sequence[int], agents: int = 1_000
+) -> Iterator[Write]:
+    """ScheduleTask calls; ``due_at`` for all, or one after another for each."""
+    for number in numbers:
+        task = Task(
+            id=f"{prefix}-{number:08}",
+            agent_id=f"agent-{number % agents:05}",
+            module_name="ping",
+            payload=PAYLOAD,
+            scheduled_at=due_at if isinstance(due_at, int) else due_at[number % len(due_at)],
+        )
+        request = ScheduleTaskRequest(task=task).SerializeToString()
+        yield Write("ScheduleTask", request, task.agent_id, task.id, number)
+
+
+async def schedule_many(
+    address: str, count: int, *, prefix: str = "task", due_at: int | Sequence[int] = 0
+) -> float:
+    """Schedule so many tasks durably; how long it took, in seconds."""
+    load = Load(keeps_history=False)
+    began_s = time.perf_counter()
+    writes = [schedules(iter(range(n, count, 4)), prefix=prefix, due_at=due_at) for n in range(4)]
+    async with trio.open_nursery() as nursery:
+        for of_connection in writes:
+            nursery.start_soon(
+                partial(load.run, address, writes=[of_connection], in_flight_each=500)
+            )
+    assert load.acknowledged == count, (load.acknowledged, count)
+    return time.perf_counter() - began_s
+
+
+# ----------------------------------------------------------------- subscribing
+
+
+@dataclass(slots=True)
+class Deliveries:
+    """What subscribers were pushed and have settled, over any number of them."""
+
+    pushed: Counter[str] = field(default_factory=Counter)
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    """Task id -> how often it had been pushed when its acknowledgement was granted."""
+    refused: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    """Pushed although an acknowledgement had been granted before: never."""
+    lateness_s: list[float] = field(default_factory=list)
+    _news: trio.Event = field(default_factory=trio.Event)
+
+    async def subscribe(
+        self, address: str, *, max_in_flight: int = 1_000, lease_seconds: int = 60, **start: Any
+    ) -> None:
+        """Take and acknowledge tasks until the stream ends, or cancelled."""
+        call = await RawStream.open(address, "SubscribeTasks")
+        try:
+            wanted = SubscribeTasksRequest.Start(
+                max_in_flight=max_in_flight, lease_seconds=lease_seconds, **start
+            )
+            await call.send([SubscribeTasksRequest(start=wanted).SerializeToString()])
+            while bodies := await call.receive():
+                acks: list[bytes] = []
+                now_s = time.time()
+                for body in bodies:
+                    self._take(SubscribeTasksResponse.FromString(body), acks, now_s)
+                self._news.set()
+                if acks:
+                    await call.send(acks)
+        finally:
+            await call.aclose()
+
+    def _take(self, response: SubscribeTasksResponse, acks: list[bytes], now_s: float) -> None:
+        for task in response.tasks:
+            task_id = task.id
+            if task_id in self.acknowledged:
+                self.again.append(task_id)
+            self.pushed[task_id] += 1
+            if not task.retry_count:
+                self.lateness_s.append(now_s - task.scheduled_at)
+            token = task.lease_token
+            ack = b"\x0a%c%b\x12\x10%b" % (len(task_id), task_id.encode(), token.encode())
+            acks.append(b"\x12%c%b" % (len(ack), ack))
+        for outcome in response.outcomes:
+            if outcome.success:
+                self.acknowledged[outcome.task_id] = self.pushed[outcome.task_id]
+            else:
+                self.refused.append(outcome.error)
+
+    async def wait_acknowledged(self, count: int, *, timeout_s: float = 120) -> None:
+        with trio.fail_after(timeout_s):
+            while len(self.acknowledged) < count:
+                self._news = trio.Event()
+                await self._news.wait()
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, math.floor(len(values) * share))]
+
+
+# ----------------------------------------------------------------------- runs
+
+
+async def drain_run(tasks: int, subscribers: int) -> str:
+    """Tasks that fall due in the same second, pushed to subscribers that acknowledge."""
+    with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
+        await trio.to_thread.run_sync(server.wait_ready)
+        address = server.address
+        due_at = int(time.time()) + 5 + tasks // 4_000
+        took_s = await schedule_many(address, tasks, due_at=due_at)
+        assert time.time() < due_at, "scheduling took longer than planned"
+        found = Deliveries()
+        async with trio.open_nursery() as nursery:
+            for _ in range(subscribers):
+                nursery.start_soon(found.subscribe, address)
+            await trio.sleep(max(0.0, due_at - time.time()))
+            began_s = time.perf_counter()
+            await found.wait_acknowledged(tasks)
+            drained_s = time.perf_counter() - began_s
+            nursery.cancel_scope.cancel()
+        assert set(found.pushed.values()) == {1}
+        assert not found.refused
+        assert min(found.lateness_s) >= 0.0
+        return (
+            f"scheduled {tasks:,} at {tasks / took_s:,.0f}/s; drained by {subscribers} "
+            f"subscribers in {drained_s:.2f} s = {tasks / drained_s:,.0f}/s; lateness p50 "
+            f"{percentile(found.lateness_s, 0.5):.2f} s, p99 "
+            f"{percentile(found.lateness_s, 0.99):.2f} s; rss {server.rss_bytes() >> 20} MiB"
+        )
+
+
+async def steady_run(per_second: int, seconds: int, subscribers: int) -> str:
+    """So many tasks due in every second for a while; lateness with subscribers that acknowledge."""
+    with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
+        await trio.to_thread.run_sync(server.wait_ready)
+        count = per_second * seconds
+        first = int(time.time()) + 5 + count // 4_000
+        await schedule_many(server.address, count, due_at=[first + n for n in range(seconds)])
+        found = Deliveries()
+        async with trio.open_nursery() as nursery:
+            for _ in range(subscribers):
+                nursery.start_soon(found.subscribe, server.address)
+            await found.wait_acknowledged(count, timeout_s=60 + seconds + count // 4_000)
+            nursery.cancel_scope.cancel()
+        assert set(found.pushed.values()) == {1}
+        assert min(found.lateness_s) >= 0.0
+        return (
+            f"{per_second:,}/s due for {seconds} s: lateness p50 "
+            f"{percentile(found.lateness_s, 0.5) * 1000:.0f} ms, p99 "
+            f"{percentile(found.lateness_s, 0.99) * 1000:.0f} ms, max "
+            f"{max(found.lateness_s) * 1000:.0f} ms"
+        )
+
+
+async def recovery_run(tasks: int) -> str:
+    """Pending tasks, a ``kill -9``, and what the next server takes to have them back."""
+    with ValkeyServer() as valkey:
+        with ServerProcess(valkey.address) as server:
+            await trio.to_thread.run_sync(server.wait_ready)
+            took_s = await schedule_many(
+                server.address, tasks, due_at=[int(time.time()) + 86_400 + n for n in range(3_600)]
+            )
+            rss_before = server.rss_bytes()
+            server.kill()
+        with ServerProcess(valkey.address) as server:
+            await trio.to_thread.run_sync(server.wait_ready)
+            (line,) = [one for one in server.log().splitlines() if "tasks_recovered" in one]
+            words = dict(word.split("=") for word in line.split() if "=" in word)
+            assert int(words["tasks"]) == tasks, line
+            return (
+                f"scheduled {tasks:,} at {tasks / took_s:,.0f}/s, rss {rss_before >> 20} MiB; "
+                f"recovered in {words['seconds']} s ({words['journal_entries']} of them from the "
+                f"journal), rss {server.rss_bytes() >> 20} MiB"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", choices=["drain", "steady", "recovery"])
+    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--subscribers", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=20)
+    options = parser.parse_args()
+    match options.run:
+        case "drain":
+            print(trio.run(drain_run, options.tasks or 100_000, options.subscribers))
+        case "steady":
+            per_second = options.tasks or 1_000
+            print(trio.run(steady_run, per_second, options.seconds, options.subscribers))
+        case "recovery":
+            print(trio.run(recovery_run, options.tasks or 1_000_000))
+
+
+if __name__ == "__main__":
+    main()
