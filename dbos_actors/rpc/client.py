@@ -181,26 +181,32 @@ class Channel:
         if self._manager is not None:
             raise RuntimeError("a channel is opened once")
         self._manager = trio.open_nursery()
-        self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self._watch_deadlines)
-        self._nursery.start_soon(self._flush_dirty)
+        outer = await self._manager.__aenter__()
+        await outer.start(self._run)
         return self
+
+    async def _run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """All that the channel runs, in a nursery of its own: closing does not cancel the block."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._watch_deadlines)
+            self._nursery.start_soon(self._flush_dirty)
+            task_status.started()
 
     async def __aexit__(
         self,
-        _exc_type: type[BaseException] | None,
+        exc_type: type[BaseException] | None,
         exc: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+        traceback: TracebackType | None,
+    ) -> bool | None:
         assert self._manager is not None
         self.close()
         try:
-            await self._manager.__aexit__(None, None, None)
-        except BaseException:
-            # Only cancellation gets out of the channel's tasks; the block's own error,
-            # of which it may be the cause, is worth more.
-            if exc is None:
-                raise
+            return await self._manager.__aexit__(exc_type, exc, traceback)
+        except BaseExceptionGroup as group:
+            others = [other for other in group.exceptions if other is not exc]
+            if exc is not None and all(isinstance(other, trio.Cancelled) for other in others):
+                return False  # the block's own error, as it is
+            raise
 
     def close(self) -> None:
         """End every call, CANCELLED, and close the connections. The channel is of no use after."""

@@ -649,6 +649,29 @@ async def test_closing_the_channel_ends_its_calls(serve: Serve) -> None:
             await channel.__aenter__()
 
 
+async def test_a_channel_may_be_closed_inside_its_block(serve: Serve) -> None:
+    async with serve(make_server()) as address, open_channel(address) as channel:
+        await channel.unary("/test.Test/Plain", b"")
+        channel.close()
+        await trio.lowlevel.checkpoint()  # the block is not cancelled
+        for _ in range(2):
+            with pytest.raises(GRPCError, match="closed") as caught:
+                await channel.unary("/test.Test/Plain", b"")
+            assert caught.value.status is Status.CANCELLED
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert channel.statistics().connections == 0
+
+
+async def test_a_failure_of_the_channels_own_is_not_lost(serve: Serve) -> None:
+    async def bug() -> None:
+        raise AssertionError("bug")
+
+    with pytest.RaisesGroup(pytest.RaisesGroup(AssertionError)):
+        async with Channel() as channel:
+            channel.start_soon(bug)
+            await trio.sleep_forever()
+
+
 async def test_the_blocks_own_error_comes_out_as_it_is(serve: Serve) -> None:
     async with serve(make_server()) as address:
         with pytest.raises(LookupError, match="mine"):  # noqa: PT012
