@@ -105,7 +105,7 @@ class Keyspace:
             indexed = {member.decode() for member, _ in times.get(agent, [])}
             expect(f"states of {agent} and their index", set(states), indexed)
             of_modules = {
-                (name.split(":")[2], member.decode())
+                (_unescaped(name.split(":")[2]), member.decode())
                 for name, value in self._values.items()
                 if name.startswith("states-of:") and _unescaped(name.split(":")[1]) == agent
                 for member, _ in value

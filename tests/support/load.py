@@ -123,8 +123,13 @@ class Load:
         return Counter(write.outcome for write in self.history)
 
     def problems(self, kept: Keyspace) -> list[str]:
-        """How what is kept disagrees with what was acknowledged. Empty if all is well."""
-        found = kept.problems()
+        """How what is kept disagrees with itself or with what was acknowledged; empty is well."""
+        return kept.problems() + self.lost(kept)
+
+    def lost(self, kept: Keyspace) -> list[str]:
+        """How what is kept of this load's agents disagrees with what was acknowledged."""
+        found: list[str] = []
+        agents = {write.agent for write in self.history}
         issued: Counter[tuple[str, str]] = Counter()
         acknowledged: Counter[tuple[str, str]] = Counter()
         last: dict[tuple[str, str], int] = {}
@@ -157,11 +162,14 @@ class Load:
                     f"{run} of {agent} has version {state.version}: "
                     f"{acknowledged[key]} acknowledged, {issued[key]} issued"
                 )
-        for (agent, run, kind), count in kept.transitions().items():
-            if count > 1:
+        transitions = kept.transitions()
+        for (agent, run, kind), count in transitions.items():
+            if count > 1 and agent in agents:
                 found.append(f"{kind} of {run} of {agent} happened {count} times")
-        began = {(agent, run) for agent, run, _ in kept.transitions()}
+        began = {(agent, run) for agent, run, _ in transitions}
         for agent, states in kept.states.items():
+            if agent not in agents:
+                continue
             found += [
                 f"{state.request_id} of {agent} began without an event"
                 for state in states.values()
