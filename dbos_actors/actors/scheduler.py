@@ -49,6 +49,7 @@ from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import (
     LEASE_S_MAX,
+    ROWS_PER_CHUNK,
     SHARDS,
     Change,
     TaskBook,
@@ -104,6 +105,8 @@ class SchedulerSettings:
     events_max: int = 100_000
     message_bytes_max: int = 4 << 20
     journal_entries_min: int = JOURNAL_ENTRIES_MIN
+    snapshot_rows: int = ROWS_PER_CHUNK
+    """Rows in a slice of a snapshot, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -509,7 +512,7 @@ class Scheduler:
             ):
                 continue
             try:
-                await self._take_snapshot(actor)
+                await self.take_snapshot()
             except (UnavailableError, OverloadedError) as error:
                 logger.warning("snapshot_failed", error=str(error))
                 await trio.sleep(_SNAPSHOT_RETRY_S)
@@ -517,16 +520,20 @@ class Scheduler:
     def _journal_entries(self, book: TaskBook) -> int:
         return book.sequence - self._snapshot_sequence
 
-    async def _take_snapshot(self, actor: SchedulerActor) -> None:
+    async def take_snapshot(self) -> None:
         """Write the book beside the snapshot in force, slice by slice, then switch.
 
-        Raises `UnavailableError` or `OverloadedError`; then the old one stays in force.
+        One at a time. Raises `UnavailableError` or `OverloadedError`; then the old one stays
+        in force.
         """
+        actor = self._actor
+        if actor is None:
+            raise UnavailableError("the scheduler is starting again")
         book = actor.book
         generation = self._generation + 1
         sequence = book.sequence
         commands = self._commands
-        chunks = book.snapshot()
+        chunks = book.snapshot(self._settings.snapshot_rows)
         is_first = True
         while True:
             # One step without a pause, so that a chunk follows in the store what it contains.

@@ -13,9 +13,10 @@ all this. What an interrupted snapshot left behind is overwritten by the next on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -26,8 +27,11 @@ from dbos_actors.domain.task_recovery import Recovery
 from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
+from dbos_actors.errors import sole_cause
 from dbos_actors.store import Store, pack, pack_argument, pack_head
 from dbos_actors.store.keys import Keys
+
+T = TypeVar("T")
 
 _CHUNKS_READ = 8
 """Snapshot chunks in one reply: 1 to 2 MB."""
@@ -117,31 +121,59 @@ async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:
 
 
 async def _read_snapshot(store: Store, recovery: Recovery, key: str) -> None:
-    position = 0
-    while True:
+    async def read(position: int) -> tuple[list[bytes], int | None]:
         (chunks,) = await store.read(pack("LRANGE", key, position, position + _CHUNKS_READ - 1))
-        for chunk in chunks:
-            recovery.load_chunk(chunk)
-            await trio.lowlevel.checkpoint()
-        position += len(chunks)
-        if len(chunks) < _CHUNKS_READ:
-            return
+        return chunks, position + _CHUNKS_READ if len(chunks) == _CHUNKS_READ else None
+
+    async with _read_ahead(read, 0) as pages:
+        async for chunks in pages:
+            for chunk in chunks:
+                recovery.load_chunk(chunk)
+                await trio.lowlevel.checkpoint()
 
 
 async def _read_journal(store: Store, recovery: Recovery) -> None:
-    while True:
-        (entries,) = await store.read(
-            pack(
-                *("XRANGE", store.keys.tasks_journal, f"{recovery.sequence + 1}-0", "+"),
-                *("COUNT", _ENTRIES_READ),
-            )
-        )
-        for number, (_, fields) in enumerate(entries):
-            recovery.replay(fields[1])
-            if number % _ENTRIES_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-        if len(entries) < _ENTRIES_READ:
-            return
+    key = store.keys.tasks_journal
+
+    async def read(last: bytes) -> tuple[list[Any], bytes | None]:
+        (entries,) = await store.read(pack("XRANGE", key, b"(" + last, "+", "COUNT", _ENTRIES_READ))
+        return entries, entries[-1][0] if len(entries) == _ENTRIES_READ else None
+
+    async with _read_ahead(read, b"%d-0" % recovery.sequence) as pages:
+        async for entries in pages:
+            for number, (_, fields) in enumerate(entries):
+                recovery.replay(fields[1])
+                if number % _ENTRIES_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def _read_ahead(
+    read: Callable[[T], Awaitable[tuple[list[Any], T | None]]], position: T
+) -> AsyncIterator[trio.MemoryReceiveChannel[list[Any]]]:
+    """Pages, each read while the one before it is worked on.
+
+    ``read`` gives the page at a position and the position of the next page, None after the last.
+    """
+    sender, receiver = trio.open_memory_channel[list[Any]](0)
+
+    async def fetch() -> None:
+        following: T | None = position
+        async with sender:
+            while following is not None:
+                page, following = await read(following)
+                await sender.send(page)
+
+    try:
+        async with trio.open_nursery() as nursery, receiver:
+            nursery.start_soon(fetch)
+            yield receiver
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        cause = sole_cause(group)
+        if cause is group:
+            raise
+        raise cause from cause.__cause__
 
 
 _ENTRIES_AT_ONCE = 100  # replayed before other tasks run: 2 ms
