@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from tests.simulation.history import Ending, History
-from tests.simulation.models import RANK
+from tests.simulation.models import ATTEMPTS, RANK
 from tests.simulation.plan import Plan
 
 SHARED_MODULES = ("ping", "dns:v6")
@@ -43,6 +43,7 @@ class Universe:
             for i in range(plan.runs)
         ]
         self.results = [(agent, f"res%{i}") for agent in self.agents for i in range(plan.results)]
+        self.tasks = [(f"task-{i}", self.agents[i % len(self.agents)]) for i in range(plan.tasks)]
         self.modules = [(agent, module) for agent in self.agents for module in SHARED_MODULES]
 
 
@@ -59,6 +60,8 @@ class Client:
         self._history = history
         self._universe = Universe(plan)
         self._sent = 0
+        # Tokens of leases, right and stale ones, by task.
+        self._tokens: dict[str, list[str]] = {}
 
     async def run(self) -> None:
         """Send the planned number of operations."""
@@ -79,6 +82,9 @@ class Client:
             operation = self._history.begin(self.name, method, request, self._service.now_s())
             ending, answer = await self._service.exchange(method, request, timeout_s)
             self._history.finish(operation, ending, answer, self._service.now_s())
+            if method == "LeaseTasks" and ending is Ending.ANSWERED:
+                for task in answer.tasks:
+                    self._tokens.setdefault(task.id, []).append(task.lease_token)
             if ending is Ending.ANSWERED or retries <= 0:
                 return ending, answer
             retries -= 1
@@ -101,6 +107,13 @@ class Client:
             (self._list_agents, 0.5),
             (self._delete, 0.6 if self._plan.deletes else 0.0),
         ]
+        if self._universe.tasks:
+            kinds += [
+                (self._schedule, 2.0),
+                (self._lease, 2.0),
+                (self._settle, 4.0),
+                (self._get_task, 1.5),
+            ]
         (make,) = random.choices([k for k, _ in kinds], weights=[w for _, w in kinds])
         return make()
 
@@ -194,6 +207,40 @@ class Client:
     def _delete(self) -> tuple[str, dict[str, Any]]:
         return "DeleteAgent", {"agent_id": self._random.choice(self._universe.agents)}
 
+    def _schedule(self) -> tuple[str, dict[str, Any]]:
+        task_id, agent = self._random.choice(self._universe.tasks)
+        return "ScheduleTask", {
+            "task": {
+                "id": task_id,
+                "agent_id": agent,
+                "module_name": "ping",
+                "payload": self._random.choice([b"this", b"that"]),
+                "max_attempts": ATTEMPTS,
+            }
+        }
+
+    def _lease(self) -> tuple[str, dict[str, Any]]:
+        return "LeaseTasks", {
+            "limit": self._random.choice([1, 10]),
+            "lease_seconds": self._random.choice([1, 2, 5]),
+            "worker_id": self.name,
+        }
+
+    def _settle(self) -> tuple[str, dict[str, Any]]:
+        random = self._random
+        task_id, _ = random.choice(self._universe.tasks)
+        tokens = self._tokens.get(task_id, [])
+        token = ""
+        if tokens and random.random() < 0.9:
+            token = tokens[-1] if random.random() < 0.8 else random.choice(tokens)
+        request: dict[str, Any] = {"task_id": task_id, "lease_token": token}
+        if random.random() < 0.6:
+            return "AckTask", request
+        return "NackTask", {**request, "retry_delay_seconds": random.choice([0, 0, 1])}
+
+    def _get_task(self) -> tuple[str, dict[str, Any]]:
+        return "GetTask", {"task_id": self._random.choice(self._universe.tasks)[0]}
+
     # ------------------------------------------------------- at the very end
 
     async def look_at_everything(self) -> bool:
@@ -211,6 +258,7 @@ class Client:
             reads.append(("GetModuleState", {"request_id": request_id}))
         for agent, result_id in universe.results:
             reads.append(("GetResult", {"agent_id": agent, "request_id": result_id}))
+        reads += [("GetTask", {"task_id": task_id}) for task_id, _ in universe.tasks]
         answered = True
         for method, request in reads:
             ending, _ = await self.call(method, request, impatient=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from tests.simulation.clients import Universe
@@ -20,10 +21,12 @@ from tests.simulation.models import (
     MODELS,
     OK,
     READ,
+    REFUSED,
     STORED,
     AgentState,
     Report,
     RunState,
+    TaskView,
 )
 
 Part = tuple[Register, str, Any, Any]
@@ -58,6 +61,36 @@ def violations(
             lines = "\n".join(f"    {operation.operation}" for operation in operations)
             found.append(f"no order explains the answers about {register}:\n{lines}")
     return found
+
+
+def early_deliveries(history: History) -> list[str]:
+    """Tasks handed to a second worker although the first one's lease still ran."""
+    granted: dict[str, list[Operation]] = defaultdict(list)
+    touched: dict[str, list[Operation]] = defaultdict(list)
+    for operation in history.operations:
+        if operation.method == "LeaseTasks" and operation.ending is Ending.ANSWERED:
+            for task in operation.answer.tasks:
+                granted[task.id].append(operation)
+        elif operation.method in ("AckTask", "NackTask"):
+            touched[operation.request["task_id"]].append(operation)
+        elif operation.method == "ScheduleTask":
+            touched[operation.request["task"]["id"]].append(operation)
+        elif operation.method == "DeleteAgent":
+            for task_id in granted:
+                touched[task_id].append(operation)
+    return [
+        f"{task_id} was delivered again before its lease ended:\n    {one}\n    {two}"
+        for task_id, operations in granted.items()
+        for one, two in pairwise(operations)
+        if one.end is not None
+        and one.end < two.start
+        and two.end_s < one.start_s + one.request["lease_seconds"]
+        and not any(
+            each.start < (two.end or 0) and (each.ending is Ending.UNKNOWN or each.end > one.start)
+            for each in touched[task_id]
+            if each.end is not None
+        )
+    ]
 
 
 def _by_register(
@@ -144,9 +177,37 @@ def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Itera
         case "GetResult":
             read = answer.result.data if answered and answer.found else ABSENT
             yield ("result", request["agent_id"], request["request_id"]), READ, None, read
+        case "ScheduleTask" | "AckTask" | "NackTask" | "GetTask" | "LeaseTasks":
+            yield from _task_parts(operation, universe)
         case _:
             if answered:
                 yield from _listed(operation, universe, absences=absences)
+
+
+def _task_parts(operation: Operation, universe: Universe) -> Iterator[Part]:
+    request, answer = operation.request, operation.answer
+    answered = operation.ending is Ending.ANSWERED
+    match operation.method:
+        case "ScheduleTask":
+            task = request["task"]
+            yield ("task", task["id"]), "schedule", task["payload"], _accepted(operation)
+        case "AckTask" | "NackTask":
+            kind = "ack" if operation.method == "AckTask" else "nack"
+            register = ("task", request["task_id"])
+            yield register, kind, request["lease_token"], _accepted(operation)
+        case "GetTask":
+            read = _task(answer.task) if answered and answer.found else ABSENT
+            yield ("task", request["task_id"]), READ, None, read
+        case "LeaseTasks":
+            if not answered:
+                for task_id, _ in universe.tasks:
+                    yield ("task", task_id), "lease", None, None
+                return
+            if answer.error:
+                raise MalformedAnswerError(f"a lease was refused: {operation}")
+            for leased in answer.tasks:
+                result = (leased.lease_token, leased.retry_count, leased.payload)
+                yield ("task", leased.id), "lease", None, result
 
 
 def _listed(operation: Operation, universe: Universe, *, absences: bool) -> Iterator[Part]:
@@ -208,6 +269,9 @@ def _registers_of(agent_id: str, universe: Universe) -> Iterator[Register]:
     for agent, result_id in universe.results:
         if agent == agent_id:
             yield "result", agent, result_id
+    for task_id, agent in universe.tasks:
+        if agent == agent_id:
+            yield "task", task_id
 
 
 def _state_register(state: dict[str, Any]) -> Register:
@@ -220,6 +284,16 @@ def _outcome(operation: Operation) -> str | None:
     if operation.ending is not Ending.ANSWERED:
         return None
     return OK if operation.answer.success else str(operation.answer.error)
+
+
+def _accepted(operation: Operation) -> str | None:
+    """As `_outcome`, where the reason of a refusal is not compared."""
+    outcome = _outcome(operation)
+    return outcome if outcome in (None, OK) else REFUSED
+
+
+def _task(task: Any) -> TaskView:
+    return TaskView(task.status, task.retry_count, task.payload)
 
 
 def _agent(agent: Any) -> AgentState:

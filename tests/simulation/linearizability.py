@@ -155,8 +155,9 @@ def _next(
         done = at.done | 1 << i
         if operation.end is None and state == at.state:
             continue  # as good as left out, for now
-        if only_looks(operation.kind, operation.result):
+        if state == at.state and only_looks(operation.kind, operation.result):
             # It fits here and never changes anything: whatever else comes can come after it.
+            # (Where a state is a set of what may be, a look may rule some of it out.)
             return [_Configuration(done, state, at.past, at.rollbacks)]
         past: tuple[State, ...] = ()
         if rollback is not None:

@@ -156,6 +156,143 @@ def result_model(state: str | None, kind: str, argument: Any, result: Any) -> St
     return state
 
 
+# -------------------------------------------------------------------- tasks
+
+
+class TaskState(NamedTuple):
+    """Of a task's record, what a sequence of deliveries decides."""
+
+    status: str
+    deliveries: int
+    token: str
+    """Of the last delivery; UNKNOWN_TOKEN if its answer was lost, empty if there was none."""
+    settled: str
+    """How that ended: "", ack, unfenced, nack or expired."""
+    payload: bytes
+
+
+class TaskView(NamedTuple):
+    """Of a task, what a read shows."""
+
+    status: str
+    retry_count: int
+    payload: bytes
+
+
+UNKNOWN_TOKEN: Final = "?"
+REFUSED: Final = "refused"
+ATTEMPTS: Final = 3
+"""Deliveries that every task of the simulation is allowed."""
+
+GONE: Final[frozenset[TaskState | None]] = frozenset({None})
+
+_REPEATED: Final = {"ack": ("ack", "unfenced"), "nack": ("nack",)}
+
+
+def task_model(state: State, kind: str, argument: Any, result: Any) -> State:
+    """Deliveries end in one way each; leases may expire at any moment, unseen.
+
+    The state is the set of what the task may be: that a lease has expired shows only later.
+    """
+    before = _with_expired(GONE if state is None else state)
+    after = frozenset(
+        new
+        for was in before
+        for new, said in _task_steps(was, kind, argument, result)
+        if result is None or said == result
+    )
+    if not after:
+        raise Impossible
+    return after
+
+
+def _with_expired(states: frozenset[TaskState | None]) -> frozenset[TaskState | None]:
+    expired = {_given_up(task, "expired") for task in states if task and task.status == "inflight"}
+    return states | expired
+
+
+def _given_up(task: TaskState, how: str) -> TaskState:
+    status = "dead" if task.deliveries >= ATTEMPTS else "pending"
+    return task._replace(status=status, settled=how)
+
+
+def _task_steps(
+    task: TaskState | None, kind: str, argument: Any, result: Any
+) -> list[tuple[TaskState | None, Any]]:
+    """What may become of a task, each with what is answered."""
+    match kind:
+        case "read":
+            if task is None:
+                return [(None, ABSENT)]
+            view = TaskView(task.status, max(task.deliveries - 1, 0), task.payload)
+            return [(task, view)]
+        case "delete":
+            return [(task if task and task.status == "completed" else None, result)]
+        case "schedule":
+            return _scheduled(task, argument)
+        case "lease":
+            return _leased(task, result)
+        case "ack" | "nack":
+            return _settled(task, kind, argument)
+    raise AssertionError(kind)
+
+
+def _scheduled(task: TaskState | None, payload: bytes) -> list[tuple[TaskState | None, Any]]:
+    new = TaskState("pending", 0, "", "", payload)
+    if task is None or task.status == "dead":
+        return [(new, OK)]
+    if task.payload == payload:
+        # The same again: nothing changes, unless a wall clock set back makes it another one.
+        same: list[tuple[TaskState | None, Any]] = [(task, OK)]
+        if task.status == "pending":
+            same.append((task._replace(token="", settled=""), OK))
+        return same
+    if task.status == "pending":
+        return [(task._replace(token="", settled="", payload=payload), OK)]
+    return [(task, REFUSED)]
+
+
+def _leased(task: TaskState | None, result: Any) -> list[tuple[TaskState | None, Any]]:
+    unchosen: list[tuple[TaskState | None, Any]] = [(task, None)]
+    if task is None or task.status != "pending":
+        return unchosen
+    token = UNKNOWN_TOKEN if result is None else result[0]
+    taken = task._replace(
+        status="inflight", deliveries=task.deliveries + 1, token=token, settled=""
+    )
+    return [*unchosen, (taken, (token, taken.deliveries - 1, task.payload))]
+
+
+def _settled(task: TaskState | None, kind: str, token: str) -> list[tuple[TaskState | None, Any]]:
+    refused: list[tuple[TaskState | None, Any]] = [(task, REFUSED)]
+    if task is None:
+        return refused
+    if not token:
+        if kind == "ack" and task.status == "completed" and task.settled == "unfenced":
+            return [(task, OK)]
+        if task.status not in ("pending", "inflight"):
+            return refused
+        if task.status == "pending":
+            task = task._replace(deliveries=task.deliveries + 1)
+        return [(_ended(task, kind, "unfenced" if kind == "ack" else "nack"), OK)]
+    if task.token not in (token, UNKNOWN_TOKEN):
+        return refused
+    matched: list[tuple[TaskState | None, Any]]
+    if task.status == "inflight":
+        matched = [(_ended(task, kind, kind), OK)]
+    elif task.settled in _REPEATED[kind]:
+        matched = [(task, OK)]
+    else:
+        matched = refused
+    return matched if task.token == token else matched + refused
+
+
+def _ended(task: TaskState, kind: str, how: str) -> TaskState:
+    if kind == "ack":
+        return task._replace(status="completed", settled=how)
+    return _given_up(task, how)
+
+
 def only_looks(kind: str, result: Any) -> bool:
     """Whether an operation that was answered so changes no state whatsoever."""
     return kind == READ or (result is not None and result not in (OK, STORED))
@@ -166,4 +303,5 @@ MODELS: Final[dict[str, Model]] = {
     "run": run_model,
     "module": module_model,
     "result": result_model,
+    "task": task_model,
 }

@@ -57,6 +57,7 @@ class Plan:
     agents: int
     runs: int
     results: int
+    tasks: int
     clients: int
     operations: int
     """Of each client."""
@@ -87,6 +88,7 @@ def plan_of(seed: int) -> Plan:
         agents=random.randint(1, 3),
         runs=random.randint(1, 4),
         results=random.randint(1, 3),
+        tasks=pick([0, 1, 3]),
         clients=random.randint(2, 5),
         operations=pick([10, 20, 30]),
         think_s=pick([0.0, 0.02, 0.2, 0.5]),

@@ -30,7 +30,7 @@ from tests.simulation.determinism import (
     run_seeded,
     stream_of_chance,
 )
-from tests.simulation.evidence import violations
+from tests.simulation.evidence import early_deliveries, violations
 from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History
 from tests.simulation.linearizability import Rollback
@@ -259,6 +259,7 @@ class World:
         await trio.sleep(QUIET_S)
         self.history.settled_at = self.history.tick()
         await self._look("survivor")
+        self._check_tasks()
         self.current.cancel()
         await trio.sleep(1.0)
         await self._look("newcomer")
@@ -291,6 +292,16 @@ class World:
         if scope.cancelled_caught:
             self.violations.append(f"the {name} cannot read in good health")
 
+    def _check_tasks(self) -> None:
+        """No lease lasts as long as the quiet did, and the ledger balances."""
+        for server in self.servers:
+            if server.life is Life.SERVING and server.running is not None:
+                counted = server.running.tasks.statistics()
+                if counted.imbalance or counted.audit_imbalances or counted.audit_strangers:
+                    self.violations.append(f"the ledger of tasks does not balance: {counted}")
+                if counted.inflight:
+                    self.violations.append(f"a lease has not ended: {counted}")
+
     # ----------------------------------------------------------- the verdict
 
     def judge(self, logs: list[MutableMapping[str, Any]]) -> None:
@@ -300,6 +311,7 @@ class World:
         # Listings are in order of the wall clock: one that goes back may hide an entry once.
         listed = whole and Fault.WALL_CLOCK_JUMP not in self.plan.faults
         self.violations += violations(self.history, universe, self.rollbacks, absences=listed)
+        self.violations += early_deliveries(self.history)
         if whole:
             self.violations += inconsistencies(
                 self.redis.primary.database,
