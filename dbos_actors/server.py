@@ -255,6 +255,7 @@ def _tasks(
             events_max=settings.max_events,
             message_bytes_max=settings.max_message_bytes,
         ),
+        size_of=_size_of,
     )
 
 

@@ -150,8 +150,15 @@ class Scheduler:
     """Tasks: their actor, their clock, their subscribers."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, random: Random, settings: SchedulerSettings
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        random: Random,
+        settings: SchedulerSettings,
+        size_of: Callable[[Any], int] = lambda _: 0,
     ) -> None:
+        """``size_of`` gives the bytes that a waiting request holds."""
         self._store = store
         self._clock = clock
         self._settings = settings
@@ -174,10 +181,13 @@ class Scheduler:
             log=store,
             clock=clock,
             limits=SupervisorLimits(max_resident=1, idle_s=math.inf),
+            size_of=size_of,
         )
         # The incarnation whose book is complete.
         self._actor: SchedulerActor | None = None
         self._roster = Roster(self._wake)
+        # Nothing is pushed before: a store that has just refused would refuse that too.
+        self._push_after_s = 0.0
         self._error: JournalError | None = None
         # Leases of vanished subscribers that could not be ended yet.
         self._releases: list[_Release] = []
@@ -356,6 +366,7 @@ class Scheduler:
     def unloaded(self, actor: SchedulerActor) -> None:
         if self._actor is actor:
             self._actor = None
+        self._push_after_s = self._clock.monotonic_s() + _RETRY_S
         self._wake()
 
     def broken(self, error: JournalError) -> None:
@@ -460,8 +471,9 @@ class Scheduler:
         is_busy = book.advance(now, limit=ADVANCED_AT_ONCE) == ADVANCED_AT_ONCE
         if book.index.fresh:
             self._roster.fell_due(book.take_fresh())
+        may_push = self._clock.monotonic_s() >= self._push_after_s
         for _ in range(_PUSHES_AT_ONCE):
-            push = self._roster.next_push(book)
+            push = self._roster.next_push(book) if may_push else None
             if push is None:
                 break
             self.deliver(_PushCall(*push))
@@ -478,7 +490,9 @@ class Scheduler:
         if is_busy:
             return 0.0
         after_s = book.wake_after_s(now)
-        return _RETRY_S if after_s is None or self._releases else max(after_s, _NAP_S)
+        if after_s is None or self._releases or not may_push:
+            return _RETRY_S
+        return max(after_s, _NAP_S)
 
     def _is_retirement_due(self, book: TaskBook, now: Now) -> bool:
         """Whether the oldest outcome is overdue by a batch's worth, or there are too many."""

@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.errors import (
     ConfigurationError,
     FencedError,
@@ -214,7 +215,11 @@ def _refusal(cause: BaseException, settings: Settings) -> str | None:
         case OwnedElsewhereError() if not settings.embedded:
             return f"{cause}. Stop it first, or use --take-over"
         case (
-            ConfigurationError() | EmbeddedStoreError() | OwnedElsewhereError() | UnsafeStoreError()
+            ConfigurationError()
+            | JournalError()
+            | EmbeddedStoreError()
+            | OwnedElsewhereError()
+            | UnsafeStoreError()
         ):
             return str(cause)
     return None

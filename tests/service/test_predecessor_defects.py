@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clients import CallError, Client, GrpcioClient, open_client, outcome_of
 from tests.support.servers import ServerThread, SteppedClock
+from tests.support.tasks import get, lease, ledger, schedule, wait_until
 from tests.support.valkey import ValkeyServer
 
 
@@ -30,7 +31,12 @@ def test_list_module_states_answered_an_empty_list(any_client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("method", "field"),
-    [("RegisterAgent", "agent"), ("SetModuleState", "state"), ("StoreResult", "result")],
+    [
+        ("RegisterAgent", "agent"),
+        ("SetModuleState", "state"),
+        ("StoreResult", "result"),
+        ("ScheduleTask", "task"),
+    ],
 )
 def test_an_unset_message_field_crashed_the_process(
     any_client: Client, method: str, field: str
@@ -38,6 +44,40 @@ def test_an_unset_message_field_crashed_the_process(
     response = any_client.call(method)
     assert (response.success, response.error) == (False, f"{field} is required")
     assert any_client.call("RegisterAgent", agent={"id": "a"}).success  # it lives
+
+
+def test_list_due_tasks_answered_an_empty_list(any_client: Client) -> None:
+    schedule(any_client, "t")
+    assert [one.id for one in any_client.call("ListDueTasks").tasks] == ["t"]
+
+
+def test_a_leased_task_whose_worker_died_was_never_seen_again(
+    client: Client, server: ServerThread
+) -> None:
+    schedule(client, "t", max_attempts=2)
+    for retry_count in range(2):
+        (leased,) = lease(client, lease_seconds=1)
+        assert (leased.status, leased.retry_count) == ("inflight", retry_count)
+        assert leased.visibility_time > 0
+        wait_until(lambda: get(client).status != "inflight")
+    assert get(client).status == "dead"
+
+
+def test_acknowledging_left_ghosts_among_the_pending(client: Client, server: ServerThread) -> None:
+    schedule(client, "t")
+    assert client.call("AckTask", task_id="t").success
+    assert not client.call("ListDueTasks").tasks
+    assert ledger(server).pending == 0
+
+
+def test_settling_an_unknown_task_succeeded_and_made_one(
+    client: Client, server: ServerThread
+) -> None:
+    for method in ("NackTask", "AckTask"):
+        response = client.call(method, task_id="ghost")
+        assert (response.success, response.error) == (False, "unknown task ghost")
+    assert not client.call("ListDueTasks").tasks
+    assert ledger(server).scheduled == 0
 
 
 def test_an_id_fanned_out_to_two_agents_lost_a_result(any_client: Client) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Client, GrpcioClient
+from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.contracts import contract
 from tests.support.servers import ServerThread, SteppedClock
-from tests.support.tasks import NOW_S, events, get, lease, ledger, schedule, task, wait_until
+from tests.support.tasks import NOW_S, events, get, kept, lease, ledger, schedule, task, wait_until
 from tests.support.valkey import ValkeyServer
 
 # ----------------------------------------------------- the calls of the first generations
@@ -376,3 +376,25 @@ def test_a_journal_with_a_gap_is_not_served_from(
     redis.execute("XDEL", "dbos:{p0}:tasks:journal", "2-0")
     with pytest.raises(Exception, match="journal entry 2 is missing, 3 is next"):
         start_server()
+
+
+def test_a_task_that_redis_refuses_to_write_never_was(
+    client: Client, server: ServerThread, redis: ValkeyServer
+) -> None:
+    schedule(client, "kept")
+    used = redis.execute("INFO", "memory")["used_memory"]
+    redis.execute("CONFIG", "SET", "maxmemory", used // 2)
+    try:
+        with pytest.raises(CallError, match="UNAVAILABLE: Redis refused the commit: OOM"):
+            client.call("ScheduleTask", **task("refused"))
+        with pytest.raises(CallError, match="UNAVAILABLE"):
+            lease(client)
+        # What only reads is served.
+        assert get(client, "kept").status == "pending"
+        assert not client.call("GetTask", task_id="refused").found
+    finally:
+        redis.execute("CONFIG", "SET", "maxmemory", 0)
+    assert [one.id for one in lease(client)] == ["kept"]
+    schedule(client, "refused")
+    assert ledger(server).scheduled == 2
+    assert kept(redis).counters().inflight == 1
