@@ -409,7 +409,7 @@ class ClientConnection:
         if call is None:
             return
         code = int(event.error_code)
-        if code == _REFUSED and call.headers is None:
+        if code == _REFUSED:
             call.refused(self.reason or "the server has refused the call")
         else:
             local = event.local_error if type(event) is StreamClosed else None

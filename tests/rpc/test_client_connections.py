@@ -28,6 +28,7 @@ class End:
     """The server's end of a connection."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self.raw = RawServer()
         self.answered: set[int] = set()
@@ -176,6 +177,39 @@ async def test_other_calls_fail_with_the_attempt_and_at_once_until_the_next_is_d
         states.append(channel.state)
         idle, failing = ChannelState.IDLE, ChannelState.TRANSIENT_FAILURE
         assert states == [idle, failing, idle, ChannelState.READY]
+
+
+async def test_pauses_start_anew_once_there_was_a_connection(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    async def greet(end: End) -> None:
+        await end.request()
+
+    network = Network(nursery, REFUSED, REFUSED, greet, REFUSED)
+    async with network.channel() as channel:
+        for pause_s in (1.01, 1.61):
+            assert await call(channel) is Status.UNAVAILABLE
+            assert channel.state is ChannelState.TRANSIENT_FAILURE
+            mock_clock.jump(pause_s)
+        assert await call(channel) is Status.UNAVAILABLE  # connected, and lost
+        assert await call(channel) is Status.UNAVAILABLE
+        mock_clock.jump(1.01)
+        assert await call(channel) == b"x"
+
+
+async def test_a_connection_lost_in_the_read_that_made_it_ready_loses_no_call(
+    nursery: trio.Nursery,
+) -> None:
+    async def greet_and_close(end: End) -> None:
+        await end.receive()
+        end.sock.send(end.raw.output())
+        end.sock.shutdown(socket.SHUT_RDWR)  # before the client can read
+
+    network = Network(nursery, greet_and_close)
+    async with network.channel() as channel:
+        with trio.fail_after(5):
+            assert await call(channel) == b"x"
+    assert len(network.attempts_s) == 2
 
 
 async def test_a_call_that_waits_for_the_server_has_its_deadline(

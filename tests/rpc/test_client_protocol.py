@@ -378,6 +378,17 @@ def test_the_server_is_told_when_its_answer_makes_the_rest_of_the_request_useles
         assert client.connection.live == 0
 
 
+def test_a_call_that_is_answered_before_its_request_has_ended_leaves_no_stream() -> None:
+    client = Client()
+    call = client.start(b"x", end=False, streaming=True)
+    client.server.answer(call.stream_id, b"early")
+    client.run()
+    assert [*messages(call)] == [b"early"]
+    assert call.status is Status.OK
+    assert client.server.requests[call.stream_id].reset == int(ErrorCode.CANCEL)
+    assert client.connection.live == 0
+
+
 # --------------------------------------------------------------- end by us
 
 
@@ -481,6 +492,22 @@ def test_what_cancelled_calls_leave_unread_does_not_use_up_the_connection() -> N
     client.run()
     assert call.status is Status.OK
     assert len(call.take() or b"") == 1_000_000
+
+
+def test_what_comes_for_cancelled_calls_does_not_use_up_the_connection() -> None:
+    options = Http2Options(stream_window_bytes=65_535, concurrent_streams_max=1)
+    client = Client(http2=options)
+    for _ in range(300):
+        call = client.start(streaming=True)
+        client.server.headers(call.stream_id)
+        client.server.data(call.stream_id, frame(bytes(20_000)))
+        call.cancel()
+        client.to_client()  # sent before the server knew
+        client.run()
+    call = client.start()
+    client.server.answer(call.stream_id, bytes(1_000_000))
+    client.run()
+    assert call.status is Status.OK
 
 
 def test_a_sender_waits_for_its_server() -> None:
