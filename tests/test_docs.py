@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_the_embedding_example_serves() -> None:
     result = run_python(fenced("python", containing="trio.run"))
     assert result.returncode == 0, result.stderr
     assert re.search(r"^serving at 127\.0\.0\.1:\d+$", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_the_example_of_somebodys_service_says_hello() -> None:
+    text = (ROOT / "docs" / "rpc.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = run_python(code.replace("50052", str(port)))
+    assert result.stdout == "Hello, Trio!\n", result.stderr
+    assert "    Hello, Trio!\n" in text
 
 
 def test_every_file_that_a_document_links_to_exists() -> None:
