@@ -477,6 +477,34 @@ def test_a_message_larger_than_the_window_arrives_even_after_others_unread() -> 
     assert call.status is Status.OK
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_messages_of_any_sizes_arrive_however_they_are_taken(seed: int) -> None:
+    rng = random.Random(seed)
+    window = 65_535
+    client = Client(http2=Http2Options(stream_window_bytes=window, concurrent_streams_max=1))
+    call = client.start(streaming=True)
+    near = [window // 4, window // 2, window, 2 * window]
+    sizes = [
+        max(0, rng.choice([rng.randrange(50), *near]) + rng.randrange(-9, 9)) for _ in range(60)
+    ]
+    client.server.headers(call.stream_id)
+    for size in sizes:
+        client.server.data(call.stream_id, frame(bytes(size)))
+    client.server.trailers(call.stream_id)
+    taken: list[int] = []
+    while len(taken) < len(sizes):
+        client.run()
+        assert call.reader.buffered_bytes <= 2 * window + max(sizes)
+        before = len(taken)
+        for _ in range(rng.randrange(1, 4)):
+            body = call.take()
+            if body is not None:
+                taken.append(len(body))
+        assert len(taken) > before, "deadlock"
+    assert taken == sizes
+    assert call.status is Status.OK
+
+
 def test_what_cancelled_calls_leave_unread_does_not_use_up_the_connection() -> None:
     options = Http2Options(stream_window_bytes=65_535, concurrent_streams_max=1)
     client = Client(http2=options)  # a connection window of one stream's
