@@ -28,6 +28,7 @@ def tell(seed: int, bug: str | None) -> int:
     print(*report.notes, sep="\n")
     print(f"{report.operations} operations, {report.unknown} without an answer")
     print(f"{report.commits} commits in the log, digest {report.digest}")
+    print(*(f"known: {gap}" for gap in report.known), sep="\n")
     print(*report.violations, sep="\n\n")
     return 1 if report.violations else 0
 
@@ -36,6 +37,7 @@ def run_many(seeds: range, jobs: int) -> int:
     """Many seeds, with progress and a summary."""
     totals: Counter[str] = Counter()
     faults: Counter[str] = Counter()
+    known: Counter[str] = Counter()
     bad: list[Report] = []
     began_s = shown_s = time.monotonic()
     for report in _reports(seeds, jobs):
@@ -46,6 +48,7 @@ def run_many(seeds: range, jobs: int) -> int:
             simulated_s=round(report.simulated_s),
         )
         faults.update(report.faults)
+        known.update(set(report.known))
         if report.violations:
             bad.append(report)
             print(f"seed {report.plan.seed}: {report.violations[0]}", flush=True)
@@ -60,6 +63,8 @@ def run_many(seeds: range, jobs: int) -> int:
         f"{totals['unknown']} without an answer, {sum(faults.values())} faults"
     )
     print(", ".join(f"{name} {count}" for name, count in faults.most_common()))
+    for gap, count in known.most_common():
+        print(f"known: {gap}: {count} seeds")
     if not bad:
         print("no violation")
         return 0

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import trio
 
-from tests.simulation.history import Ending, History
+from tests.simulation.history import Ending, History, Outcome
 from tests.simulation.models import ATTEMPTS, RANK
 from tests.simulation.plan import Plan
 
@@ -27,7 +27,7 @@ class Service(Protocol):
 
     async def exchange(
         self, method: str, request: dict[str, Any], timeout_s: float | None
-    ) -> tuple[Ending, Any]: ...
+    ) -> Outcome: ...
 
     def now_s(self) -> float: ...
 
@@ -80,8 +80,9 @@ class Client:
         while True:
             timeout_s = random.choice(TIMEOUTS_S) if impatient else None
             operation = self._history.begin(self.name, method, request, self._service.now_s())
-            ending, answer = await self._service.exchange(method, request, timeout_s)
-            self._history.finish(operation, ending, answer, self._service.now_s())
+            outcome = await self._service.exchange(method, request, timeout_s)
+            self._history.finish(operation, outcome, self._service.now_s())
+            ending, answer, _ = outcome
             if method == "LeaseTasks" and ending is Ending.ANSWERED:
                 for task in answer.tasks:
                     self._tokens.setdefault(task.id, []).append(task.lease_token)

@@ -17,7 +17,9 @@ from tests.simulation.redis_commands import Database
 
 
 def inconsistencies(database: Database, agents: list[str], request_ids: list[str]) -> list[str]:
-    """What contradicts itself in the data of these agents."""
+    """What contradicts itself in the data of these agents; but for those being deleted."""
+    deleting = database.values.get(Keys().agents_deleting.encode(), {})
+    agents = [agent for agent in agents if agent.encode() not in deleting]
     return [
         *(problem for agent in agents for problem in _Agent(database, agent).problems()),
         *_directory_problems(database, agents, request_ids),
@@ -76,14 +78,13 @@ def _directory_problems(database: Database, agents: list[str], request_ids: list
     keys, values = Keys(), database.values
     records = {field.decode() for field in values.get(keys.agents.encode(), {})}
     found = _differ("agents:index", _members(values, keys.agents_index), records)
-    found += _differ("agents:deleting", dict(values.get(keys.agents_deleting.encode(), {})), {})
     for request_id in request_ids:
         having = {
             agent
             for agent in agents
             if b"r" + request_id.encode() in values.get((keys.states + escaped(agent)).encode(), {})
         }
-        indexed = _members(values, keys.request + escaped(request_id))
+        indexed = _members(values, keys.request + escaped(request_id)) & set(agents)
         found += _differ(f"request {request_id}", indexed, having)
     return found
 

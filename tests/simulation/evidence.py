@@ -27,6 +27,7 @@ from tests.simulation.models import (
     Report,
     RunState,
     TaskView,
+    only_looks,
 )
 
 Part = tuple[Register, str, Any, Any]
@@ -107,6 +108,11 @@ def _by_register(
             if kind == READ and unfit:
                 continue
             end = operation.end if answered else None
+            since = history.overtaken.get(operation.server)
+            if since is not None and answered and only_looks(kind, result):
+                assert end is not None
+                if end > since:
+                    continue
             registers[register].append(
                 KeyOperation(operation, kind, argument, result, operation.start, end)
             )

@@ -23,6 +23,10 @@ class Ending(Enum):
     """Refused before anything was done, or never sent."""
 
 
+Outcome = tuple[Ending, Any, str]
+"""How a call ended, its response or the text of its error, and who took it."""
+
+
 @dataclass(slots=True)
 class Operation:
     """One call, as its client saw it."""
@@ -38,12 +42,15 @@ class Operation:
     ending: Ending = Ending.UNKNOWN
     answer: Any = None
     """The response, or the text of the error."""
+    server: str = ""
+    """Who took the call."""
 
     def __str__(self) -> str:
         end = "-" if self.end is None else self.end
         shown = " ".join(f"{name}={value!r}" for name, value in self.request.items() if value)
         return (
-            f"#{self.number} [{self.start}..{end}] {self.start_s:.3f}s {self.client} "
+            f"#{self.number} [{self.start}..{end}] {self.start_s:.3f}s "
+            f"{self.client} > {self.server or 'nobody'} "
             f"{self.method}({shown}) {self.ending.value}: {' '.join(str(self.answer).split())}"
         )
 
@@ -68,6 +75,8 @@ class History:
 
     operations: list[Operation] = field(default_factory=list)
     time: int = 0
+    overtaken: dict[str, int] = field(default_factory=dict)
+    """Servers whose store was taken by force, and since when another one serves."""
     settled_at: int | None = None
     """When everything had been healthy and quiet for long: what has not happened by then, never
     will."""
@@ -84,8 +93,10 @@ class History:
         self.operations.append(operation)
         return operation
 
-    def finish(self, operation: Operation, ending: Ending, answer: Any, now_s: float) -> None:
+    def finish(self, operation: Operation, outcome: Outcome, now_s: float) -> None:
         """The client has its answer, or has given up."""
+        ending, answer, server = outcome
+        operation.server = server
         operation.end = self.tick()
         operation.end_s = now_s
         operation.ending = ending

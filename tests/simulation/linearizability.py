@@ -9,7 +9,8 @@ is taken as soon as it fits, without trying anything else. One without an answer
 is not taken where it would change nothing.
 
 An operation without an answer may be taken at any time or left out; but not
-after ``settled_at``, when nothing that had not happened could happen any more.
+after ``settled_at``, when nothing that had not happened could happen any more
+(but for deletions, which the next start may finish).
 
 What Redis may lose when it and its server die together is described by
 `Rollback`: at that moment the register may return to any state it had had since
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.simulation.history import KeyOperation
-from tests.simulation.models import Impossible, Model, State, only_looks
+from tests.simulation.models import DELETE, Impossible, Model, State, only_looks
 
 CONFIGURATIONS_MAX = 200_000
 """Visited before the search gives up undecided; a hundred times what usual histories need."""
@@ -146,7 +147,7 @@ def _next(
             break
         if at.done >> i & 1:
             continue
-        if operation.end is None and at.done & late:
+        if operation.end is None and operation.kind != DELETE and at.done & late:
             continue
         try:
             state = model(at.state, operation.kind, operation.argument, operation.result)
