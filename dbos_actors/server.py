@@ -30,6 +30,7 @@ from google.protobuf.message import Message
 
 from dbos_actors.actors.agent import AgentActor, AgentContext
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
 from dbos_actors.actors.retention import Retention, RetentionPolicy
@@ -268,7 +269,7 @@ def _agents(
         server_id=settings.server_id,
         runs=RunCache(settings.run_cache_bytes),
         directory=directory,
-        events_max=settings.max_events,
+        log=EventLog(store, events_max=settings.max_events),
         event_results=settings.event_results,
         forget_tasks=tasks.forget_agent,
     )

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from dbos_actors.actors.caches import RunCache, RunDirectory
-from dbos_actors.actors.event_log import appended
+from dbos_actors.actors.event_log import EventLog
 from dbos_actors.api.messages import (
     Agent,
     DeleteAgentRequest,
@@ -124,9 +124,7 @@ class AgentContext:
 
     runs: RunCache
     directory: RunDirectory
-    events_max: int
-    """Events kept; Redis trims the stream to about this many."""
-
+    log: EventLog
     event_results: bool = False
     forget_tasks: Callable[[str], Awaitable[None]] | None = None
     """Deletes an agent's tasks; part of forgetting the agent."""
@@ -135,7 +133,7 @@ class AgentContext:
 
     def log_event(self, event: bytes) -> bytes:
         """The command that appends ``event`` to the log."""
-        return appended(self.store, event, events_max=self.events_max)
+        return self.log.appended(event)
 
     def now_s(self) -> int:
         return int(self.clock.wall_s())

@@ -188,21 +188,24 @@ def overlaid(kept: bytes, record: TaskRecord) -> bytes:
     Of a field that occurs twice the later one counts (protobuf encoding, "Last One
     Wins"), so the payload is copied and nothing decoded.
     """
-    return (
-        kept
-        + Task(
-            status=record.status.text,
-            visibility_time=record.visibility_time,
-            retry_count=record.retry_count,
-            lease_token=record.lease_token if record.status is Status.INFLIGHT else "",
-            last_error=record.last_error,
-            max_attempts=record.max_attempts,
-        ).SerializeToString()
-    )
+    return kept + _overlay(record, Task())
+
+
+def _overlay(record: TaskRecord, scratch: Task) -> bytes:
+    """The fields that change; all of them are set anew in ``scratch``."""
+    status = record.status
+    scratch.status = status.text
+    scratch.visibility_time = record.visibility_time
+    scratch.retry_count = record.retry_count
+    scratch.lease_token = record.lease_token if status is Status.INFLIGHT else ""
+    scratch.last_error = record.last_error
+    scratch.max_attempts = record.max_attempts
+    return scratch.SerializeToString()
 
 
 def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> Iterator[bytes]:
     """Tasks as entries of a response's field 1; those gone meanwhile are left out."""
+    scratch = Task()
     for record, task in zip(records, kept, strict=True):
         if task is not None:
-            yield embedded(1, overlaid(task, record))
+            yield embedded(1, task + _overlay(record, scratch))

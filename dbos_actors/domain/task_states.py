@@ -38,7 +38,10 @@ class Status(IntEnum):
     @property
     def text(self) -> str:
         """The name as it stands on the wire."""
-        return self.name.lower()
+        return _TEXTS[self]
+
+
+_TEXTS = tuple(status.name.lower() for status in Status)
 
 
 class Event(IntEnum):

@@ -284,6 +284,26 @@ def test_every_task_ends_in_one_event_written_with_its_end(
     assert written["failed"]["type"] == "task.dead"
 
 
+def test_an_event_is_json_whatever_a_task_is_called(client: Client) -> None:
+    name = 'quote " back \\ line \n tab \t null \x00 \x7f é \u2028 \U0001f4a5'
+    schedule(client, name, agent_id=name, module_name=name, max_attempts=1)
+    assert client.call("NackTask", task_id=name, reason=name).success
+    (written,) = events(client)
+    assert written == {
+        "type": "task.dead",
+        "message": f"task {name} of agent {name} is dead",
+        "metadata": {
+            "task_id": name,
+            "agent_id": name,
+            "module_name": name,
+            "lateness_ms": "0",
+            "deliveries": "1",
+            "error": name,
+        },
+        "timestamp": NOW_S,
+    }
+
+
 def test_completed_tasks_are_dropped_after_their_retention(
     start_server: Callable[..., ServerThread], clock: SteppedClock, redis: ValkeyServer
 ) -> None:
