@@ -107,7 +107,7 @@ def plan_of(seed: int) -> Plan:
         store={
             "batch_submissions": pick([1, 3, 2_000]),
             "read_commands": pick([4, 5_000]),
-            "kept_bytes": pick([20_000, 256 << 20]),
+            "kept_bytes": pick([100_000, 256 << 20]),
             "patience_s": pick([0.5, 5.0]),
             "reply_timeout_s": pick([2.0, 10.0]),
         },

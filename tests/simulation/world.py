@@ -107,10 +107,8 @@ class World:
         self._random = stream_of_chance(plan.seed, "world")
         # Entries of the log by earlier owners: nobody can write them again.
         self._written_before = 0
-        # Since when commits are missing that only the current server could send again.
+        # Since when commits are missing, or were until a server sent them again.
         self._missing_since: int | None = None
-        # The same, of a server that is gone: to be a rollback once another has started.
-        self._lost_since: int | None = None
 
     def note(self, text: str) -> None:
         """Add a line to the run's diary."""
@@ -220,8 +218,6 @@ class World:
         self.note(f"Redis lost what was committed since [{first_lost}]")
         if self._missing_since is None or first_lost < self._missing_since:
             self._missing_since = first_lost
-        if not (self.servers and self.current.life is Life.SERVING):
-            self._lost_since = self._missing_since
 
     def _reloaded(self) -> None:
         """The server sends again what it has, over a store that lacks what that was built on."""
