@@ -32,7 +32,7 @@ async def subscribe_again_and_again(found: Deliveries, address: str) -> None:
             await found.subscribe(
                 address, max_in_flight=100, lease_seconds=LEASE_S, worker_id="worker"
             )
-        except (OSError, trio.BrokenResourceError):
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             await trio.sleep(0.05)
 
 

@@ -230,15 +230,20 @@ class Deliveries:
             wanted = SubscribeTasksRequest.Start(
                 max_in_flight=max_in_flight, lease_seconds=lease_seconds, **start
             )
-            await call.send([SubscribeTasksRequest(start=wanted).SerializeToString()])
-            while bodies := await call.receive():
-                acks: list[bytes] = []
-                now_s = time.time()
-                for body in bodies:
-                    self._take(SubscribeTasksResponse.FromString(body), acks, now_s)
-                self._news.set()
-                if acks:
-                    await call.send(acks)
+            # Sent by a task of its own: who waits for the peer to grant more must read on.
+            sender, receiver = trio.open_memory_channel[list[bytes]](math.inf)
+            sender.send_nowait([SubscribeTasksRequest(start=wanted).SerializeToString()])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_send_all, call, receiver)
+                while bodies := await call.receive():
+                    acks: list[bytes] = []
+                    now_s = time.time()
+                    for body in bodies:
+                        self._take(SubscribeTasksResponse.FromString(body), acks, now_s)
+                    self._news.set()
+                    if acks:
+                        sender.send_nowait(acks)
+                nursery.cancel_scope.cancel()
         finally:
             await call.aclose()
 
@@ -264,6 +269,11 @@ class Deliveries:
             while len(self.acknowledged) < count:
                 self._news = trio.Event()
                 await self._news.wait()
+
+
+async def _send_all(call: RawStream, batches: trio.MemoryReceiveChannel[list[bytes]]) -> None:
+    async for batch in batches:
+        await call.send(batch)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
