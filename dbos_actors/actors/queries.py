@@ -299,16 +299,17 @@ class Index:
         """At most ``count`` entries behind ``last``; none when there are no more.
 
         Where many entries share the score of ``last``, reading begins inside that
-        group, at its rank. A deletion in between would shift that; then the
-        group is read from its start.
+        group, at its rank. If ``last`` has gone meanwhile, or got another score, or
+        one before it has, the rank leads too far; then the group is read from its start.
         """
         entries = await self._read(last, 0, count)
         if last is None or not self._all_before(entries, last, count):
             return self._behind(entries, last)
         offset = await self._rank_in_group(last)
         entries = await self._read(last, offset, count)
-        if entries and self._is_behind(entries[0], last):
+        if not entries or self._is_behind(entries[0], last):
             offset = 0
+            entries = await self._read(last, 0, count)
         while self._all_before(entries, last, count):
             offset += count
             entries = await self._read(last, offset, count)

@@ -295,7 +295,7 @@ def _ended(task: TaskState, kind: str, how: str) -> TaskState:
 
 def only_looks(kind: str, result: Any) -> bool:
     """Whether an operation that was answered so changes no state whatsoever."""
-    return kind == READ or (result is not None and result not in (OK, STORED))
+    return kind == READ or (isinstance(result, str) and result not in (OK, STORED))
 
 
 MODELS: Final[dict[str, Model]] = {

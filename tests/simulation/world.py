@@ -293,8 +293,9 @@ class World:
         self.history.settled_at = self.history.tick()
         await self._look("survivor")
         self._check_tasks()
-        self.current.cancel()
-        await trio.sleep(1.0)
+        for server in self.alive():
+            server.cancel()
+        await trio.sleep(3.0)
         await self._look("newcomer")
 
     async def _clients(self, finished: trio.Event) -> None:
