@@ -8,9 +8,20 @@ becomes a gRPC status (`dbos_actors.service` has the one table).
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 
 class DbosError(Exception):
     """Root of every error of this package."""
+
+
+def raise_sole_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise the one error inside ``group`` by itself, or the group if there are several."""
+    error = sole_cause(group)
+    if isinstance(error, BaseExceptionGroup):
+        raise group
+    # Its own cause stays; the group it came in is no context worth printing.
+    raise error from error.__cause__
 
 
 def sole_cause(error: BaseException) -> BaseException:

@@ -39,7 +39,7 @@ from dbos_actors.api.messages import DESCRIPTOR, DeleteAgentRequest
 from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
-from dbos_actors.errors import ConfigurationError, sole_cause
+from dbos_actors.errors import ConfigurationError, raise_sole_cause
 from dbos_actors.metrics import CallMetrics, gauges_of, serve_metrics
 from dbos_actors.rpc.health import FILE as HEALTH_FILE
 from dbos_actors.rpc.health import Health
@@ -236,10 +236,7 @@ async def open_supervisor(
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        cause = sole_cause(group)
-        if cause is group:
-            raise
-        raise cause from cause.__cause__
+        raise_sole_cause(group)
 
 
 def _tasks(

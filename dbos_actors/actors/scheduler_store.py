@@ -27,7 +27,7 @@ from dbos_actors.domain.task_recovery import Recovery
 from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
-from dbos_actors.errors import sole_cause
+from dbos_actors.errors import raise_sole_cause
 from dbos_actors.store import Store, pack, pack_argument, pack_head
 from dbos_actors.store.keys import Keys
 
@@ -170,10 +170,7 @@ async def _read_ahead(
             yield receiver
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        cause = sole_cause(group)
-        if cause is group:
-            raise
-        raise cause from cause.__cause__
+        raise_sole_cause(group)
 
 
 _ENTRIES_AT_ONCE = 100  # replayed before other tasks run: 2 ms

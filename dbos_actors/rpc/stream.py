@@ -15,6 +15,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from dbos_actors.clock import Clock
+from dbos_actors.errors import sole_cause
 from dbos_actors.rpc.core import ServerCore
 from dbos_actors.rpc.http2 import Headers
 from dbos_actors.rpc.metadata import (
@@ -258,7 +259,9 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
             with scope:
                 await call.method.handler(stream)
         except Exception as error:  # noqa: BLE001 - a handler's failure is its own
-            _fail(call, core, _only(error))
+            cause = sole_cause(error)
+            assert isinstance(cause, Exception)  # a group of exceptions has no others
+            _fail(call, core, cause)
         else:
             if call.over:
                 return
@@ -271,13 +274,6 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
         raise
     finally:
         call.finished()
-
-
-def _only(error: Exception) -> Exception:
-    """The one error of a nursery's group of one."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _fail(call: StreamCall, core: ServerCore, error: Exception) -> None:

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 import trio
 from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
-from dbos_actors.errors import StoreUnreachableError, UnavailableError
+from dbos_actors.errors import StoreUnreachableError, UnavailableError, raise_sole_cause
 from dbos_actors.store.batch import Wire
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
@@ -189,7 +189,7 @@ async def open_store(
                 _close(parts)
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        _raise_sole(group)
+        raise_sole_cause(group)
 
 
 class _Committing:
@@ -231,17 +231,6 @@ def _close(parts: _Parts) -> None:
     for submission, _ in queued:
         submission.refused(error)
     parts.reader.close()
-
-
-def _raise_sole(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    """Raise the one exception in ``group`` by itself: callers need not know of our nursery."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) > 1:
-            raise group
-        error = error.exceptions[0]
-    # Its own cause stays; the group it came in is no context worth printing.
-    raise error from error.__cause__
 
 
 @dataclass(frozen=True, slots=True)
