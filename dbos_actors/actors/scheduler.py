@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
+from time import process_time
 from typing import Any, Final
 
 import structlog
@@ -206,6 +207,7 @@ class Scheduler:
         self._snapshot_slice_s = 0.0
         self._recoveries = 0
         self._recovery_began_s = 0.0
+        self._recovery_began_cpu_s = 0.0
         self._recovery_s = 0.0
         self._audits = 0
         self._misplaced = 0
@@ -340,6 +342,7 @@ class Scheduler:
 
     def _make(self, _: str, cell: Cell) -> SchedulerActor:
         self._recovery_began_s = self._clock.monotonic_s()
+        self._recovery_began_cpu_s = process_time()
         return SchedulerActor(cell, self._context)
 
     async def wait_written(self) -> None:
@@ -360,6 +363,7 @@ class Scheduler:
             tasks=len(actor.book),
             journal_entries=actor.book.sequence - self._snapshot_sequence,
             seconds=round(self._recovery_s, 3),
+            cpu_seconds=round(process_time() - self._recovery_began_cpu_s, 3),
         )
         self._wake()
 

@@ -7,6 +7,7 @@ measured is the server. ``python -m tests.support.task_load --help`` runs the fu
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import struct
 import time
@@ -20,7 +21,9 @@ import trio
 from hpack import Decoder
 
 from dbos_actors.api.messages import (
+    MeasurementResult,
     ScheduleTaskRequest,
+    StoreResultRequest,
     SubscribeTasksRequest,
     SubscribeTasksResponse,
     Task,
@@ -207,6 +210,8 @@ async def schedule_many(
 
 # ----------------------------------------------------------------- subscribing
 
+Figures = dict[str, float]
+
 
 @dataclass(slots=True)
 class Deliveries:
@@ -264,6 +269,19 @@ class Deliveries:
             else:
                 self.refused.append(outcome.error)
 
+    def check(self) -> None:
+        """Every task was pushed once, not early, and its acknowledgement granted."""
+        assert set(self.pushed.values()) == {1}
+        assert not self.refused
+        assert min(self.lateness_s) >= 0.0
+
+    def lateness(self) -> Figures:
+        """From falling due to being received."""
+        return {
+            f"lateness_ms_p{share}": percentile(self.lateness_s, share / 100) * 1000
+            for share in (50, 99)
+        }
+
     async def wait_acknowledged(self, count: int, *, timeout_s: float = 120) -> None:
         with trio.fail_after(timeout_s):
             while len(self.acknowledged) < count:
@@ -283,7 +301,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 # ----------------------------------------------------------------------- runs
 
 
-async def drain_run(tasks: int, subscribers: int) -> str:
+async def drain_run(tasks: int, subscribers: int) -> Figures:
     """Tasks that fall due in the same second, pushed to subscribers that acknowledge."""
     with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
         await trio.to_thread.run_sync(server.wait_ready)
@@ -300,77 +318,99 @@ async def drain_run(tasks: int, subscribers: int) -> str:
             await found.wait_acknowledged(tasks)
             drained_s = time.perf_counter() - began_s
             nursery.cancel_scope.cancel()
-        assert set(found.pushed.values()) == {1}
-        assert not found.refused
-        assert min(found.lateness_s) >= 0.0
-        return (
-            f"scheduled {tasks:,} at {tasks / took_s:,.0f}/s; drained by {subscribers} "
-            f"subscribers in {drained_s:.2f} s = {tasks / drained_s:,.0f}/s; lateness p50 "
-            f"{percentile(found.lateness_s, 0.5):.2f} s, p99 "
-            f"{percentile(found.lateness_s, 0.99):.2f} s; rss {server.rss_bytes() >> 20} MiB"
-        )
+        found.check()
+        return {
+            "tasks": tasks,
+            "scheduled_per_s": tasks / took_s,
+            "drained_per_s": tasks / drained_s,
+            **found.lateness(),
+            "rss_mib": server.rss_bytes() / (1 << 20),
+        }
 
 
-async def steady_run(per_second: int, seconds: int, subscribers: int) -> str:
-    """So many tasks due in every second for a while; lateness with subscribers that acknowledge."""
+async def steady_run(per_second: int, seconds: int, subscribers: int, results: int = 0) -> Figures:
+    """So many tasks due in every second for a while, and how late they are pushed.
+
+    :param results: StoreResult calls in flight beside it, all the time.
+    """
     with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
         await trio.to_thread.run_sync(server.wait_ready)
         count = per_second * seconds
         first = int(time.time()) + 5 + count // 4_000
         await schedule_many(server.address, count, due_at=[first + n for n in range(seconds)])
         found = Deliveries()
+        beside = Load(keeps_history=False)
         async with trio.open_nursery() as nursery:
+            if results:
+                nursery.start_soon(
+                    partial(beside.run, server.address, writes=[_results()], in_flight_each=results)
+                )
             for _ in range(subscribers):
                 nursery.start_soon(found.subscribe, server.address)
             await found.wait_acknowledged(count, timeout_s=60 + seconds + count // 4_000)
             nursery.cancel_scope.cancel()
-        assert set(found.pushed.values()) == {1}
-        assert min(found.lateness_s) >= 0.0
-        return (
-            f"{per_second:,}/s due for {seconds} s: lateness p50 "
-            f"{percentile(found.lateness_s, 0.5) * 1000:.0f} ms, p99 "
-            f"{percentile(found.lateness_s, 0.99) * 1000:.0f} ms, max "
-            f"{max(found.lateness_s) * 1000:.0f} ms"
+        found.check()
+        return {"tasks": count, **found.lateness(), "results_beside": beside.acknowledged}
+
+
+def _results() -> Iterator[Write]:
+    for number in itertools.count():
+        result = MeasurementResult(
+            id=f"r{number}", agent_id=f"agent-{number % 1_000}", module_name="ping", data=PAYLOAD
         )
+        request = StoreResultRequest(result=result).SerializeToString()
+        yield Write("StoreResult", request, result.agent_id, result.id, number)
 
 
-async def recovery_run(tasks: int) -> str:
+async def recovery_run(tasks: int) -> Figures:
     """Pending tasks, a ``kill -9``, and what the next server takes to have them back."""
     with ValkeyServer() as valkey:
         with ServerProcess(valkey.address) as server:
             await trio.to_thread.run_sync(server.wait_ready)
-            took_s = await schedule_many(
-                server.address, tasks, due_at=[int(time.time()) + 86_400 + n for n in range(3_600)]
-            )
-            rss_before = server.rss_bytes()
+            due_at = [int(time.time()) + 86_400 + n for n in range(3_600)]
+            took_s = await schedule_many(server.address, tasks, due_at=due_at)
+            before = server.rss_bytes()
             server.kill()
         with ServerProcess(valkey.address) as server:
             await trio.to_thread.run_sync(server.wait_ready)
             (line,) = [one for one in server.log().splitlines() if "tasks_recovered" in one]
             words = dict(word.split("=") for word in line.split() if "=" in word)
             assert int(words["tasks"]) == tasks, line
-            return (
-                f"scheduled {tasks:,} at {tasks / took_s:,.0f}/s, rss {rss_before >> 20} MiB; "
-                f"recovered in {words['seconds']} s ({words['journal_entries']} of them from the "
-                f"journal), rss {server.rss_bytes() >> 20} MiB"
-            )
+            return {
+                "tasks": tasks,
+                "scheduled_per_s": tasks / took_s,
+                "rss_before_mib": before / (1 << 20),
+                "recovery_s": float(words["seconds"]),
+                "recovery_cpu_s": float(words["cpu_seconds"]),
+                "journal_entries": float(words["journal_entries"]),
+                "rss_mib": server.rss_bytes() / (1 << 20),
+            }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", choices=["drain", "steady", "recovery"])
-    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--tasks", type=int, help="in all; of steady, a second")
     parser.add_argument("--subscribers", type=int, default=10)
     parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--results", type=int, default=0, help="of steady: StoreResults in flight")
     options = parser.parse_args()
     match options.run:
         case "drain":
-            print(trio.run(drain_run, options.tasks or 100_000, options.subscribers))
+            figures = trio.run(drain_run, options.tasks or 100_000, options.subscribers)
         case "steady":
-            per_second = options.tasks or 1_000
-            print(trio.run(steady_run, per_second, options.seconds, options.subscribers))
-        case "recovery":
-            print(trio.run(recovery_run, options.tasks or 1_000_000))
+            run = partial(
+                steady_run,
+                options.tasks or 1_000,
+                options.seconds,
+                options.subscribers,
+                options.results,
+            )
+            figures = trio.run(run)
+        case _:
+            figures = trio.run(recovery_run, options.tasks or 1_000_000)
+    for name, value in figures.items():
+        print(f"{name:20} {value:,.3f}".rstrip("0").rstrip("."))
 
 
 if __name__ == "__main__":
