@@ -47,7 +47,7 @@ class Route:
 
     def open(self) -> tuple[SimulatedStream, SimulatedStream]:
         """Both ends of a new stream."""
-        there, back = self._pipe(), self._pipe()
+        there, back = self.pipe(), self.pipe()
         return SimulatedStream(back, there), SimulatedStream(there, back)
 
     def freeze(self) -> None:
@@ -80,7 +80,8 @@ class Route:
     def forget(self, pipe: Pipe) -> None:
         self._pipes.discard(pipe)
 
-    def _pipe(self) -> Pipe:
+    def pipe(self) -> Pipe:
+        """One direction of a new stream."""
         self._made += 1
         pipe = Pipe(self, self._made)
         self._pipes.add(pipe)

@@ -14,6 +14,9 @@ from typing import Any, Final
 from tests.simulation.determinism import stream_of_chance
 from tests.simulation.network import Conditions
 
+OVER_GRPC: Final = 0.3
+"""The share of seeds whose calls are bytes: they take half as long again."""
+
 
 class Fault(Enum):
     """What can happen."""
@@ -65,6 +68,8 @@ class Plan:
     deletes: bool
     redis_conditions: Conditions
     client_conditions: Conditions
+    over_grpc: bool
+    """Whether calls travel as bytes; otherwise they are handed over as objects."""
     one_host: bool
     """Whether a server finds out that another one is dead without waiting for its lease."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -79,8 +84,10 @@ def plan_of(seed: int) -> Plan:
     chosen = random.sample(list(Fault), random.randint(1, 5))
     if random.random() < 0.05:
         chosen = []
+    over_grpc = stream_of_chance(seed, "transport").random() < OVER_GRPC
     return Plan(
         seed=seed,
+        over_grpc=over_grpc,
         faults=tuple(chosen),
         fault_gap_s=pick([0.3, 1.0, 2.0]),
         duration_s=pick([4.0, 8.0, 15.0]),
@@ -96,7 +103,9 @@ def plan_of(seed: int) -> Plan:
         redis_conditions=Conditions(
             latency_s=pick([0.0, 0.0, 0.002, 0.05]), split_chance=pick([0.0, 0.3])
         ),
-        client_conditions=Conditions(latency_s=pick([0.0, 0.01, 0.1])),
+        client_conditions=Conditions(
+            latency_s=pick([0.0, 0.01, 0.1]), split_chance=0.3 if over_grpc else 0.0
+        ),
         one_host=random.random() < 0.7,
         settings={
             "max_resident_agents": pick([1, 2, 100]),

@@ -24,6 +24,7 @@ from grpclib.const import Status
 
 import dbos_actors.actors.agent
 import dbos_actors.actors.queries
+import dbos_actors.rpc.server
 import dbos_actors.server
 import dbos_actors.store.ownership
 import dbos_actors.store.store
@@ -41,6 +42,7 @@ from tests.simulation.direct import DirectServer
 from tests.simulation.history import Ending
 from tests.simulation.network import Conditions, Route
 from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
+from tests.simulation.wire import WireClients, WireListener
 
 START_AGAIN_S = 0.4
 """The operator's pause between two attempts to start a server."""
@@ -76,6 +78,8 @@ class SimulatedServer:
         client_conditions: Conditions,
         host: str,
         take_over: bool,
+        over_grpc: bool,
+        nursery: trio.Nursery,
         on_started: Callable[[SimulatedServer], None],
         on_ended: Callable[[SimulatedServer, BaseException | None], None],
     ) -> None:
@@ -88,6 +92,9 @@ class SimulatedServer:
         self.route = Route(random, redis_conditions)
         self.clients = Route(random, client_conditions)
         self.rpc: DirectServer | None = None
+        self.over_grpc = over_grpc
+        self._nursery = nursery
+        self._wire: WireClients | None = None
         self.running: RunningServer | None = None
         self._scope = trio.CancelScope()
         self._settings = settings
@@ -124,18 +131,27 @@ class SimulatedServer:
         self.life = Life.DEAD
         self.network_is_gone = True
         self.clients.thaw()
+        self.clients.cut()
         self._on_ended(self, cause)
 
     async def _serve(self) -> None:
+        listeners = []
+        if self.over_grpc:
+            listener = WireListener(self.clients, self._nursery)
+            listeners.append(listener)
+            channel_random = Random(self._random.getrandbits(32))
+            self._wire = WireClients(listener, self._clock, channel_random)
         async with open_supervisor(
             self._settings,
             connector=self._connector,
             clock=self._clock,
             random=Random(self._random.getrandbits(32)),
-            listeners=[],
+            listeners=listeners,
             take_over=self.take_over,
         ) as self.running:
             self.life = Life.SERVING
+            if self._wire is not None:
+                self._nursery.start_soon(self._wire.run)
             self._on_started(self)
             await self.running.wait_stopped()
 
@@ -147,6 +163,9 @@ class SimulatedServer:
         """Send a call and wait for its answer, as a client far away does."""
         deadline_s = None if timeout_s is None else trio.current_time() + timeout_s
         message = getattr(messages, f"{method}Request")(**request)
+        if self._wire is not None:
+            ending, answer = await self._wire.exchange(method, message, timeout_s)
+            return (Ending.UNKNOWN, "killed") if self.network_is_gone else (ending, answer)
         await self._travel()
         rpc = self.rpc
         if self.network_is_gone or rpc is None or not rpc.accepting:
@@ -186,8 +205,7 @@ class SimulatedServer:
         else:
             self.route.cut()
         self.clients.thaw()
-        if self.rpc is not None:
-            self.rpc.abandon_all()
+        self.cut_clients()
         self._scope.cancel()
 
     def cancel(self) -> None:
@@ -201,6 +219,7 @@ class SimulatedServer:
 
     def cut_clients(self) -> None:
         """Every client loses its connection."""
+        self.clients.cut()
         if self.rpc is not None:
             self.rpc.abandon_all()
 
@@ -245,6 +264,11 @@ def simulated_surroundings(
     """
 
     class Server(DirectServer):
+        def __new__(cls, **arguments: Any) -> Any:
+            if _current.get().over_grpc:
+                return dbos_actors.rpc.server.Server(**arguments)
+            return super().__new__(cls)
+
         def __init__(self, **arguments: Any) -> None:
             super().__init__(**arguments)
             _current.get().rpc = self

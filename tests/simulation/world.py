@@ -141,6 +141,8 @@ class World:
             client_conditions=plan.client_conditions,
             host="host" if plan.one_host else f"host-{number}",
             take_over=take_over,
+            over_grpc=plan.over_grpc,
+            nursery=self._nursery,
             on_started=self._started,
             on_ended=self._ended,
         )
