@@ -15,6 +15,7 @@ settle or extend anything, so our absence must not count against anyone.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ logger = structlog.get_logger(__name__)
 _ACTOR: Final = "the scheduler"
 
 JOURNAL_ENTRIES_MIN: Final = 100_000
-"""A snapshot is due when the journal is longer than this and than the number of tasks: then
-what is written for snapshots stays in proportion to what is written anyway."""
+"""A snapshot is due when the journal is longer than this and than half the number of tasks: then
+what is written for snapshots stays in proportion to what is written anyway, and a recovery reads
+at most so many entries, each ten times as dear as a row of the snapshot."""
 
 IN_FLIGHT_MAX: Final = 10_000
 """Of one subscriber: what it loses at once if it vanishes."""
@@ -81,6 +83,9 @@ _RETRY_S = 1.0
 """Before what Redis or a full queue did not allow is tried again."""
 
 _SNAPSHOT_RETRY_S = 30.0
+_SLICES_UNDER_WAY = 4
+"""Slices of a snapshot that wait for their commit: a million tasks need 500 of them."""
+
 _AUDIT_EVERY_S = 600.0
 _AUDIT_PAUSE_S = 0.02
 """Between two steps of an audit, each 1 to 4 ms at a million tasks."""
@@ -526,7 +531,7 @@ class Scheduler:
             if actor is None or self._store.state.value is not StoreState.CONNECTED:
                 continue
             if self._journal_entries(actor.book) <= max(
-                self._settings.journal_entries_min, len(actor.book)
+                self._settings.journal_entries_min, len(actor.book) // 2
             ):
                 continue
             try:
@@ -553,6 +558,7 @@ class Scheduler:
         commands = self._commands
         chunks = book.snapshot(self._settings.snapshot_rows)
         is_first = True
+        written: deque[Waiter] = deque()
         while True:
             # One step without a pause, so that a chunk follows in the store what it contains.
             began_s = self._clock.monotonic_s()
@@ -560,14 +566,19 @@ class Scheduler:
             chunk = next(chunks, None)
             if chunk is None:
                 break
-            writing = self._submit(commands.add_chunk(generation, chunk, is_first=is_first))
+            written.append(self._submit(commands.add_chunk(generation, chunk, is_first=is_first)))
             self._snapshot_slice_s = max(
                 self._snapshot_slice_s, self._clock.monotonic_s() - began_s
             )
             self._snapshot_chunks += 1
             is_first = False
+            await trio.lowlevel.checkpoint()
+            if len(written) == _SLICES_UNDER_WAY:
+                await written.popleft().wait()
+        for writing in written:
             await writing.wait()
         # All chunks are committed and the actor is still the same: so is all they contain.
+        self._require(actor)
         await self._submit(commands.switch(generation, sequence)).wait()
         self._require(actor)
         self._generation = generation

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 
+from dbos_actors.errors import UnavailableError
 from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.contracts import contract
 from tests.support.servers import ServerThread, SteppedClock
@@ -418,3 +420,27 @@ def test_a_task_that_redis_refuses_to_write_never_was(
     schedule(client, "refused")
     assert ledger(server).scheduled == 2
     assert kept(redis).counters().inflight == 1
+
+
+def test_a_snapshot_taken_while_a_write_is_refused_stays_unused(
+    client: Client, server: ServerThread, redis: ValkeyServer
+) -> None:
+    outcomes = client.call_many("ScheduleTask", (task(f"t{n}") for n in range(100)))
+    assert all(outcome.success for outcome in outcomes)
+    tasks = server.inside.tasks
+
+    async def snapshot_beside_a_refusal() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tasks.take_snapshot)
+            await trio.lowlevel.checkpoint()
+            # As when a commit of the scheduler's is refused between two slices.
+            tasks.reload()
+
+    with pytest.raises(BaseExceptionGroup, match="nursery") as caught:
+        trio.from_thread.run(snapshot_beside_a_refusal, trio_token=server.token)
+    assert caught.group_contains(UnavailableError, match="started again meanwhile")
+    assert redis.execute("EXISTS", "dbos:{p0}:tasks:snapshot") == 0
+    assert get(client, "t1").status == "pending"
+    trio.from_thread.run(tasks.take_snapshot, trio_token=server.token)
+    assert redis.execute("XLEN", "dbos:{p0}:tasks:journal") == 0
+    assert len(kept(redis)) == 100
