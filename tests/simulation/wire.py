@@ -9,6 +9,7 @@ writes before the other looks, so a run still repeats itself exactly.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -43,7 +44,9 @@ class WireListener(UnixListener):
 
     async def aclose(self) -> None:
         self._is_closed = True
-        self._arriving.close()
+        with suppress(trio.WouldBlock):
+            while True:
+                self._arriving.receive_nowait().socket.close()
         await trio.lowlevel.checkpoint()
 
     async def connect(self) -> socket.socket:
@@ -84,12 +87,14 @@ async def _carry(stream: trio.SocketStream, outgoing: Pipe, incoming: Pipe) -> N
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(until_broken, send)
-        nursery.start_soon(until_broken, receive)
-    outgoing.reset()
-    incoming.reset()
-    await trio.aclose_forcefully(stream)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_broken, send)
+            nursery.start_soon(until_broken, receive)
+    finally:
+        outgoing.reset()
+        incoming.reset()
+        stream.socket.close()
 
 
 class WireClients:

@@ -196,8 +196,8 @@ class World:
     def certain_entries(self) -> int:
         """So many entries of the log count as on disk whatever happens."""
         log = self.redis.primary.log
-        if len(self.alive()) > 1:
-            return len(log)  # which of them will own what comes back?
+        if len(self.alive()) > 1 or any(s.route.is_frozen for s in self.alive()):
+            return len(log)  # who will own what comes back, and when?
         if self.plan.both_at_once:
             return 0
         # Nobody else could write it again.
