@@ -73,6 +73,7 @@ async def all_lose_power(scene: Scene) -> None:
     scene.kill_server()
     await _cut_power(scene)
     await scene.start_redis()
+    scene.power_is_back()
     await scene.start_server()
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 import structlog
 import trio
 
+from dbos_actors.cli.serving import _tune_garbage_collection
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.settings import descriptions
 
@@ -55,10 +56,10 @@ class InspectedServer:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self) -> dict[str, Any]:
-        """What it is made of now."""
+    def ask(self, *, precisely: bool = False) -> dict[str, Any]:
+        """What it is made of now; ``precisely``: garbage not counted, which takes a while."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write("precisely\n" if precisely else "\n")
         self._process.stdin.flush()
         return self._line()
 
@@ -80,8 +81,9 @@ class InspectedServer:
         self._process.wait()
 
 
-def _figures(running: RunningServer) -> dict[str, Any]:
-    gc.collect()
+def _figures(running: RunningServer, *, precisely: bool) -> dict[str, Any]:
+    if precisely:
+        gc.collect()
     parts: dict[str, Any] = {
         "agents": running.agents.statistics(),
         "rpc": running.rpc.statistics(),
@@ -103,10 +105,11 @@ def _figures(running: RunningServer) -> dict[str, Any]:
 
 async def _serve() -> None:
     async with open_supervisor() as running:
+        _tune_garbage_collection()
         print(json.dumps({"address": running.address}), flush=True)
         stdin = trio.lowlevel.FdStream(os.dup(0))
-        while await stdin.receive_some():
-            print(json.dumps(_figures(running)), flush=True)
+        while line := await stdin.receive_some():
+            print(json.dumps(_figures(running, precisely=line == b"precisely\n")), flush=True)
 
 
 if __name__ == "__main__":

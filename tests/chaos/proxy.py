@@ -151,7 +151,9 @@ class _Link:
             while data := bytes(await source.receive_some(CHUNK_BYTES)):
                 await self._proxy.wait_may_pass()
                 if way in self._ended:
-                    continue  # what comes now gets lost on the way
+                    # What comes now gets lost on the way. Again, since the sink may have been busy.
+                    await sink.send_eof()
+                    continue
                 if self.left_bytes is not None:
                     data, whole = data[: self.left_bytes], data
                     self.left_bytes -= len(data)

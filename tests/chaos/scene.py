@@ -95,6 +95,16 @@ class Verdict:
     """Of each fault: the longest time without an acknowledged write."""
 
 
+@dataclass(slots=True)
+class Blackout:
+    """All power went, and came back."""
+
+    at_s: float
+    until_s: float = 0.0
+    until: int = 0
+    """The history's moment."""
+
+
 class Scene:
     """A running stage; see `open_scene`. Its methods are what faults are made of."""
 
@@ -129,8 +139,7 @@ class Scene:
         self._stop = trio.Event()
         self._load_ended = trio.Event()
         self._careful = trio.CancelScope()
-        # When all power went: seconds, and the history's moment.
-        self._blackouts: list[tuple[float, int]] = []
+        self._blackouts: list[Blackout] = []
         self._fault_from = 0
         self._fault_began_s = 0.0
 
@@ -200,7 +209,12 @@ class Scene:
 
     def black_out(self) -> None:
         """All power is gone now: what was not synced is lost."""
-        self._blackouts.append((trio.current_time(), self.history.tick()))
+        self._blackouts.append(Blackout(trio.current_time()))
+
+    def power_is_back(self) -> None:
+        """Nobody serves yet; answers of before have arrived by now."""
+        blackout = self._blackouts[-1]
+        blackout.until_s, blackout.until = trio.current_time(), self.history.tick()
 
     async def wait_busy(self) -> None:
         """Wait until the clients are well at work: a fault may begin."""
@@ -348,30 +362,28 @@ class Scene:
             found += [f"logged: {line}" for line in log.splitlines() if _is_bug(line)]
         return verdict
 
-    def _count_lost(
-        self, verdict: Verdict, kept: Keyspace, blackouts: list[tuple[float, int]]
-    ) -> None:
+    def _count_lost(self, verdict: Verdict, kept: Keyspace, blackouts: list[Blackout]) -> None:
         """Count what the level allows to be lost; from then on it counts as not acknowledged."""
         for write in self.load.history:
-            at_s = next((at for at, _ in blackouts if at >= write.settled_s), None)
-            if write.outcome != ACKNOWLEDGED or at_s is None:
+            blackout = next((one for one in blackouts if one.until_s >= write.settled_s), None)
+            if write.outcome != ACKNOWLEDGED or blackout is None:
                 continue
-            age_s = at_s - write.settled_s
+            age_s = blackout.at_s - write.settled_s
             if age_s <= LOST_S_MAX:
                 write.outcome = "excused"
                 if not _is_kept(write, kept):
                     verdict.lost += 1
                     verdict.lost_age_s = max(verdict.lost_age_s, age_s)
 
-    def _rollbacks(self, blackouts: list[tuple[float, int]]) -> list[Rollback]:
+    def _rollbacks(self, blackouts: list[Blackout]) -> list[Rollback]:
         found = []
-        for at_s, at in blackouts:
+        for blackout in blackouts:
             ends = [
                 operation.end
                 for operation in self.history.operations
-                if operation.end is not None and operation.end_s <= at_s - LOST_S_MAX
+                if operation.end is not None and operation.end_s <= blackout.at_s - LOST_S_MAX
             ]
-            found.append(Rollback(max(ends, default=0), at))
+            found.append(Rollback(max(ends, default=0), blackout.until))
         return found
 
     def close(self) -> None:
