@@ -68,6 +68,8 @@ class Plan:
     deletes: bool
     redis_conditions: Conditions
     client_conditions: Conditions
+    crash_chance: float
+    """That a message makes its actor raise, while there are faults."""
     over_grpc: bool
     """Whether calls travel as bytes; otherwise they are handed over as objects."""
     one_host: bool
@@ -88,6 +90,7 @@ def plan_of(seed: int) -> Plan:
     return Plan(
         seed=seed,
         over_grpc=over_grpc,
+        crash_chance=stream_of_chance(seed, "crashes").choice([0.0, 0.0, 0.0, 0.03]),
         faults=tuple(chosen),
         fault_gap_s=pick([0.3, 1.0, 2.0]),
         duration_s=pick([4.0, 8.0, 15.0]),

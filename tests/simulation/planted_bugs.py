@@ -13,7 +13,6 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.caches import RunDirectory
 from dbos_actors.domain import runs
 from dbos_actors.errors import FencedError, RefusedError, UnavailableError
 from dbos_actors.runtime.cell import Cell, State
@@ -421,11 +420,6 @@ def an_interrupted_deletion_is_not_finished() -> Any:
         return
 
     return patch.object(dbos_actors.server, "_finish_deletions", nothing)
-
-
-@planted
-def a_request_id_is_remembered_after_its_agent_is_gone() -> Any:
-    return patch.object(RunDirectory, "forget_agent", lambda *_: None)
 
 
 @planted

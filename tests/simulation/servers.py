@@ -29,6 +29,7 @@ import dbos_actors.server
 import dbos_actors.store.ownership
 import dbos_actors.store.store
 from dbos_actors.actors import scheduler
+from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.scheduler import SchedulerSettings
 from dbos_actors.api import messages
 from dbos_actors.domain import task_audit, task_recovery, tasks
@@ -235,6 +236,24 @@ class SimulatedServer:
         self.clients.thaw()
 
 
+class SimulatedCrashError(Exception):
+    """A handler's bug."""
+
+
+@contextmanager
+def _crashing_actors(crashes: Callable[[], bool]) -> Iterator[None]:
+    """Handlers that raise when told to, before they have decided anything."""
+    handle = AgentActor.handle
+
+    def handle_or_crash(self: AgentActor, request: Any) -> Any:
+        if crashes():
+            raise SimulatedCrashError
+        return handle(self, request)
+
+    with patch.object(AgentActor, "handle", handle_or_crash):
+        yield
+
+
 @contextmanager
 def _few_shards() -> Iterator[None]:
     """Few of the dicts that tasks are spread over, and the same ones in every process."""
@@ -254,13 +273,17 @@ def _hash(text: str) -> int:
 
 @contextmanager
 def simulated_surroundings(
-    *, store: dict[str, Any], constants: dict[str, int], is_dead: Callable[[Owner], bool]
+    *,
+    store: dict[str, Any],
+    constants: dict[str, int],
+    is_dead: Callable[[Owner], bool],
+    crashes: Callable[[], bool],
 ) -> Iterator[None]:
     """Replace what a server finds out about its process, and make its limits small.
 
     ``store`` are `StoreSettings` that `Settings` has no way to say; ``constants`` bounds of
     single steps, so that few entries take several; ``is_dead`` is what a server finds out about
-    another process of its machine.
+    another process of its machine. ``crashes`` is asked before each message of an agent's.
     """
 
     class Server(DirectServer):
@@ -307,5 +330,6 @@ def simulated_surroundings(
             partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
         ),
         _few_shards(),
+        _crashing_actors(crashes),
     ):
         yield

@@ -36,7 +36,12 @@ from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome
 from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Fault, Plan, plan_of
-from tests.simulation.servers import Life, SimulatedServer, simulated_surroundings
+from tests.simulation.servers import (
+    Life,
+    SimulatedCrashError,
+    SimulatedServer,
+    simulated_surroundings,
+)
 from tests.simulation.simulated_redis import Mode, SimulatedRedis
 
 HEALED_WITHIN_S: Final = 60.0
@@ -105,6 +110,8 @@ class World:
         self._settings = settings
         self._nursery = nursery
         self._random = stream_of_chance(plan.seed, "world")
+        self._crash_random = stream_of_chance(plan.seed, "actors")
+        self._is_healed = False
         # Entries of the log by earlier owners: nobody can write them again.
         self._written_before = 0
         # Since when commits are missing, or were until a server sent them again.
@@ -306,7 +313,17 @@ class World:
                 nursery.start_soon(self.client(f"client-{number}").run)
         finished.set()
 
+    def crashes(self) -> bool:
+        """Whether the actor that has a message now is to crash over it."""
+        chance = 0.0 if self._is_healed else self.plan.crash_chance
+        crashes = chance > 0.0 and self._crash_random.random() < chance
+        if crashes:
+            counts = self.misfortune.counts
+            counts["ACTOR_CRASH"] = counts.get("ACTOR_CRASH", 0) + 1
+        return crashes
+
     def _heal(self) -> None:
+        self._is_healed = True
         self.note("healed")
         redis = self.redis
         if redis.primary.mode is Mode.DOWN:
@@ -359,12 +376,22 @@ class World:
                 universe.agents,
                 [request_id for _, request_id, _ in universe.runs],
             )
-        self.violations += [f"logged: {line}" for line in logs if line.get("event") in BUGS]
+        self.violations += [
+            f"logged: {line}"
+            for line in logs
+            if line.get("event") in BUGS and not self._is_simulated(line)
+        ]
         self.violations += [
             f"internal error: {operation}"
             for operation in self.history.operations
-            if str(operation.answer).startswith("INTERNAL")
+            if str(operation.answer).startswith("INTERNAL") and not self.plan.crash_chance
         ]
+
+    def _is_simulated(self, line: MutableMapping[str, Any]) -> bool:
+        """Whether a log line is about a crash of ours, or what follows from several."""
+        if line["event"] == "actor_quarantined":
+            return self.plan.crash_chance > 0.0
+        return isinstance(line.get("exc_info"), SimulatedCrashError)
 
     def digest(self) -> str:
         """A fingerprint of everything that happened."""
@@ -389,7 +416,10 @@ def simulate(seed: int, plan: Plan | None = None) -> Report:
         async with trio.open_nursery() as nursery:
             world = World(plan, settings, nursery)
             surroundings = simulated_surroundings(
-                store=plan.store, constants=plan.constants, is_dead=world.is_dead
+                store=plan.store,
+                constants=plan.constants,
+                is_dead=world.is_dead,
+                crashes=world.crashes,
             )
             with surroundings:
                 await world.run()
