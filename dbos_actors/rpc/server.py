@@ -40,16 +40,6 @@ from dbos_actors.rpc.unary import UnaryMethod
 log = structlog.get_logger(__name__)
 
 _READ_BYTES = 256 * 1024
-
-# What all connections together may read before others have a turn, and one of several at a time:
-# some milliseconds of small calls.
-_TURN_BYTES = 16 * 1024
-
-# With more calls live than this, pauses follow turns: what two full commits hold.
-_BUSY_CALLS = 4_000
-
-# The longest of them; pings and resets have to be read too.
-_PAUSE_S_MAX = 0.05
 """One buffer for every connection: what a read brings is processed before the next read."""
 
 _WRITE_BYTES = 64 * 1024
@@ -116,7 +106,6 @@ class Server:
         self._connections: dict[_Connection, None] = {}
         self._connections_total = 0
         self._read_buffer = memoryview(bytearray(_READ_BYTES))
-        self._turns = ReadTurns(self._core, self._clock)
         self._accepting = trio.CancelScope()
         self._running = trio.CancelScope()
         self._emptied = trio.Event()
@@ -215,7 +204,6 @@ class Server:
                 core=self._core,
                 clock=self._clock,
                 read_buffer=self._read_buffer,
-                turns=self._turns,
                 age_factor=self._age_factor(),
             )
             self._connections[connection] = None
@@ -284,62 +272,6 @@ def _plain_socket(stream: trio.SocketStream) -> socket.socket:
     return sock
 
 
-class ReadTurns:
-    """Shares the time for reading among all connections, and leaves enough for everybody else.
-
-    Trio runs every task that can run before it looks for I/O again. With a hundred busy
-    connections one such round is a second's work, while whoever answers their calls, the
-    committer before all, needs many rounds for each batch: the more came in, the less got done.
-    So connections share a budget of bytes, and those that find it used up wait in line for
-    the next. While many calls are live, a pause follows each turn: as long as the turn took,
-    times how far `_BUSY_CALLS` is exceeded. What is not read waits at the clients, where
-    it costs nothing here.
-    """
-
-    __slots__ = ("_began_s", "_clock", "_core", "_left_bytes", "_line", "_refilling")
-
-    def __init__(self, core: ServerCore, clock: Clock) -> None:
-        self._core = core
-        self._clock = clock
-        self._left_bytes = _READ_BYTES
-        self._began_s = 0.0
-        self._line = trio.lowlevel.ParkingLot()
-        # One of those that wait is at the head and sees to the next budget; the line waits.
-        self._refilling = False
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nobody needs to wait."""
-        return self._left_bytes > 0 and not self._line
-
-    async def wait(self) -> None:
-        """Wait for a turn; `end` must follow, also when cancelled."""
-        if self._line or self._refilling:
-            await self._line.park()
-        if self._left_bytes <= 0:
-            self._refilling = True
-            try:
-                await self._pause()
-            finally:
-                self._refilling = False
-                self._began_s = self._clock.monotonic_s()
-                self._left_bytes = _TURN_BYTES
-
-    async def _pause(self) -> None:
-        excess = self._core.calls_live / _BUSY_CALLS
-        if excess > 1.0:
-            turn_s = self._clock.monotonic_s() - self._began_s
-            await trio.sleep(min(_PAUSE_S_MAX, turn_s * excess))
-        else:
-            await trio.lowlevel.checkpoint()
-
-    def end(self, size_bytes: int) -> None:
-        """So much was read; the next in line has its turn."""
-        self._left_bytes -= size_bytes
-        if self._line and not self._refilling:
-            self._line.unpark()
-
-
 class _Connection:
     """Drives one `ServerConnection` over one socket."""
 
@@ -354,7 +286,6 @@ class _Connection:
         "_reading",
         "_sock",
         "_tls",
-        "_turns",
         "_unsent",
     )
 
@@ -370,14 +301,12 @@ class _Connection:
         core: ServerCore,
         clock: Clock,
         read_buffer: memoryview,
-        turns: ReadTurns,
         age_factor: float,
     ) -> None:
         self._sock = sock
         self._core = core
         self._clock = clock
         self._read_buffer = read_buffer
-        self._turns = turns
         self._tls = None if context is None else TlsFilter(context)
         self._protocol = ServerConnection(
             core, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
@@ -421,29 +350,21 @@ class _Connection:
         protocol, sock, buffer, tls = self._protocol, self._sock, self._read_buffer, self._tls
         backlog_max = self._core.limits.backlog_bytes_max
         monotonic_s = self._clock.monotonic_s
-        turns = self._turns
         while not protocol.closed:
             while self._unsent is not None and protocol.backlog > backlog_max:
                 await self._wait_moved()
             await trio.lowlevel.wait_readable(sock)
-            size = 0
-            limit_bytes = _READ_BYTES
             try:
-                if not turns.is_free:
-                    await turns.wait()
-                    limit_bytes = _TURN_BYTES
-                size = sock.recv_into(buffer, limit_bytes)
-                if size == 0:
-                    return
-                if tls is None:
-                    protocol.receive(buffer[:size], monotonic_s())
-                elif not self._receive_sealed(tls, buffer[:size]):
-                    return
-                self.flush()
+                size = sock.recv_into(buffer)
             except (BlockingIOError, InterruptedError):
                 continue
-            finally:
-                turns.end(size)
+            if size == 0:
+                return
+            if tls is None:
+                protocol.receive(buffer[:size], monotonic_s())
+            elif not self._receive_sealed(tls, buffer[:size]):
+                return
+            self.flush()
 
     def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
         """Take bytes under TLS; False: the connection is not worth going on with."""
