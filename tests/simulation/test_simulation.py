@@ -23,7 +23,6 @@ QUICKLY_FOUND = (
     "acknowledged before it is committed",
     "acknowledged when it is refused",
     "a refused commit reloads nothing",
-    "what redis lost is not sent again",
     "an index of runs is forgotten",
     "the version is not raised",
 )
