@@ -116,24 +116,32 @@ class SimulatedServer:
         """Start, and start again while the store cannot be had; serve until ended."""
         _current.set(self)
         cause: BaseException | None = None
-        with self._scope:
-            while self.life is Life.STARTING:
-                try:
-                    await self._serve()
-                    break
-                except (OwnedElsewhereError, StoreUnreachableError):
-                    await trio.sleep(START_AGAIN_S)
-                except FencedError as error:
-                    cause = error
-                    break
-                except Exception as error:  # noqa: BLE001 - a finding, told to the world
-                    cause = error
-                    break
+        try:
+            with self._scope:
+                cause = await self._start_and_serve()
+        except BaseExceptionGroup as group:
+            # Fenced while it was being cancelled.
+            fenced, rest = group.split(FencedError)
+            if rest is not None:
+                raise
+            cause = fenced
         self.life = Life.DEAD
         self.network_is_gone = True
         self.clients.thaw()
         self.clients.cut()
         self._on_ended(self, cause)
+
+    async def _start_and_serve(self) -> BaseException | None:
+        """What the server has ended of, if not in good order."""
+        while self.life is Life.STARTING:
+            try:
+                await self._serve()
+                break
+            except (OwnedElsewhereError, StoreUnreachableError):
+                await trio.sleep(START_AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - a finding, told to the world
+                return error
+        return None
 
     async def _serve(self) -> None:
         listeners = []

@@ -66,6 +66,12 @@ BUGS: Final = frozenset(
 """Log lines that a fault never excuses."""
 
 
+def _is_fenced(cause: BaseException) -> bool:
+    if isinstance(cause, BaseExceptionGroup):
+        return all(_is_fenced(each) for each in cause.exceptions)
+    return isinstance(cause, FencedError)
+
+
 @dataclass(slots=True)
 class Report:
     """What came of a run."""
@@ -181,7 +187,7 @@ class World:
         if isinstance(cause, JournalError) and self._is_over_a_gap:
             self.known.append("no server starts over a journal with a gap")
             self.has_stopped.set()
-        elif cause is not None and not isinstance(cause, FencedError):
+        elif cause is not None and not _is_fenced(cause):
             self.violations.append(f"{server.name} died of {cause!r}")
         elif server is self.current:
             self.start_server()
