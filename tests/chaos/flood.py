@@ -9,7 +9,6 @@ all, as a client with a deadline would give it up.
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 import sys
@@ -168,7 +167,6 @@ class FloodProcess:
 
 def main() -> None:
     """One flood, told on standard input."""
-    os.nice(19)  # it would otherwise take the time that the server needs, which no client can
     try:
         outcome = run(Flood(**json.loads(sys.stdin.readline())))
     except ConnectionLostError as error:

@@ -323,7 +323,8 @@ def slow_clients(duration_s: float) -> Report:
         time.sleep(duration_s)
         meanwhile = on.probe.between(begin, time.perf_counter())
         report.add("asked for", f"{200 * 10 * 3} MB by 200 connections")
-        served(report, meanwhile, calm)
+        # Two thousand listings of 3 MB are work, read or not: as much as others wait for it.
+        served(report, meanwhile, calm, limit_ms=100.0)
         grown = (on.watch.most - on.watch.before) / MB
         report.add("server's memory grew by at most", f"{grown:.0f} MB", "< 700", ok=grown < 700)
         for one in slow:
@@ -520,9 +521,11 @@ def fill_giant(valkey: ValkeyServer, results: int, runs: int) -> None:
         client.sadd(keys.agents_known, agent)
 
 
-def served(report: Report, meanwhile: Histogram, calm: Histogram) -> None:
+def served(
+    report: Report, meanwhile: Histogram, calm: Histogram, *, limit_ms: float = 25.0
+) -> None:
     """Others are served as before, or nearly."""
-    limit_ms = max(25.0, 3 * calm.percentile_us(99) / 1000)
+    limit_ms = max(limit_ms, 3 * calm.percentile_us(99) / 1000)
     p99_ms = meanwhile.percentile_us(99) / 1000
     report.add("others", told(meanwhile), f"p99 < {limit_ms:.0f} ms", ok=p99_ms < limit_ms)
 

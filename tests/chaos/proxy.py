@@ -152,7 +152,8 @@ class _Link:
                 await self._proxy.wait_may_pass()
                 if way in self._ended:
                     # What comes now gets lost on the way. Again, since the sink may have been busy.
-                    await sink.send_eof()
+                    with suppress(trio.BusyResourceError):
+                        await sink.send_eof()
                     continue
                 if self.left_bytes is not None:
                     data, whole = data[: self.left_bytes], data
