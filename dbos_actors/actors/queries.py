@@ -299,21 +299,21 @@ class Index:
         """At most ``count`` entries behind ``last``; none when there are no more.
 
         Where many entries share the score of ``last``, reading begins inside that
-        group, at its rank. If ``last`` has gone meanwhile, or got another score, or
-        one before it has, the rank leads too far; then the group is read from its start.
+        group, at its rank. Only if ``last`` is still the first entry there is what
+        follows it what it should be; else the group is read from its start. Either
+        way the answer is from one moment, so whatever stays is never passed over.
         """
         entries = await self._read(last, 0, count)
         if last is None or not self._all_before(entries, last, count):
             return self._behind(entries, last)
         offset = await self._rank_in_group(last)
-        entries = await self._read(last, offset, count)
-        if not entries or self._is_behind(entries[0], last):
-            offset = 0
-            entries = await self._read(last, 0, count)
-        while self._all_before(entries, last, count):
-            offset += count
-            entries = await self._read(last, offset, count)
-        return self._behind(entries, last)
+        entries = await self._read(last, offset, count + 1)
+        if entries and entries[0] == last:
+            return entries[1:]
+        size = count
+        while self._all_before(entries := await self._read(last, 0, size), last, size):
+            size *= 2
+        return self._behind(entries, last)[:count]
 
     def _is_behind(self, entry: tuple[int, bytes], last: tuple[int, bytes]) -> bool:
         return entry < last if self._reverse else entry > last

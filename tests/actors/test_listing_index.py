@@ -20,6 +20,7 @@ class Data:
 
     def __init__(self, *entries: tuple[str, int]) -> None:
         self._database = Database()
+        self.before_read: Callable[[], None] = lambda: None
         for member, score in entries:
             self.put(member, score)
 
@@ -30,6 +31,7 @@ class Data:
         self._execute(b"ZREM", member.encode())
 
     async def read(self, *commands: bytes) -> list[Any]:
+        self.before_read()
         return [self._database.execute(unpacked(command), 0) for command in commands]
 
     def _execute(self, name: bytes, *arguments: bytes) -> None:
@@ -87,3 +89,28 @@ async def test_what_stays_is_listed_though_what_was_read_goes(step: int, reverse
                 data.remove(member)
 
     assert await listed(data, step=step, reverse=reverse, between=remove) == order
+
+
+@pytest.mark.parametrize("reads", range(1, 8))
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_what_stays_is_listed_though_the_last_one_moves_between_two_reads(
+    reads: int, reverse: bool
+) -> None:
+    # Mutation: count on from an offset that an earlier read has led to.
+    members = list("abcdef")
+    data = Data(*((member, 5) for member in members))
+    order = members[::-1] if reverse else members
+    left = reads
+
+    def move() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            data.put(order[1], 1 if reverse else 9)
+
+    def begin(found: list[str]) -> None:
+        if len(found) == 2:
+            data.before_read = move
+
+    found = await listed(data, step=1, reverse=reverse, between=begin)
+    assert [member for member in found if member != order[1]] == [order[0], *order[2:]]
