@@ -159,7 +159,9 @@ async def _read_ahead(
 
     async def fetch() -> None:
         following: T | None = position
-        async with sender:
+        # Closed without a checkpoint: there, whoever takes the end for the last page would
+        # cancel us, and the error that ended us would be lost.
+        with sender:
             while following is not None:
                 page, following = await read(following)
                 await sender.send(page)
