@@ -107,14 +107,16 @@ def _by_register(
             unfit = not answered or _may_miss(operation, result, register, deletions)
             if kind == READ and unfit:
                 continue
-            end = operation.end if answered else None
+            end, said = (operation.end, result) if answered else (None, result)
             since = history.overtaken.get(operation.server)
-            if since is not None and answered and only_looks(kind, result):
-                assert end is not None
-                if end > since:
+            if since is not None and end is not None and end > since:
+                # Told from memory, perhaps, and so not to be relied on: a success may be that of
+                # an earlier report which says the same.
+                if only_looks(kind, said):
                     continue
+                end = said = None
             registers[register].append(
-                KeyOperation(operation, kind, argument, result, operation.start, end)
+                KeyOperation(operation, kind, argument, said, operation.start, end)
             )
     return registers
 

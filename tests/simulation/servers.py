@@ -89,6 +89,8 @@ class SimulatedServer:
         self.host = host
         self.life = Life.STARTING
         self.network_is_gone = False
+        self.is_ending = False
+        """It was told to end in an orderly way."""
         self.take_over = take_over
         self.route = Route(random, redis_conditions)
         self.clients = Route(random, client_conditions)
@@ -219,10 +221,12 @@ class SimulatedServer:
 
     def cancel(self) -> None:
         """End in an orderly hurry, as on a second SIGTERM."""
+        self.is_ending = True
         self._scope.cancel()
 
     async def drain(self) -> None:
         """End gracefully."""
+        self.is_ending = True
         if self.running is not None:
             await self.running.drain(2.0)
 

@@ -21,6 +21,7 @@ import trio
 
 from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.errors import FencedError
+from dbos_actors.runtime import ActorLimits
 from dbos_actors.settings import Settings
 from dbos_actors.store.ownership import Owner
 from tests.simulation.clients import Client, Universe
@@ -49,6 +50,8 @@ HEALED_WITHIN_S: Final = 60.0
 
 QUIET_S: Final = 15.0
 """Longer than anything that was under way may take: reply timeouts, backoffs, leases."""
+
+QUARANTINE_S: Final = ActorLimits().quarantine_s
 
 BUGS: Final = frozenset(
     {
@@ -209,7 +212,8 @@ class World:
     def certain_entries(self) -> int:
         """So many entries of the log count as on disk whatever happens."""
         log = self.redis.primary.log
-        if len(self.alive()) > 1 or any(s.route.is_frozen for s in self.alive()):
+        alive = self.alive()
+        if len(alive) > 1 or any(s.route.is_frozen or s.is_ending for s in alive):
             return len(log)  # who will own what comes back, and when?
         if self.plan.both_at_once:
             return 0
@@ -304,7 +308,7 @@ class World:
                 ]
                 faults.cancel_scope.cancel()
                 return
-        await trio.sleep(QUIET_S)
+        await trio.sleep(QUIET_S if not self.plan.crash_chance else QUIET_S + QUARANTINE_S)
         self.history.settled_at = self.history.tick()
         await self._look("survivor")
         self._check_tasks()
@@ -365,23 +369,10 @@ class World:
 
     def judge(self, logs: list[MutableMapping[str, Any]]) -> None:
         """Add what the history, the data and the log say."""
-        universe = Universe(self.plan)
-        whole = not self._is_over_a_gap
-        if not whole:
+        if self._is_over_a_gap:
             self.known.append("what was sent again over a gap is not whole")
-        database = self.redis.primary.database
-        if database.values.get(b"dbos:{p0}:agents:deleting"):
-            self.known.append("a deletion that failed waits for the next start")
-        # Listings are in order of the wall clock: one that goes back may hide an entry once.
-        listed = whole and Fault.WALL_CLOCK_JUMP not in self.plan.faults
-        self.violations += violations(self.history, universe, self.rollbacks, absences=listed)
-        self.violations += early_deliveries(self.history)
-        if whole:
-            self.violations += inconsistencies(
-                database,
-                universe.agents,
-                [request_id for _, request_id, _ in universe.runs],
-            )
+        else:
+            self._judge_evidence()
         self.violations += [
             f"logged: {line}"
             for line in logs
@@ -392,6 +383,19 @@ class World:
             for operation in self.history.operations
             if str(operation.answer).startswith("INTERNAL") and not self.plan.crash_chance
         ]
+
+    def _judge_evidence(self) -> None:
+        universe = Universe(self.plan)
+        database = self.redis.primary.database
+        if database.values.get(b"dbos:{p0}:agents:deleting"):
+            self.known.append("a deletion that failed waits for the next start")
+        # Listings are in order of the wall clock: one that goes back may hide an entry once.
+        listed = Fault.WALL_CLOCK_JUMP not in self.plan.faults
+        self.violations += violations(self.history, universe, self.rollbacks, absences=listed)
+        self.violations += early_deliveries(self.history)
+        self.violations += inconsistencies(
+            database, universe.agents, [request_id for _, request_id, _ in universe.runs]
+        )
 
     def _is_simulated(self, line: MutableMapping[str, Any]) -> bool:
         """Whether a log line is about a crash of ours, or what follows from several."""
