@@ -7,7 +7,7 @@ another one finds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -87,7 +87,7 @@ def plan_of(seed: int) -> Plan:
     if random.random() < 0.05:
         chosen = []
     over_grpc = stream_of_chance(seed, "transport").random() < OVER_GRPC
-    return Plan(
+    plan = Plan(
         seed=seed,
         over_grpc=over_grpc,
         crash_chance=stream_of_chance(seed, "crashes").choice([0.0, 0.0, 0.0, 0.03]),
@@ -130,3 +130,7 @@ def plan_of(seed: int) -> Plan:
             "journal_entries": pick([5, 20, 100_000]),
         },
     )
+    if Fault.ZOMBIE in chosen and stream_of_chance(seed, "zombie").random() < 0.6:
+        # Long enough for its lease to run out while there is still work.
+        return replace(plan, duration_s=20.0, operations=40, think_s=0.5)
+    return plan
