@@ -66,6 +66,9 @@ logger = structlog.get_logger(__name__)
 _DIRECTORY_ENTRIES = 200_000
 """Recently changed runs found by request id without asking Redis; about 40 MB when full."""
 
+_DELAY_S_MAX = 0.3
+"""What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
+
 
 class RunningServer:
     """A server that serves; see `open_supervisor`."""
@@ -186,6 +189,7 @@ async def open_supervisor(
                     *reflection_services([_contract(), HEALTH_FILE]),
                 ],
                 status_of=status_of,
+                overloaded=lambda: store.delay_s > _DELAY_S_MAX,
                 limits=ServerLimits(message_bytes_max=limits.message_bytes),
                 interceptors=interceptors,
                 clock=clock,

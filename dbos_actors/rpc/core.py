@@ -55,7 +55,10 @@ class ServerCore:
         "held_free",
         "limits",
         "routes",
+        "shed_total",
+        "shedding",
         "status_of",
+        "streams_live",
         "wake",
     )
 
@@ -75,6 +78,11 @@ class ServerCore:
         self.calls_live = 0
         self.calls_live_max = limits.calls_live_max
         self.calls_total = 0
+        self.streams_live = 0
+        """Those of the live calls that are not unary: they may be idle for days."""
+        self.shedding = False
+        """Whether unary calls are refused as they arrive: those before them wait too long."""
+        self.shed_total = 0
         self.backlog_free = limits.backlog_bytes_shared
         self.held_free = limits.held_bytes_shared
         self.dirty: list[ServerConnection] = []

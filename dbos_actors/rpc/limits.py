@@ -21,6 +21,10 @@ class ServerLimits:
     calls_live_max: int = 100_000
     """Calls of the whole server being handled; one more is RESOURCE_EXHAUSTED."""
 
+    calls_busy: int = 4_000
+    """Unary calls of the whole server being handled beyond which connections take turns at being
+    read: what two of the largest commits hold."""
+
     connections_max: int = 20_000
     """Connections of the whole server; one more is closed at once. Each costs about 20 KB."""
 

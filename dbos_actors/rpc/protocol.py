@@ -70,6 +70,8 @@ SHARED_RESPONSE_BYTES = 16_384
 _KEEPALIVE_PING = b"dbosping"
 _SHUTDOWN_PING = b"dbosexit"
 
+_OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
+
 
 class _Discarded:
     """A stream that has its answer while the client still sends: the rest is thrown away."""
@@ -267,6 +269,7 @@ class ServerConnection:
                 self, stream_id, method, headers, limit=self._message_max
             )
             call.deadline = deadline_s
+            core.streams_live += 1
         else:
             # The dict unless it lacks a repeated field: what a waiting call keeps costs twice,
             # when it is made and when the garbage collector walks it.
@@ -283,6 +286,9 @@ class ServerConnection:
         core.calls_total += 1
         if core.calls_live > core.calls_live_max:
             self._refuse_call(call, end_stream, Status.RESOURCE_EXHAUSTED, "too many calls")
+        elif core.shedding and type(call) is UnaryCall:
+            core.shed_total += 1
+            self._refuse_call(call, end_stream, Status.RESOURCE_EXHAUSTED, _OVERLOADED)
         elif deadline_s is not None and deadline_s <= now_s:
             late = "deadline exceeded on arrival"
             self._refuse_call(call, end_stream, Status.DEADLINE_EXCEEDED, late)
@@ -690,6 +696,7 @@ class ServerConnection:
         call.handling = False
         self._handlers -= 1
         self._core.calls_live -= 1
+        self._core.streams_live -= 1
 
     def _settle_stream(self, call: StreamCall, status: Status | None) -> None:
         call.over = True
@@ -698,6 +705,7 @@ class ServerConnection:
         self._release(call)
         if not call.handling:
             self._core.calls_live -= 1
+            self._core.streams_live -= 1
         if call.deadline is not None:
             self._core.deadlines.remove(call.deadline, call)
         if call.on_answered is not None:

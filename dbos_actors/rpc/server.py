@@ -17,7 +17,7 @@ import errno
 import random
 import socket
 import ssl
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -30,6 +30,7 @@ from dbos_actors.rpc.core import Servable, ServerCore
 from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
 from dbos_actors.rpc.listeners import Listener, TlsListener, peer_name
+from dbos_actors.rpc.pacing import TURN_BYTES, Pacer
 from dbos_actors.rpc.protocol import ServerConnection
 from dbos_actors.rpc.status import StatusOf
 from dbos_actors.rpc.stream import handle
@@ -63,6 +64,8 @@ class ServerStatistics:
     connections_total: int
     calls_live: int
     calls_total: int
+    calls_shed: int
+    """Refused as they arrived, because those before them waited too long."""
     backlog_bytes: int
     """Unsent responses beyond each connection's own allowance."""
     held_bytes: int
@@ -75,9 +78,10 @@ class Server:
 
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
     wins over ``services``, grpclib's, whose handlers get a `dbos_actors.rpc.stream.Stream`.
-    ``status_of`` gives the status of the errors that calls fail with. ``random`` spreads
-    the ages at which connections are drained. Nothing is opened before `serve`; a server
-    serves once.
+    ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
+    says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
+    ``random`` spreads the ages at which connections are drained. Nothing is opened before
+    `serve`; a server serves once.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Server:
         unary: Mapping[str, UnaryMethod],
         services: Collection[Servable] = (),
         status_of: StatusOf,
+        overloaded: Callable[[], bool] = bool,
         limits: ServerLimits | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
@@ -102,6 +107,7 @@ class Server:
             interceptors=interceptors,
         )
         self._core.wake = self._wake_flusher
+        self._pacer = Pacer(self._core, overloaded)
         self._flusher: trio.lowlevel.Task | None = None
         self._connections: dict[_Connection, None] = {}
         self._connections_total = 0
@@ -157,6 +163,7 @@ class Server:
             connections_total=self._connections_total,
             calls_live=core.calls_live,
             calls_total=core.calls_total,
+            calls_shed=core.shed_total,
             backlog_bytes=self._limits.backlog_bytes_shared - core.backlog_free,
             held_bytes=self._limits.held_bytes_shared - core.held_free,
             deadlines=len(core.deadlines),
@@ -204,6 +211,7 @@ class Server:
                 core=self._core,
                 clock=self._clock,
                 read_buffer=self._read_buffer,
+                pacer=self._pacer,
                 age_factor=self._age_factor(),
             )
             self._connections[connection] = None
@@ -281,6 +289,7 @@ class _Connection:
         "_core",
         "_moved",
         "_nursery",
+        "_pacer",
         "_protocol",
         "_read_buffer",
         "_reading",
@@ -301,12 +310,14 @@ class _Connection:
         core: ServerCore,
         clock: Clock,
         read_buffer: memoryview,
+        pacer: Pacer,
         age_factor: float,
     ) -> None:
         self._sock = sock
         self._core = core
         self._clock = clock
         self._read_buffer = read_buffer
+        self._pacer = pacer
         self._tls = None if context is None else TlsFilter(context)
         self._protocol = ServerConnection(
             core, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
@@ -347,24 +358,35 @@ class _Connection:
         self._protocol.lost()
 
     async def _read(self) -> None:
-        protocol, sock, buffer, tls = self._protocol, self._sock, self._read_buffer, self._tls
+        protocol, sock, pacer = self._protocol, self._sock, self._pacer
         backlog_max = self._core.limits.backlog_bytes_max
-        monotonic_s = self._clock.monotonic_s
         while not protocol.closed:
             while self._unsent is not None and protocol.backlog > backlog_max:
                 await self._wait_moved()
             await trio.lowlevel.wait_readable(sock)
-            try:
-                size = sock.recv_into(buffer)
-            except (BlockingIOError, InterruptedError):
-                continue
-            if size == 0:
+            if pacer.is_needed:
+                async with pacer:
+                    more = self._receive(TURN_BYTES)
+            else:
+                more = self._receive(_READ_BYTES)
+            if not more:
                 return
-            if tls is None:
-                protocol.receive(buffer[:size], monotonic_s())
-            elif not self._receive_sealed(tls, buffer[:size]):
-                return
-            self.flush()
+
+    def _receive(self, limit_bytes: int) -> bool:
+        """Take what has come, and send what it is answered with; False: that was the end."""
+        buffer, tls = self._read_buffer, self._tls
+        try:
+            size = self._sock.recv_into(buffer, limit_bytes)
+        except (BlockingIOError, InterruptedError):
+            return True
+        if size == 0:
+            return False
+        if tls is None:
+            self._protocol.receive(buffer[:size], self._clock.monotonic_s())
+        elif not self._receive_sealed(tls, buffer[:size]):
+            return False
+        self.flush()
+        return True
 
     def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
         """Take bytes under TLS; False: the connection is not worth going on with."""

@@ -19,6 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -194,6 +195,11 @@ class Ledger:
     @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
+
+    @property
+    def oldest_queued_s(self) -> float:
+        """When the oldest submission that was not sent yet was made; infinity: there is none."""
+        return self._queue[0][1] if self._queue else math.inf
 
     @property
     def in_flight_submissions(self) -> int:

@@ -11,6 +11,7 @@ What they see is never older than what has been acknowledged:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
@@ -118,6 +119,11 @@ class Reader:
     def queued(self) -> int:
         """Reads that wait or are in flight."""
         return len(self._queue) + len(self._batch)
+
+    @property
+    def oldest_queued_s(self) -> float:
+        """When the oldest read that was not sent yet was asked for; infinity: there is none."""
+        return self._queue[0].since_s if self._queue else math.inf
 
     # ------------------------------------------------------------- callers
 

@@ -55,6 +55,7 @@ class Store:
         patience: tuple[Patience, Patience],
         event_ids: EventIds,
         state: AsyncValue,
+        clock: Clock,
         warnings: tuple[StoreWarning, ...],
         on_batch: list[Callable[[], None]],
         on_reload: list[Callable[[], None]],
@@ -72,6 +73,7 @@ class Store:
         self._reader = reader
         self._patience = patience
         self._state = state
+        self._clock = clock
         self._on_batch = on_batch
         self._on_reload = on_reload
 
@@ -83,6 +85,16 @@ class Store:
         committed when the store is known to be ours.
         """
         return self._committer.is_current
+
+    @property
+    def delay_s(self) -> float:
+        """How long the oldest of what waits to be sent to Redis has waited; zero while Redis is
+        away: that wait says nothing about how much there is to do.
+        """
+        if self._state.value is not StoreState.CONNECTED:
+            return 0.0
+        oldest_s = min(self._committer.ledger.oldest_queued_s, self._reader.oldest_queued_s)
+        return max(0.0, self._clock.monotonic_s() - oldest_s)
 
     @property
     def state(self) -> AsyncValue:
@@ -422,6 +434,7 @@ class _Opening:
             patience=patience,
             event_ids=event_ids,
             state=state,
+            clock=self._clock,
             warnings=warnings,
             on_batch=on_batch,
             on_reload=on_reload,

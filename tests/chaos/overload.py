@@ -227,9 +227,9 @@ def added(outcomes: Sequence[Outcome]) -> Outcome:
 # ----------------------------------------------------------------- scenarios
 
 
-def five_times_too_much(duration_s: float) -> Report:
+def five_times_too_much(duration_s: float, connections: int) -> Report:
     """The peak, then five times that, then nothing: goodput, memory, refusals, recovery."""
-    report = Report("Five times the sustainable rate")
+    report = Report(f"Five times the sustainable rate, {connections} connections of 1,000 calls")
     with stage() as on:
         calm = on.baseline()
         report.add("alone", told(calm))
@@ -251,7 +251,7 @@ def five_times_too_much(duration_s: float) -> Report:
             rate=5 * peak_s,
             duration_s=duration_s,
             processes=2,
-            connections=20,
+            connections=connections // 2,
             in_flight_each=1_000,
         )
         total = added([process.outcome() for process in processes])
@@ -538,13 +538,14 @@ def connected(address: str) -> socket.socket:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: every limit is kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload", description=__doc__)
-    parser.add_argument("--only", action="append", help="flood, slow, idle, agent or giant")
+    parser.add_argument("--only", action="append", help="flood, flood-many, slow, idle, agent or giant")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load (%(default)s)")
     parser.add_argument("--connections", type=int, default=10_000, help="idle ones (%(default)s)")
     parser.add_argument("--results", type=int, default=1_000_000, help="of the giant (%(default)s)")
     options = parser.parse_args(arguments)
     scenarios: dict[str, Callable[[], Report]] = {
-        "flood": lambda: five_times_too_much(options.seconds),
+        "flood": lambda: five_times_too_much(options.seconds, 40),
+        "flood-many": lambda: five_times_too_much(options.seconds, 120),
         "slow": lambda: slow_clients(options.seconds),
         "idle": lambda: idle_connections(options.connections),
         "agent": lambda: one_agent(options.seconds),

@@ -313,7 +313,7 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
     answer = pipe.client.answers[stream]
     if expected is not None:
         assert answer.status is expected
-    assert pipe.core.calls_live == 0
+    assert pipe.core.calls_live == pipe.core.streams_live == 0
     pipe.core.deadlines.expire(float("inf"))
     assert len(pipe.core.deadlines) == 0
 

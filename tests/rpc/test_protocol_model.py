@@ -153,6 +153,7 @@ class World:
         unary = [call for call in calls if isinstance(call, UnaryCall)]
         waiting = [call for call in calls if isinstance(call, StreamCall) and not call.handling]
         assert core.calls_live == len(unary) + len(waiting) + len(self.started())
+        assert core.streams_live == len(waiting) + len(self.started())
         assert server._handlers == len(self.started())
         assert not any(call.answered for call in unary)
         held = sum(len(call.buffer) for call in unary if call.buffer is not None)

@@ -335,6 +335,27 @@ async def test_a_stalled_redis_is_away_and_its_server_answers_nothing_from_memor
         assert store.statistics().reconnects == 0
 
 
+async def test_the_delay_is_what_the_oldest_in_the_queue_has_waited_while_connected(
+    valkey: ValkeyServer,
+) -> None:
+    owner = RecordingOwner()
+    async with opened(connector_to(valkey), stall_s=0.5) as store:
+        assert store.delay_s == 0.0
+        valkey.pause()
+        in_flight = RecordingSubmission(owner, pack("INCR", "n"))
+        store.submit(in_flight)
+        await trio.sleep(0.05)
+        queued = RecordingSubmission(owner, pack("INCR", "n"))
+        store.submit(queued)
+        await trio.sleep(0.2)
+        assert 0.2 <= store.delay_s < 0.5
+        await store.state.wait_value(StoreState.AWAY)
+        assert store.delay_s == 0.0  # what Redis's absence costs is not work to do
+        valkey.resume()
+        assert await queued.wait() == [2]
+        assert store.delay_s == 0.0
+
+
 async def test_a_redis_that_stays_silent_is_connected_to_again(valkey: ValkeyServer) -> None:
     submission = RecordingSubmission(RecordingOwner(), pack("RPUSH", "l", "v"))
     settings: dict[str, Any] = {"stall_s": 0.05, "reply_timeout_s": 0.15}
