@@ -393,4 +393,5 @@ def _store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
         durability=settings.durability,
         require_safe=settings.require_safe_redis,
         queue_bytes=settings.commit_queue_bytes,
+        kept_bytes=settings.replay_bytes,
     )

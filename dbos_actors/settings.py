@@ -243,6 +243,16 @@ class Settings(BaseSettings):
         ge=1 << 20,
         text="Writes that may wait for their commit; beyond it calls get RESOURCE_EXHAUSTED.",
     )
+    replay_bytes: Size = _setting(
+        "DBOS_REPLAY_BYTES",
+        512 << 20,
+        unit="size",
+        used_by="store",
+        ge=16 << 20,
+        text="Memory for the commits of the last five seconds, which Redis may still lose and "
+        "which are sent again then. When it is full commits wait: a fifth of it is the most that "
+        "can be written each second for long.",
+    )
     server_id: str = _setting(
         "DBOS_SERVER_ID",
         make_default=socket.gethostname,

@@ -40,8 +40,9 @@ class StoreSettings:
     """Commits younger than this can be sent again to a Redis that lost them. ``everysec`` loses
     one second, two when the disk is slow; the rest is margin."""
 
-    kept_bytes: int = 256 << 20
-    """At most so much is kept; when it is full of younger commits the next one waits."""
+    kept_bytes: int = 512 << 20
+    """At most so much is kept; when it is full of younger commits the next one waits. A hundred
+    megabytes a second for ``kept_s``: six times the design load."""
 
     lease_s: float = 5.0
     """A second server that respects the lease waits this long after the owner is silent."""

@@ -538,7 +538,9 @@ def connected(address: str) -> socket.socket:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: every limit is kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload", description=__doc__)
-    parser.add_argument("--only", action="append", help="flood, flood-many, slow, idle, agent or giant")
+    parser.add_argument(
+        "--only", action="append", help="flood, flood-many, slow, idle, agent or giant"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load (%(default)s)")
     parser.add_argument("--connections", type=int, default=10_000, help="idle ones (%(default)s)")
     parser.add_argument("--results", type=int, default=1_000_000, help="of the giant (%(default)s)")
