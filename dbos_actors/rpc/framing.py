@@ -109,6 +109,30 @@ class MessageReader:
         del buffer[:end]
         return flag == 1, body
 
+    def next_many(self, count_max: int) -> list[tuple[bool, bytes]]:
+        """Take the next complete messages, as `next` does; none if there is none.
+
+        A bad prefix behind good messages is found when it is the next.
+        """
+        buffer, limit = self._buffer, self.limit
+        size = len(buffer)
+        messages: list[tuple[bool, bytes]] = []
+        start = 0
+        with memoryview(buffer) as view:
+            while len(messages) < count_max and size - start >= PREFIX_BYTES:
+                flag, length = unpack_prefix(buffer, start)
+                body = start + PREFIX_BYTES
+                end = body + length
+                if flag > 1 or length > limit or end > size:
+                    break
+                messages.append((flag == 1, bytes(view[body:end])))
+                start = end
+        if messages:
+            del buffer[:start]
+        else:
+            self.next()  # raises if that is why
+        return messages
+
     def __iter__(self) -> Iterator[tuple[bool, bytes]]:
         while (message := self.next()) is not None:
             yield message

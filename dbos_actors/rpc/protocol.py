@@ -463,9 +463,8 @@ class ServerConnection:
             else:
                 self._start(call)
 
-    def message_taken(self, call: StreamCall, body_bytes: int) -> None:
-        """The handler took a message of a body of so many bytes as sent."""
-        size = PREFIX_BYTES + body_bytes
+    def messages_taken(self, call: StreamCall, size: int) -> None:
+        """The handler took messages of so many bytes as sent, prefixes included."""
         self._unhold(size)
         acknowledged = call.reader.buffered_bytes + size - call.unacknowledged
         due = max(0, size - acknowledged)

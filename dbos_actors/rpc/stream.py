@@ -117,28 +117,27 @@ class Stream(Generic[RequestT, ReplyT]):
         (leave it to the transport), `StreamTerminatedError` when the call is over. A message
         already there is returned without letting other tasks run. Cancellation loses none.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        call = self._call
-        while (body := call.take()) is None:
-            if call.over:
-                raise StreamTerminatedError("the call is over")
-            if call.request_ended:
-                return None
-            await self._changed.park()
-        return self._decode(body)
+        bodies = await self._recv_bodies(1)
+        return self._decode(bodies[0]) if bodies else None
 
     async def recv_messages(self, count_max: int = 1_000) -> list[RequestT]:
         """All request messages that are there, at least one; none after the last.
 
-        What bulk methods should use: one wake-up takes all that one read brought.
+        What bulk methods should use: one wake-up takes all that one read brought. Raises as
+        `recv_message`; of a message that cannot be decoded, those before it are not delivered.
         """
-        first = await self.recv_message()
-        if first is None:
-            return []
-        messages = [first]
-        while len(messages) < count_max and (body := self._call.take()) is not None:
-            messages.append(self._decode(body))
-        return messages
+        return [self._decode(body) for body in await self._recv_bodies(count_max)]
+
+    async def _recv_bodies(self, count_max: int) -> list[bytes]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        call = self._call
+        while not (bodies := call.take_many(count_max)):
+            if call.over:
+                raise StreamTerminatedError("the call is over")
+            if call.request_ended:
+                break
+            await self._changed.park()
+        return bodies
 
     def _decode(self, body: bytes) -> RequestT:
         try:

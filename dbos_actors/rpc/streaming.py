@@ -19,7 +19,13 @@ from dbos_actors.rpc.compression import (
     compress,
     decompress,
 )
-from dbos_actors.rpc.framing import FramingError, MessageReader, MessageTooLargeError, frame
+from dbos_actors.rpc.framing import (
+    PREFIX_BYTES,
+    FramingError,
+    MessageReader,
+    MessageTooLargeError,
+    frame,
+)
 from dbos_actors.rpc.interceptors import StreamHandler
 from dbos_actors.rpc.status import (
     RESPONSE_HEADERS,
@@ -121,27 +127,42 @@ class StreamCall:
 
     def take(self) -> bytes | None:
         """The next request message, if it is complete. Raises `grpclib.GRPCError`."""
+        bodies = self.take_many(1)
+        return bodies[0] if bodies else None
+
+    def take_many(self, count_max: int) -> list[bytes]:
+        """The next request messages that are complete. Raises `grpclib.GRPCError`.
+
+        What is wrong with one of them is raised once those before it are taken.
+        """
         if self.failure is not None:
             raise self.failure
         try:
-            item = self.reader.next()
+            messages = self.reader.next_many(count_max)
         except FramingError as error:
             self.failure = framing_failure(error)
             raise self.failure from error
-        if item is None:
+        if not messages:
             if self.request_ended and self.reader.buffered_bytes:
                 self.failure = GRPCError(Status.INTERNAL, "truncated request message")
                 raise self.failure
-            return None
-        compressed, body = item
-        self._connection.message_taken(self, len(body))
-        if not compressed:
-            return body
-        try:
-            return restore(self.encoding, body, self.reader.limit)
-        except GRPCError as error:
-            self.failure = error
-            raise
+            return []
+        self._connection.messages_taken(
+            self, sum([PREFIX_BYTES + len(body) for _, body in messages])
+        )
+        bodies: list[bytes] = []
+        for compressed, body in messages:
+            if not compressed:
+                bodies.append(body)
+                continue
+            try:
+                bodies.append(restore(self.encoding, body, self.reader.limit))
+            except GRPCError as error:
+                self.failure = error
+                break
+        if self.failure is not None and not bodies:
+            raise self.failure
+        return bodies
 
     # ------------------------------------------------------------- responses
 

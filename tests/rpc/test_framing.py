@@ -35,6 +35,38 @@ def test_messages_come_out_the_same_however_they_are_sliced(
     assert received == messages
 
 
+@given(
+    st.lists(st.tuples(st.booleans(), st.binary(max_size=40)), max_size=9),
+    st.integers(min_value=1, max_value=200),
+    st.integers(min_value=1, max_value=4),
+)
+def test_many_at_a_time_are_the_same_messages(
+    messages: list[tuple[bool, bytes]], size: int, count_max: int
+) -> None:
+    data = b"".join(frame(body, compressed=flag) for flag, body in messages)
+    reader = MessageReader()
+    received = []
+    for start in range(0, len(data), size):
+        reader.feed(data[start : start + size])
+        while taken := reader.next_many(count_max):
+            assert len(taken) <= count_max
+            received += taken
+    reader.end()
+    assert received == messages
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(b"\x02\0\0\0\0", InvalidFlagError), (b"\0\0\0\0\x0b", MessageTooLargeError)],
+)
+def test_of_many_those_before_a_bad_prefix_come_first(bad: bytes, error: type[Exception]) -> None:
+    reader = MessageReader(limit=10)
+    reader.feed(frame(b"1") + frame(b"2") + bad)
+    assert reader.next_many(10) == [(False, b"1"), (False, b"2")]
+    with pytest.raises(error):
+        reader.next_many(10)
+
+
 def test_a_message_over_the_limit_is_refused_at_its_prefix() -> None:
     reader = MessageReader(limit=10)
     reader.feed(frame(b"x" * 11)[:5])

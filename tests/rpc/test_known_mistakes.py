@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
 from structlog.testing import capture_logs
 
 from dbos_actors.rpc.framing import frame
@@ -367,6 +368,18 @@ def test_what_follows_a_large_message_is_not_acknowledged_with_it(make_pipe: Mak
         pipe.core.flush()
         pipe.run()
     assert taken == 600_000
+
+
+def test_of_many_messages_none_behind_a_damaged_one_is_delivered(make_pipe: MakePipe) -> None:
+    pipe = make_pipe({}, services=[Service("Both", unused, Cardinality.STREAM_STREAM)])
+    stream = pipe.client.request(b"1", end=False, path=b"/test.Test/Both", grpc_encoding=b"gzip")
+    pipe.client.send(stream, frame(b"2") + frame(b"no gzip", compressed=True) + frame(b"4"))
+    pipe.run()
+    (call,) = pipe.started
+    assert call.take_many(10) == [b"1", b"2"]
+    for _ in range(2):
+        with pytest.raises(GRPCError):
+            call.take_many(10)
 
 
 async def test_a_client_that_reads_nothing_is_not_read_either(
