@@ -200,7 +200,7 @@ def kept_batches_are_dropped_at_once() -> Any:
         while self._history and self._history[0].sequence <= self._position:
             self._history_bytes -= self._history.popleft().size_bytes
 
-    return patch.object(Ledger, "_alive", drop)
+    return patch.object(Ledger, "_trim", drop)
 
 
 @planted

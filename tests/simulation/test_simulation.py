@@ -71,3 +71,9 @@ def test_a_planted_bug_is_found(name: str) -> None:
 
 def test_at_least_twelve_bugs_are_planted() -> None:
     assert len(PLANTED_BUGS) >= 12
+
+
+@pytest.mark.parametrize("name", PLANTED_BUGS)
+def test_what_a_bug_is_planted_in_is_there(name: str) -> None:
+    with PLANTED_BUGS[name]():
+        pass
