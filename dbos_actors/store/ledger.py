@@ -41,6 +41,11 @@ from dbos_actors.store.submission import Owner, Submission
 # What an entry of the queue costs besides its commands; bounds barriers, which have none.
 ENTRY_BYTES = 256
 
+# A queue of at most so many goes into one batch, of a longer one the first half: the other half is
+# sent when that is answered, and Redis works on it while the callers of the first are told. All in
+# one batch, server and Redis would take turns at waiting for each other.
+WHOLE_QUEUE = 32
+
 # While the history is full, how often to renew the lease: a write of no size that Redis accepts, so
 # that the history may be trimmed.
 PROBE_S = 0.1
@@ -283,14 +288,15 @@ class Ledger:
         return None
 
     def _cut(self) -> Batch:
-        """Take from the head of the queue what goes into one batch."""
+        """Take what goes into one batch from the head of the queue."""
         queue = self._queue
         limits = self._limits
         entries: list[Entry] = []
         size_bytes = 0
         limit_bytes = limits.batch_bytes
         freeing: bool | None = None
-        while queue and len(entries) < limits.batch_submissions:
+        count_max = min(limits.batch_submissions, max(WHOLE_QUEUE, (len(queue) + 1) // 2))
+        while queue and len(entries) < count_max:
             submission = queue[0][0]
             if submission.commands:
                 if freeing is None:

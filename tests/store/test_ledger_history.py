@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dbos_actors.store.batch import Answer, Batch, Form, Lease
 from dbos_actors.store.ledger import Ledger, LedgerLimits
 from dbos_actors.store.resp import pack
@@ -73,6 +75,21 @@ def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_writ
     for second in range(20):
         commit(books, float(second))
     assert books.kept_batches < 2 * KEPT_S + 4
+
+
+@pytest.mark.parametrize(
+    ("waiting", "sent"),
+    [(1, 1), (32, 32), (33, 32), (64, 32), (65, 33), (101, 51), (1_000, 300)],
+)
+def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int) -> None:
+    books = ledger(batch_submissions=300, batch_bytes=100_000, queue_bytes=1_000_000)
+    submissions = [RecordingSubmission(RecordingOwner(), pack("INCR", "n")) for _ in range(waiting)]
+    for submission in submissions:
+        books.submit(submission, 0.0)
+    batch = books.next_batch(0.0)
+    assert batch is not None
+    assert [submission for submission, _ in batch.entries] == submissions[:sent]
+    assert books.queued_submissions == waiting - sent
 
 
 def test_a_full_history_is_trimmed_by_early_renewals_and_then_goes_on() -> None:
