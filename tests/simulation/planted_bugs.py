@@ -218,17 +218,6 @@ def batches_are_sent_again_in_the_wrong_order() -> Any:
     return patch.object(Ledger, "_place", shuffled)
 
 
-@planted
-def the_queue_overtakes_what_is_sent_again() -> Any:
-    """Requeued submissions go to the tail of the queue instead of its head."""
-
-    def to_the_tail(self: Ledger, entries: list[Any]) -> None:
-        self._queue.extend(entries)
-        self._queued_bytes += sum(s.size_bytes + 256 for s, _ in entries)
-
-    return patch.object(Ledger, "_requeue", to_the_tail)
-
-
 # --------------------------------------------------------------------- actors
 
 

@@ -92,6 +92,24 @@ def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int)
     assert books.queued_submissions == waiting - sent
 
 
+def test_the_innocent_of_a_refused_batch_stay_before_what_they_submitted_later() -> None:
+    books = ledger(batch_submissions=2)
+    guilty, innocent = RecordingOwner(), RecordingOwner()
+    refused = RecordingSubmission(guilty, pack("SET", "k", "v"))
+    first = RecordingSubmission(innocent, pack("DEL", "k"))
+    later = RecordingSubmission(innocent, pack("SET", "k", "w"))
+    for submission in (refused, first, later):
+        books.submit(submission, 0.0)
+    batch = books.next_batch(0.0)
+    assert batch is not None
+    answer = Answer(books.key_value, refusal="OOM", refused_commands=(0,))
+    effects = books.answered(batch, answer, 0.1)
+    assert [submission for submission, _ in effects.refused] == [refused]
+    again = books.next_batch(0.1)
+    assert again is not None
+    assert [submission for submission, _ in again.entries] == [first, later]
+
+
 def test_a_full_history_is_trimmed_by_early_renewals_and_then_goes_on() -> None:
     books = ledger(kept_bytes=100_000, queue_bytes=1_000_000, renewal_s=1_000.0)
     for _ in range(2):
