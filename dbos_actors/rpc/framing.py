@@ -81,16 +81,12 @@ class MessageReader:
 
         Raises as `next` does.
         """
-        buffer = self._buffer
-        if len(buffer) < PREFIX_BYTES:
+        if len(self._buffer) < PREFIX_BYTES:
             return 0
         flag: int
         length: int
-        flag, length = unpack_prefix(buffer)
-        if flag > 1:
-            raise InvalidFlagError(flag)
-        if length > self.limit:
-            raise MessageTooLargeError(size=length, limit=self.limit)
+        flag, length = unpack_prefix(self._buffer)
+        self._check_prefix(flag, length)
         return PREFIX_BYTES + length
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
@@ -99,15 +95,8 @@ class MessageReader:
 
     def next(self) -> tuple[bool, bytes] | None:
         """Take the next complete message, or None."""
-        buffer = self._buffer
-        end = self.announced_bytes
-        if not end or len(buffer) < end:
-            return None
-        flag = buffer[0]
-        with memoryview(buffer) as view:
-            body = bytes(view[PREFIX_BYTES:end])
-        del buffer[:end]
-        return flag == 1, body
+        messages = self.next_many(1)
+        return messages[0] if messages else None
 
     def next_many(self, count_max: int) -> list[tuple[bool, bytes]]:
         """Take the next complete messages, as `next` does; none if there is none.
@@ -123,15 +112,22 @@ class MessageReader:
                 flag, length = unpack_prefix(buffer, start)
                 body = start + PREFIX_BYTES
                 end = body + length
-                if flag > 1 or length > limit or end > size:
+                if flag > 1 or length > limit:
+                    if not messages:
+                        self._check_prefix(flag, length)
+                    break
+                if end > size:
                     break
                 messages.append((flag == 1, bytes(view[body:end])))
                 start = end
-        if messages:
-            del buffer[:start]
-        else:
-            self.next()  # raises if that is why
+        del buffer[:start]
         return messages
+
+    def _check_prefix(self, flag: int, length: int) -> None:
+        if flag > 1:
+            raise InvalidFlagError(flag)
+        if length > self.limit:
+            raise MessageTooLargeError(size=length, limit=self.limit)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes]]:
         while (message := self.next()) is not None:

@@ -44,7 +44,6 @@ class Outcome:
 
     offered: int = 0
     sent: int = 0
-    good: int = 0
     good_in_time: int = 0
     """Answered well while the flood lasted."""
     refused: dict[str, int] = field(default_factory=dict)
@@ -102,7 +101,6 @@ def run(flood: Flood) -> Outcome:
     give_up_at = perf_counter() + 15.0
     while any(c.in_flight for c in connections) and perf_counter() < give_up_at:
         _exchange(connections, 0.1)
-    outcome.good = tally.acknowledged
     outcome.refused = dict(tally.failures)
     outcome.unanswered = sum(len(connection.in_flight) for connection in connections)
     outcome.good_us = Histogram.of_seconds(tally.samples).to_json()

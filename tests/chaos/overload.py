@@ -4,8 +4,8 @@ Each scenario has a server and a Valkey of its own, and a probe: a client on a c
 own that stores one result after the other, about other agents, and times each. What the probe
 sees is how others are served.
 
-Clients, server and Valkey share the machine. Where a flood is offered from the same two cores as
-serve it, it takes its own share of them: the figures say how much was really sent.
+Clients, server and Valkey share the machine. Floods run at the system's lowest priority, and still
+take a share of the cores that serve them: the figures say how much was really sent.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from tests.support.valkey import ValkeyServer
 
 MB: Final = 1e6
 PROBE_PAUSE_S: Final = 0.005
-STALLED_S: Final = 1.0
-"""A probe's call that takes longer is a failure to serve."""
 
 
 @dataclass(slots=True)
@@ -213,7 +211,6 @@ def added(outcomes: Sequence[Outcome]) -> Outcome:
     for outcome in outcomes:
         total.offered += outcome.offered
         total.sent += outcome.sent
-        total.good += outcome.good
         total.good_in_time += outcome.good_in_time
         total.unanswered += outcome.unanswered
         for reason, count in outcome.refused.items():
@@ -423,12 +420,12 @@ def giant_agent(results: int, runs: int) -> Report:
                 took = time.perf_counter() - start
                 time.sleep(0.2)
                 others = on.probe.between(start, time.perf_counter())
-                p99_ms = others.percentile_us(100) / 1000
+                max_ms = others.percentile_us(100) / 1000
                 report.add(
                     f"{name}: {took:.2f} s{said}",
                     f"others {told(others)}",
                     "max < 250 ms",
-                    ok=p99_ms < 250,
+                    ok=max_ms < 250,
                 )
         grown = (on.watch.most - on.watch.before) / MB
         report.add("server's memory grew by at most", f"{grown:.0f} MB", "< 300", ok=grown < 300)
