@@ -134,6 +134,10 @@ class UnsafeStoreError(DbosError):
     """Redis is configured in a way that can lose acknowledged writes."""
 
 
+class UnusableStoreError(DbosError):
+    """Redis holds something that this program cannot build on; nothing was changed."""
+
+
 class OwnedElsewhereError(DbosError):
     """Another live server owns the store."""
 

@@ -141,9 +141,9 @@ async def open_supervisor(
     closed connection. Call `RunningServer.drain` before for a graceful end.
 
     Raises `ConfigurationError`, `StoreUnreachableError`, `OwnedElsewhereError`,
-    `UnsafeStoreError`, `JournalError` (the tasks cannot be read back) or `OSError` (an
-    address in use) at start, and `FencedError` out of
-    the block when another server has taken the store over.
+    `UnsafeStoreError`, `UnusableStoreError`, `JournalError` (the tasks cannot be read back)
+    or `OSError` (an address in use) at start, and `FencedError` out of the block when
+    another server has taken the store over.
     """
     settings = settings or load_settings()
     clock = clock or SystemClock()

@@ -24,6 +24,7 @@ from dbos_actors.errors import (
     OwnedElsewhereError,
     StoreUnreachableError,
     UnsafeStoreError,
+    UnusableStoreError,
 )
 from dbos_actors.settings import Settings
 from dbos_actors.store.connector import Connector, connector_for
@@ -220,6 +221,7 @@ def _refusal(cause: BaseException, settings: Settings) -> str | None:
             | EmbeddedStoreError()
             | OwnedElsewhereError()
             | UnsafeStoreError()
+            | UnusableStoreError()
         ):
             return str(cause)
     return None

@@ -10,6 +10,7 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 
 | key | type | holds |
 |---|---|---|
+| layout | string | the version of this table that the data follows, `LAYOUT_VERSION` |
 | commit | string | ``epoch:sequence`` of the last commit |
 | owner | string, expires | who owns the partition |
 | agents | hash | agent id -> Agent |
@@ -33,6 +34,13 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 
 from __future__ import annotations
 
+from typing import Final
+
+LAYOUT_VERSION: Final = 1
+"""Of the table above and of the bytes inside the keys. It rises whenever an earlier program could
+not read what this one writes. A store that has a commit key but no layout is of version 1, from
+before the version was kept. ``tests/layouts`` has data of every version."""
+
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D", ":": "%3A"})
 
 
@@ -49,6 +57,7 @@ class Keys:
     def __init__(self, partition: str = "p0") -> None:
         prefix = f"dbos:{{{partition}}}:"
         self.prefix = prefix
+        self.layout = prefix + "layout"
         self.commit = prefix + "commit"
         self.owner = prefix + "owner"
         self.agents = prefix + "agents"

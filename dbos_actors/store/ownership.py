@@ -4,6 +4,10 @@ The owner key holds one JSON object: what an operator needs to find the owner,
 and what another server needs to tell that it has died. Only a process of the
 same host, boot and process namespace can be pronounced dead; everyone else has
 to wait until the lease has run out.
+
+Ownership is taken in one script, which first checks that this program understands
+the data: their layout version and the commit key. If it does not, nothing changes.
+A store without a version gets it here.
 """
 
 from __future__ import annotations
@@ -15,26 +19,40 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dbos_actors.errors import DbosError, OwnedElsewhereError
+from dbos_actors.errors import DbosError, OwnedElsewhereError, UnusableStoreError
 from dbos_actors.store.connection import Connection
-from dbos_actors.store.keys import Keys
+from dbos_actors.store.keys import LAYOUT_VERSION, Keys
 from dbos_actors.store.resp import ReplyError, pack
 
-# KEYS: commit, owner. ARGV: what the owner key held when it was judged, by how much to raise the
-# epoch, the new owner's description, the lease in ms.
+# KEYS: commit, owner, layout. ARGV: what the owner key held when it was judged, by how much to
+# raise the epoch, the new owner's description, the lease in ms, the layout version of this program.
 TAKE_SCRIPT = """#!lua flags=allow-oom
-local commit = redis.call('GET', KEYS[1])
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[1] then return nil end
+local layout = redis.call('GET', KEYS[3])
+if layout and not string.match(layout, '^%d+$') then
+  return redis.error_reply('UNUSABLE the key ' .. KEYS[3] .. ' is no version')
+end
+if layout and tonumber(layout) > tonumber(ARGV[5]) then
+  return redis.error_reply('UNUSABLE its layout version is ' .. layout
+    .. ', this program knows version ' .. ARGV[5] .. ' and earlier: use a newer program')
+end
+local commit = redis.call('GET', KEYS[1])
 local epoch = 0
 if commit then
   epoch = tonumber(string.match(commit, '^(%d+):%d+$'))
-  if not epoch then return redis.error_reply('ERR the commit key holds something else') end
+  if not epoch then
+    return redis.error_reply('UNUSABLE the key ' .. KEYS[1] .. ' is no epoch:sequence')
+  end
 end
+redis.call('SET', KEYS[3], ARGV[5])
 local taken = string.format('%.0f:0', epoch + tonumber(ARGV[2]))
 redis.call('SET', KEYS[1], taken)
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
 return {commit, taken}
 """
+
+# What the script's own refusals begin with.
+_UNUSABLE = "UNUSABLE "
 
 # Each attempt fails only when the owner key changed within a round trip.
 ATTEMPTS = 10
@@ -150,6 +168,7 @@ async def take_ownership(
 
     Raises:
         OwnedElsewhereError: a live owner has it, and not ``take_over``.
+        UnusableStoreError: the data are of a later layout, or a key that says so is damaged.
         RefusedByRedisError: Redis does not accept the write.
         ConnectionLostError: whether it is taken is unknown; it may be tried again.
     """
@@ -158,7 +177,7 @@ async def take_ownership(
     for _ in range(ATTEMPTS):
         (held,) = await connection.call(read_owner, 1)
         if isinstance(held, ReplyError):
-            raise RefusedByRedisError(str(held))
+            raise _refusal(str(held), keys)
         if held is not None:
             holder = Owner.from_json(held)
             ours = holder is not None and holder.instance == owner.instance
@@ -166,14 +185,26 @@ async def take_ownership(
             if not (ours or gone or take_over):
                 raise OwnedElsewhereError(str(holder or "an unknown program"))
         step = 1 + random.getrandbits(EPOCH_STEP_BITS)
-        arguments = (held or b"", step, owner.to_json(), lease_ms)
-        script = pack("EVAL", TAKE_SCRIPT, 2, keys.commit, keys.owner, *arguments)
+        arguments = (held or b"", step, owner.to_json(), lease_ms, LAYOUT_VERSION)
+        script = pack("EVAL", TAKE_SCRIPT, 3, keys.commit, keys.owner, keys.layout, *arguments)
         (taken,) = await connection.call(script, 1)
         if isinstance(taken, ReplyError) and "compiling script" in str(taken):
             raise RefusedByRedisError("it is too old: Redis 7 or later, or Valkey, is needed")
         if isinstance(taken, ReplyError):
-            raise RefusedByRedisError(str(taken))
+            raise _refusal(str(taken), keys)
         if taken is not None:
             base, value = taken
             return base, int(value.partition(b":")[0])
     raise OwnedElsewhereError(str(holder or "another server that starts"))
+
+
+def _refusal(text: str, keys: Keys) -> DbosError:
+    """The error of an error reply to one of the steps of taking ownership."""
+    if text.startswith(_UNUSABLE):
+        return UnusableStoreError(f"the store cannot be used: {text.removeprefix(_UNUSABLE)}")
+    if "WRONGTYPE" in text:
+        return UnusableStoreError(
+            f"the store cannot be used: {keys.commit}, {keys.owner} or {keys.layout} is no string; "
+            "'dbos-actors check' tells which"
+        )
+    return RefusedByRedisError(text)

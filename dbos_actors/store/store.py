@@ -181,6 +181,7 @@ async def open_store(
         StoreUnreachableError: nobody answers, or Redis refuses the user or the write.
         OwnedElsewhereError: another live server owns the store.
         UnsafeStoreError: see `StoreSettings.durability` and `StoreSettings.require_safe`.
+        UnusableStoreError: the data are of a later program, or the keys that say so are damaged.
         FencedError: from within the context, at any time: another server has taken the store.
             The body is cancelled, and nothing submitted is answered any more.
     """

@@ -51,16 +51,25 @@ def _commit(keys: Arguments, arguments: Arguments, call: Call) -> Any:
 
 
 def _take(keys: Arguments, arguments: Arguments, call: Call) -> Any:
-    held, step, owner, lease_ms = arguments
-    commit = _must(call([b"GET", keys[0]]))
+    held, step, owner, lease_ms, version = arguments
     if (_must(call([b"GET", keys[1]])) or b"") != held:
         return None
+    layout = _must(call([b"GET", keys[2]]))
+    if layout is not None and not layout.isdigit():
+        raise CommandError(f"UNUSABLE the key {keys[2].decode()} is no version")
+    if layout is not None and int(layout) > int(version):
+        raise CommandError(
+            f"UNUSABLE its layout version is {layout.decode()}, this program knows version "
+            f"{version.decode()} and earlier: use a newer program"
+        )
+    commit = _must(call([b"GET", keys[0]]))
     epoch = 0
     if commit is not None:
         text, colon, sequence = commit.partition(b":")
         if not (colon and text.isdigit() and sequence.isdigit()):
-            raise CommandError("ERR the commit key holds something else")
+            raise CommandError(f"UNUSABLE the key {keys[0].decode()} is no epoch:sequence")
         epoch = int(text)
+    _must(call([b"SET", keys[2], version]))
     taken = b"%d:0" % (epoch + int(step))
     _must(call([b"SET", keys[0], taken]))
     _must(call([b"SET", keys[1], owner, b"PX", lease_ms]))

@@ -241,15 +241,18 @@ SESSION_COMMANDS = st.one_of(
     flat(
         "EVAL",
         TAKE_SCRIPT,
-        "2",
+        "3",
         "commit",
         "owner",
+        "layout",
         st.sampled_from(["", "me"]),
         "7",
         "me",
         "90000",
+        st.sampled_from(["1", "1", "2"]),
     ),
-    flat("GET", st.sampled_from(["commit", "owner"])),
+    flat("SET", st.sampled_from(["commit", "layout"]), st.sampled_from(["7:1", "2", "x"])),
+    flat("GET", st.sampled_from(["commit", "owner", "layout"])),
     flat("WATCH", "commit"),
 )
 

@@ -150,6 +150,8 @@ def _read(client: redis.Redis, name: str) -> Any:
             return client.zrange(name, 0, -1, withscores=True)
         case b"stream":
             return client.xrange(name)
+        case b"list":
+            return client.lrange(name, 0, -1)
         case _:
             return client.get(name)
 
