@@ -114,7 +114,7 @@ class Server:
         self._read_buffer = memoryview(bytearray(_READ_BYTES))
         self._accepting = trio.CancelScope()
         self._running = trio.CancelScope()
-        self._emptied = trio.Event()
+        self._connection_ended = trio.lowlevel.ParkingLot()
         self._draining = False
 
     async def serve(
@@ -147,8 +147,8 @@ class Server:
         with trio.move_on_after(grace_s):
             for connection in list(self._connections):
                 connection.announce_shutdown()
-            if self._connections:
-                await self._emptied.wait()
+            while self._connections:
+                await self._connection_ended.park()
         self._running.cancel()
 
     def flush(self) -> None:
@@ -199,11 +199,12 @@ class Server:
                 continue
             self._connections_total += 1
             context = listener.context if isinstance(listener, TlsListener) else None
-            connections.start_soon(self._serve_connection, sock, context)
+            self._add_connection(sock, context, connections)
 
-    async def _serve_connection(self, sock: socket.socket, context: ContextProvider | None) -> None:
-        """Run one connection to its end; nothing that happens in it gets out."""
-        peer = peer_name(sock)
+    def _add_connection(
+        self, sock: socket.socket, context: ContextProvider | None, connections: trio.Nursery
+    ) -> None:
+        """Count a connection from the moment it is accepted, and start its task."""
         try:
             connection = _Connection(
                 sock,
@@ -214,18 +215,27 @@ class Server:
                 pacer=self._pacer,
                 age_factor=self._age_factor(),
             )
-            self._connections[connection] = None
-            try:
-                await connection.run()
-            finally:
-                del self._connections[connection]
-                if not self._connections:
-                    self._emptied.set()
+        except Exception:
+            log.exception("connection failed", peer=peer_name(sock))
+            sock.close()
+            return
+        self._connections[connection] = None
+        if self._draining:
+            connection.announce_shutdown()
+        connections.start_soon(self._serve_connection, connection, sock)
+
+    async def _serve_connection(self, connection: _Connection, sock: socket.socket) -> None:
+        """Run one connection to its end; nothing that happens in it gets out."""
+        peer = peer_name(sock)
+        try:
+            await connection.run()
         except Exception:
             log.exception("connection failed", peer=peer)
         finally:
             trio.lowlevel.notify_closing(sock)
             sock.close()
+            del self._connections[connection]
+            self._connection_ended.unpark_all()
 
     def _age_factor(self) -> float:
         """Connections made at once are not all to come back at once (grpc-go: within 10 %)."""
@@ -440,15 +450,14 @@ class _Connection:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the socket accepts; the rest is the writer's."""
-        if self._unsent is None:
+        """Send what the socket accepts; the rest is the writer's. Nothing before `run`."""
+        if self._unsent is None and self._nursery is not None:
             try:
                 blocked = self._pump()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
                 self._failed(error)
                 blocked = False
             if blocked:
-                assert self._nursery is not None
                 self._nursery.start_soon(self._write)
             elif self._protocol.closed:
                 self._reading.cancel()
