@@ -4,6 +4,7 @@
     |-- store            connection, committer, lease, readers
     |-- tasks            the scheduler: its actor, its clock, snapshots, audits
     |-- agents           one task per resident agent
+    |-- deletions        those that were interrupted, finished before the server serves
     |-- liveness         one timer over all agents, if there is a heartbeat timeout
     |-- retention        sweeps, if anything is to be deleted by age or bytes
     |-- service          listings under way
@@ -20,7 +21,6 @@ from __future__ import annotations
 import random as random_module
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import Any
 
 import structlog
@@ -28,14 +28,16 @@ import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 
-from dbos_actors.actors.agent import AgentActor, AgentContext
+from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.context import AgentContext
+from dbos_actors.actors.deletion import Deletions
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
 from dbos_actors.actors.retention import Retention, RetentionPolicy
 from dbos_actors.actors.scheduler import Scheduler, SchedulerSettings
-from dbos_actors.api.messages import DESCRIPTOR, DeleteAgentRequest
+from dbos_actors.api.messages import DESCRIPTOR
 from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
@@ -49,7 +51,7 @@ from dbos_actors.rpc.listeners import Listener, bound_address, open_listeners
 from dbos_actors.rpc.reflection import reflection_services
 from dbos_actors.rpc.server import Server
 from dbos_actors.rpc.tls import ReloadingContext
-from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits, Waiter, until_available
+from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits
 from dbos_actors.service import SERVICE, DbosService, status_of
 from dbos_actors.settings import Settings, load_settings
 from dbos_actors.store import (
@@ -166,7 +168,8 @@ async def open_supervisor(
             limits = _limits(settings)
             directory = RunDirectory(_DIRECTORY_ENTRIES)
             tasks = _tasks(settings, store, clock, random)
-            agents = _agents(settings, store, clock, directory, tasks)
+            deletions = Deletions(store)
+            agents = _agents(settings, store, clock, directory, tasks=tasks, deletions=deletions)
             for forget in (directory.clear, agents.reload_all, tasks.reload):
                 store.on_reload(forget)
             queries = Queries(store, limit_bytes=limits.message_bytes)
@@ -199,7 +202,7 @@ async def open_supervisor(
 
             await nursery.start(tasks.run)
             await nursery.start(agents.run)
-            nursery.start_soon(_finish_deletions, queries, agents)
+            await nursery.start(deletions.run, agents)
             if liveness is not None:
                 nursery.start_soon(liveness.run)
             if retention is not None:
@@ -262,7 +265,13 @@ def _tasks(
 
 
 def _agents(
-    settings: Settings, store: Store, clock: Clock, directory: RunDirectory, tasks: Scheduler
+    settings: Settings,
+    store: Store,
+    clock: Clock,
+    directory: RunDirectory,
+    *,
+    tasks: Scheduler,
+    deletions: Deletions,
 ) -> Supervisor:
     context = AgentContext(
         store=store,
@@ -273,6 +282,7 @@ def _agents(
         log=EventLog(store, events_max=settings.max_events),
         event_results=settings.event_results,
         forget_tasks=tasks.forget_agent,
+        deletion_interrupted=deletions.interrupted,
     )
 
     def make(agent_id: str, cell: Cell) -> AgentActor:
@@ -360,19 +370,6 @@ async def _follow_store(store: Store, health: Health) -> None:
     """The service serves while its store does."""
     async for state in store.state.eventual_values():
         health.set(state is StoreState.CONNECTED)
-
-
-async def _finish_deletions(queries: Queries, agents: Supervisor) -> None:
-    """Finish the deletions of agents that an earlier server began."""
-
-    async def delete(agent_id: str) -> None:
-        waiter = Waiter(DeleteAgentRequest(agent_id=agent_id))
-        agents.deliver(agent_id, waiter)
-        await waiter.wait()
-
-    for agent_id in await until_available(queries.agents_being_deleted):
-        logger.info("deletion_resumed", agent=agent_id)
-        await until_available(partial(delete, agent_id))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -12,13 +12,13 @@ Messages are the contract's own requests, validated before they are sent here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from dbos_actors.actors.caches import RunCache, RunDirectory
-from dbos_actors.actors.event_log import EventLog
+from dbos_actors.actors.context import MODULE, RUN, AgentContext
+from dbos_actors.actors.deletion import FinishDeletion, forget_agent
+from dbos_actors.actors.run_retention import ForgetRuns, forget_runs
 from dbos_actors.api.messages import (
     Agent,
     DeleteAgentRequest,
@@ -35,11 +35,10 @@ from dbos_actors.api.messages import (
     StoreResultRequest,
     StoreResultResponse,
 )
-from dbos_actors.clock import Clock
 from dbos_actors.domain import agents, results, runs
 from dbos_actors.errors import UnavailableError
-from dbos_actors.runtime import DEFERRED, Cell, Job, Turn
-from dbos_actors.store import Store, pack, pack_argument, pack_head
+from dbos_actors.runtime import AGAIN, DEFERRED, Cell, Job, Turn
+from dbos_actors.store import pack, pack_argument, pack_head
 from dbos_actors.store.keys import escaped
 
 REGISTERED: Final = RegisterAgentResponse(success=True).SerializeToString()
@@ -47,10 +46,6 @@ STATE_SET: Final = SetModuleStateResponse(success=True).SerializeToString()
 STORED: Final = StoreResultResponse(success=True).SerializeToString()
 DUPLICATE: Final = StoreResultResponse(success=True, duplicate=True).SerializeToString()
 DELETED: Final = DeleteAgentResponse(success=True).SerializeToString()
-
-RUN: Final = "r"
-MODULE: Final = "m"
-"""What a field of an agent's ``states`` begins with, before the request id or module name."""
 
 # Parts of the state besides runs, which are strings.
 _RECORD: Final = 0
@@ -63,8 +58,6 @@ _RUNS_LOADED_AT_ONCE = 1_000
 _RUNS_FAILED_AT_ONCE = 200  # in one turn; six commands each
 
 _SILENT: Final = "the agent fell silent"
-
-_DELETION_STEP = 1_000  # request ids unlinked in one commit; takes Redis about a millisecond
 
 
 def embedded(field_number: int, message: bytes) -> bytes:
@@ -95,50 +88,6 @@ class Lapse:
     __slots__ = ()
 
 
-class ForgetRuns:
-    """A message to an agent's actor: delete finished runs that last changed before a moment."""
-
-    __slots__ = ("before_ms",)
-
-    def __init__(self, before_ms: int) -> None:
-        self.before_ms = before_ms
-
-
-@dataclass(slots=True)
-class AgentStatistics:
-    """Counts since the start."""
-
-    results_stored: int = 0
-    results_duplicate: int = 0
-    results_conflicting: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentContext:
-    """What all agent actors share."""
-
-    store: Store
-    clock: Clock
-    server_id: str
-    """Becomes ``dbos_server_id`` of results that have none."""
-
-    runs: RunCache
-    directory: RunDirectory
-    log: EventLog
-    event_results: bool = False
-    forget_tasks: Callable[[str], Awaitable[None]] | None = None
-    """Deletes an agent's tasks; part of forgetting the agent."""
-
-    statistics: AgentStatistics = field(default_factory=AgentStatistics)
-
-    def log_event(self, event: bytes) -> bytes:
-        """The command that appends ``event`` to the log."""
-        return self.log.appended(event)
-
-    def now_s(self) -> int:
-        return int(self.clock.wall_s())
-
-
 class AgentActor:
     """One incarnation of an agent actor; a `runtime.Behaviour`."""
 
@@ -147,6 +96,7 @@ class AgentActor:
         "_cell",
         "_complete",
         "_context",
+        "_is_deleting",
         "_known",
         "_name",
         "_record",
@@ -165,6 +115,8 @@ class AgentActor:
         self._result_heads: tuple[bytes, bytes] | None = None
         # Whether the store has the agent among those that have anything stored.
         self._known = False
+        # Whether a deletion has begun that is to be finished before anything else.
+        self._is_deleting = False
         # Whether `_runs` has every unfinished run.
         self._unfinished_resident = True
         # None is a run known not to exist, while the messages that asked have their turns.
@@ -178,14 +130,19 @@ class AgentActor:
         store = self._context.store
         keys = store.keys
         states = keys.states + self._name
-        record, known, count, unfinished = await store.read(
+        record, known, deleting, count, unfinished = await store.read(
             pack("HGET", keys.agents, self._agent_id),
             pack("SISMEMBER", keys.agents_known, self._agent_id),
+            pack("SISMEMBER", keys.agents_deleting, self._agent_id),
             pack("HLEN", states),
             pack("SMEMBERS", keys.unfinished + self._name),
         )
         self._record = record
         self._known = bool(known)
+        if deleting:
+            # Its runs are of no use, and no message waits for any of them (`missing`).
+            self._is_deleting = self._complete = True
+            return
         if unfinished and len(unfinished) <= _RUNS_LOADED_AT_ONCE:
             parts = [RUN + request_id.decode() for request_id in unfinished]
             (values,) = await store.read(pack("HMGET", states, *parts))
@@ -256,6 +213,8 @@ class AgentActor:
     # ----------------------------------------------------------------- turns
 
     def handle(self, request: Any) -> Turn | Job:
+        if self._is_deleting and type(request) is not DeleteAgentRequest:
+            return Job(partial(self._forget_agent, AGAIN))
         turn = _HANDLERS[type(request)](self, request)
         if not self._known and isinstance(turn, Turn) and turn.commands:
             turn.also(
@@ -468,116 +427,28 @@ class AgentActor:
         commands, _ = self._marked_silent()
         await cell.commit(*commands)
 
-    # ------------------------------------------------------------- retention
+    # -------------------------------------------------- retention, deletion
 
     def forget_runs(self, request: ForgetRuns) -> Job:
         """Delete old finished runs; the answer is how many. The module's own states stay."""
-        return Job(partial(self._forget_runs, request.before_ms))
-
-    async def _forget_runs(self, before_ms: int, cell: Cell) -> int:
-        store = self._context.store
-        keys = store.keys
-        name = self._name
-        deleted = looked_at = 0
-        while True:
-            parts, unfinished = await store.read(
-                pack(
-                    *("ZRANGE", keys.states_at + name, "-inf", f"({before_ms}", "BYSCORE"),
-                    *("LIMIT", looked_at, _DELETION_STEP),
-                ),
-                pack("SMEMBERS", keys.unfinished + name),
-            )
-            if not parts:
-                return deleted
-            kept = {RUN.encode() + request_id for request_id in unfinished}
-            old = [part for part in parts if part[:1] == RUN.encode() and part not in kept]
-            looked_at += len(parts) - len(old)
-            if old:
-                await self._delete_runs(old, cell)
-                deleted += len(old)
-
-    async def _delete_runs(self, parts: Sequence[bytes], cell: Cell) -> None:
-        context = self._context
-        keys = context.store.keys
-        name = self._name
-        (values,) = await context.store.read(pack("HMGET", keys.states + name, *parts))
-        of_module: dict[str, list[bytes]] = {}
-        for part, value in zip(parts, values, strict=True):
-            module = ModuleState.FromString(value).module_name
-            of_module.setdefault(module, []).append(part)
-        commands = [
-            pack("HDEL", keys.states + name, *parts),
-            pack("ZREM", keys.states_at + name, *parts),
-        ]
-        for module, members in of_module.items():
-            commands.append(pack("ZREM", f"{keys.states_of}{name}:{escaped(module)}", *members))
-        for part in parts:
-            request_key = keys.request + escaped(part[1:].decode())
-            commands.append(pack("ZREM", request_key, self._agent_id))
-        await cell.commit(*commands, frees_memory=True)
-        for part in parts:
-            context.directory.forget_run(part[1:].decode(), self._agent_id)
-
-    # -------------------------------------------------------------- deletion
+        before_ms = request.before_ms
+        return Job(lambda cell: forget_runs(cell, self._context, self._agent_id, before_ms))
 
     def delete(self, request: DeleteAgentRequest) -> Job:  # noqa: ARG002 - it names this actor
-        return Job(self._forget_agent)
+        return Job(partial(self._forget_agent, DELETED))
 
-    async def _forget_agent(self, cell: Cell) -> bytes:
-        """Forget everything; what a crash interrupts is finished at the next start.
+    def finish_deletion(self, request: FinishDeletion) -> Turn:  # noqa: ARG002
+        """Nothing: where a deletion has begun, `handle` does not get here before it is finished."""
+        return Turn(None)
 
-        All of the agent goes in one commit. Before it, since there may be any
-        number of runs, the request ids let go of the agent step by step.
-        """
+    async def _forget_agent(self, answer: Any, cell: Cell) -> Any:
         context = self._context
-        store = context.store
-        keys = store.keys
-        name = self._name
-        agent_id = self._agent_id
-        # A few bytes, but of a deletion: it has to get through when Redis has no memory left.
-        await cell.commit(pack("SADD", keys.agents_deleting, agent_id), frees_memory=True)
-        cursor = b"0"
-        while True:
-            ((cursor, flat),) = await store.read(
-                pack("HSCAN", keys.states + name, cursor, "COUNT", _DELETION_STEP)
-            )
-            request_ids = [part[1:].decode() for part in flat[::2] if part[:1] == RUN.encode()]
-            if request_ids:
-                await cell.commit(
-                    *(pack("ZREM", keys.request + escaped(r), agent_id) for r in request_ids),
-                    frees_memory=True,
-                )
-            if cursor == b"0":
-                break
-        if context.forget_tasks is not None:
-            await context.forget_tasks(agent_id)
-        (modules,) = await store.read(pack("SMEMBERS", keys.modules + name))
-        indexes = [f"{keys.states_of}{name}:{escaped(module.decode())}" for module in modules]
-        prefixes = (
-            keys.states,
-            keys.states_at,
-            keys.modules,
-            keys.unfinished,
-            keys.results,
-            keys.results_at,
-        )
-        commands = [
-            pack("UNLINK", *(prefix + name for prefix in prefixes)),
-            *(
-                pack("UNLINK", *indexes[start : start + _DELETION_STEP])
-                for start in range(0, len(indexes), _DELETION_STEP)
-            ),
-            pack("HDEL", keys.agents, agent_id),
-            pack("ZREM", keys.agents_index, agent_id),
-            pack("SREM", keys.agents_known, agent_id),
-            pack("SREM", keys.agents_deleting, agent_id),
-        ]
-        if self._known:
-            event = agents.deleted(agent_id, now_s=context.now_s())
-            commands.append(context.log_event(event))
-        await cell.commit(*commands, frees_memory=True)
-        context.directory.forget_agent(agent_id)
-        return DELETED
+        try:
+            await forget_agent(cell, context, self._agent_id, was_known=self._known)
+        except BaseException:
+            context.interrupted(self._agent_id)
+            raise
+        return answer
 
 
 _HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
@@ -587,6 +458,7 @@ _HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
     GetModuleStateRequest: AgentActor.get_state,
     StoreResultRequest: AgentActor.store_result,
     DeleteAgentRequest: AgentActor.delete,
+    FinishDeletion: AgentActor.finish_deletion,
     ForgetRuns: AgentActor.forget_runs,
     Lapse: AgentActor.lapse,
 }

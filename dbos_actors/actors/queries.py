@@ -140,11 +140,6 @@ class Queries:
         key = self._store.keys.request + escaped(request_id)
         self._store.submit_read([pack("ZRANGE", key, -1, -1)], on_replies, deadline_s=deadline_s)
 
-    async def agents_being_deleted(self) -> list[str]:
-        """Agents whose deletion began and was not finished."""
-        (members,) = await self._store.read(pack("SMEMBERS", self._store.keys.agents_deleting))
-        return [member.decode() for member in members]
-
     # -------------------------------------------------------------- listings
     #
     # Each raises `RefusedError` for what the request says wrong,

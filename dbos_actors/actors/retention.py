@@ -26,7 +26,8 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
-from dbos_actors.actors.agent import RUN, ForgetRuns
+from dbos_actors.actors.context import RUN
+from dbos_actors.actors.run_retention import ForgetRuns
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
 from dbos_actors.runtime import Supervisor, Waiter

@@ -5,7 +5,9 @@ from dbos_actors.runtime.cell import ActorLimits, Cell, State, Waiter
 from dbos_actors.runtime.retry import until_available
 from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
 from dbos_actors.runtime.turn import (
+    AGAIN,
     DEFERRED,
+    Again,
     Behaviour,
     Call,
     CommitLog,
@@ -16,8 +18,10 @@ from dbos_actors.runtime.turn import (
 )
 
 __all__ = [
+    "AGAIN",
     "DEFERRED",
     "ActorLimits",
+    "Again",
     "Backlog",
     "Behaviour",
     "Call",

@@ -40,7 +40,7 @@ import trio
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.runtime.backlog import Backlog
-from dbos_actors.runtime.turn import Behaviour, Call, CommitLog, Job, Turn
+from dbos_actors.runtime.turn import AGAIN, Behaviour, Call, CommitLog, Job, Turn
 
 logger = structlog.get_logger(__name__)
 
@@ -497,7 +497,12 @@ class Cell:
         (call, job), self._job = self._job, None
         if not call.answered:
             try:
-                call.reply(await job.run(self))
+                answer = await job.run(self)
+                if answer is AGAIN:
+                    self._backlog.enter(call)
+                    self.mailbox.insert(0, call)
+                else:
+                    call.reply(answer)
             except (RefusedError, OverloadedError, UnavailableError) as error:
                 call.fail(error)
             except Exception as error:  # noqa: BLE001 - as in a turn

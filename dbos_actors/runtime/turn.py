@@ -65,6 +65,16 @@ DEFERRED: Final = Deferred()
 """Returned by a turn's `then` when it will answer the call itself, later."""
 
 
+class Again:
+    """The type of `AGAIN`."""
+
+    __slots__ = ()
+
+
+AGAIN: Final = Again()
+"""Returned by a job: the message has its turn now, on the state loaded anew, before any other."""
+
+
 class Turn:
     """The effects of one turn; once submitted, that turn's share of a commit."""
 
@@ -149,7 +159,7 @@ class Job:
     __slots__ = ("run",)
 
     def __init__(self, run: Callable[[Cell], Awaitable[Any]]) -> None:
-        """``run(cell)`` is awaited in the actor's task; what it returns is the answer."""
+        """``run(cell)`` is awaited in the actor's task, and returns the answer or `AGAIN`."""
         self.run = run
 
 

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, ActorLimits, Cell, Job, State, Turn, Waiter
+from dbos_actors.runtime import AGAIN, DEFERRED, ActorLimits, Cell, Job, State, Turn, Waiter
 from tests.runtime.fakes import (
     AWAY,
     REFUSED,
@@ -845,6 +845,30 @@ async def test_a_job_that_has_not_begun_is_told_of_a_quarantine() -> None:
         assert isinstance(job.answer, UnavailableError)
         await wait_all_tasks_blocked()
         assert actors.cell().state is State.QUARANTINED
+
+
+async def test_a_job_may_have_its_message_come_again_before_all_others() -> None:
+    async with running() as actors:
+        await actors.ready()
+        jobs = 0
+
+        def act(actor: Recorder, request: Request) -> Turn | Job:
+            nonlocal jobs
+            if jobs:
+                return do_write(actor, request)
+            jobs += 1
+
+            async def prepare(cell: Cell) -> Any:
+                await trio.lowlevel.checkpoint()
+                return AGAIN
+
+            return Job(prepare)
+
+        prepared, other = call(act, 1), write(2)
+        actors.send(prepared, other)
+        await actors.settle()
+        assert (prepared.answer, other.answer) == (1, 2)
+        assert actors.store.value("a") == (1, 2)
 
 
 async def test_a_job_nobody_waits_for_any_more_does_not_begin() -> None:

@@ -17,9 +17,7 @@ from tests.simulation.redis_commands import Database
 
 
 def inconsistencies(database: Database, agents: list[str], request_ids: list[str]) -> list[str]:
-    """What contradicts itself in the data of these agents; but for those being deleted."""
-    deleting = database.values.get(Keys().agents_deleting.encode(), {})
-    agents = [agent for agent in agents if agent.encode() not in deleting]
+    """What contradicts itself in the data of these agents."""
     return [
         *(problem for agent in agents for problem in _Agent(database, agent).problems()),
         *_directory_problems(database, agents, request_ids),

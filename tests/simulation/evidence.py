@@ -7,7 +7,7 @@ moment between the call and its answer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -39,15 +39,22 @@ class MalformedAnswerError(Exception):
 
 
 def violations(
-    history: History, universe: Universe, rollbacks: list[Rollback], *, absences: bool = True
+    history: History,
+    universe: Universe,
+    rollbacks: list[Rollback],
+    *,
+    absences: bool = True,
+    deletions_end: bool = False,
 ) -> list[str]:
     """What in the history cannot have happened; empty if everything can.
 
     What the search gives up on counts as possible. ``absences``: whether what a listing lacks
-    counts.
+    counts. ``deletions_end``: whether a deletion without an answer has happened, if it ever
+    does, when its agent is heard of again.
     """
     try:
-        registers = _by_register(history, universe, absences=absences)
+        last = _last_moments(history) if deletions_end else {}
+        registers = _by_register(history, universe, last, absences=absences)
     except MalformedAnswerError as error:
         return [str(error)]
     found = []
@@ -94,8 +101,49 @@ def early_deliveries(history: History) -> list[str]:
     ]
 
 
+def _last_moments(history: History) -> dict[int, int]:
+    """Until when each deletion without an answer may have happened, by its number.
+
+    The agent's actor finishes what has begun before it takes another message. So a message that
+    was sent after the deletion was given up, and was answered, has found it done or not begun.
+    """
+    last: dict[int, int] = {}
+    for deletion in history.operations:
+        if deletion.method != "DeleteAgent" or deletion.ending is not Ending.UNKNOWN:
+            continue
+        agent_id, given_up = deletion.request["agent_id"], deletion.end
+        answers = [
+            operation.end
+            for operation in history.operations
+            if operation.end is not None
+            and given_up is not None
+            and operation.start > given_up
+            and operation.ending is Ending.ANSWERED
+            and operation.server not in history.overtaken
+            and _taken_by(operation) == agent_id
+        ]
+        if answers:
+            last[deletion.number] = min(answers)
+    return last
+
+
+def _taken_by(operation: Operation) -> str:
+    """The agent whose actor took a call; empty if none did."""
+    request = operation.request
+    match operation.method:
+        case "RegisterAgent":
+            return str(request["agent"]["id"])
+        case "SetModuleState":
+            return str(request["state"]["agent_id"])
+        case "StoreResult":
+            return str(request["result"]["agent_id"])
+        case "GetAgent" | "GetModuleState":
+            return str(request.get("agent_id", ""))
+    return ""
+
+
 def _by_register(
-    history: History, universe: Universe, *, absences: bool
+    history: History, universe: Universe, last: Mapping[int, int], *, absences: bool
 ) -> dict[Register, list[KeyOperation]]:
     registers: dict[Register, list[KeyOperation]] = defaultdict(list)
     deletions = [o for o in history.operations if o.method == "DeleteAgent"]
@@ -115,8 +163,10 @@ def _by_register(
                 if only_looks(kind, said):
                     continue
                 end = said = None
+            # Tasks are the scheduler's: their agent's actor knows nothing of them.
+            until = None if register[0] == "task" else last.get(operation.number)
             registers[register].append(
-                KeyOperation(operation, kind, argument, said, operation.start, end)
+                KeyOperation(operation, kind, argument, said, operation.start, end, until)
             )
     return registers
 

@@ -66,7 +66,10 @@ class KeyOperation:
     """What was answered about this register; None: no answer."""
     start: int
     end: int | None
-    """None: no answer. It may have happened until `History.settled_at`, or never."""
+    """None: no answer. It may have happened until `last`, or never."""
+    last: int | None = None
+    """Of one without an answer: nothing that began after this moment can have come before it.
+    None: `History.settled_at`."""
 
 
 @dataclass(slots=True)

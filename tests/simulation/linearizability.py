@@ -9,8 +9,7 @@ is taken as soon as it fits, without trying anything else. One without an answer
 is not taken where it would change nothing.
 
 An operation without an answer may be taken at any time or left out; but not
-after ``settled_at``, when nothing that had not happened could happen any more
-(but for deletions, which the next start may finish).
+after its ``last``, or ``settled_at``, when what had not happened could not happen any more.
 
 What Redis may lose when it and its server die together is described by
 `Rollback`: at that moment the register may return to any state it had had since
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.simulation.history import KeyOperation
-from tests.simulation.models import DELETE, Impossible, Model, State, only_looks
+from tests.simulation.models import Impossible, Model, State, only_looks
 
 CONFIGURATIONS_MAX = 200_000
 """Visited before the search gives up undecided; a hundred times what usual histories need."""
@@ -89,13 +88,19 @@ class _Search:
         self._model = model
         self._rollbacks = rollbacks
         self._answered = sum(1 << i for i, o in enumerate(self._ordered) if o.end is not None)
-        self._late = sum(
-            1 << i
-            for i, o in enumerate(self._ordered)
-            if settled_at is not None and o.start > settled_at
-        )
+        # By operation: those after which it cannot happen any more.
+        self._late = [
+            0 if o.end is not None else self._later(settled_at if o.last is None else o.last)
+            for o in self._ordered
+        ]
         self.was_cut = False
         """Whether the last run left something untried for its budget."""
+
+    def _later(self, moment: int | None) -> int:
+        """The operations that began after a moment, as a mask."""
+        if moment is None:
+            return 0
+        return sum(1 << i for i, o in enumerate(self._ordered) if o.start > moment)
 
     def run(self, budget: int) -> Verdict:
         """Search, taking at most so many operations that have no answer."""
@@ -123,7 +128,7 @@ def _next(
     at: _Configuration,
     ordered: Sequence[KeyOperation],
     model: Model,
-    late: int,
+    late: Sequence[int],
     rollbacks: Sequence[Rollback],
 ) -> list[_Configuration]:
     # Everything taken next must have started before any answered, untaken operation ended.
@@ -147,7 +152,7 @@ def _next(
             break
         if at.done >> i & 1:
             continue
-        if operation.end is None and operation.kind != DELETE and at.done & late:
+        if at.done & late[i]:
             continue
         try:
             state = model(at.state, operation.kind, operation.argument, operation.result)

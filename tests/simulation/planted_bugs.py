@@ -13,8 +13,11 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from dbos_actors.actors.agent import AgentActor
+from dbos_actors.actors.deletion import Deletions
+from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
 from dbos_actors.errors import FencedError, RefusedError, UnavailableError
+from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.runtime.cell import Cell, State
 from dbos_actors.runtime.turn import Turn
 from dbos_actors.store.batch import Answer, Wire
@@ -403,12 +406,40 @@ def a_deletion_forgets_the_request_ids() -> Any:
 
 @planted
 def an_interrupted_deletion_is_not_finished() -> Any:
-    import dbos_actors.server  # noqa: PLC0415 - patched here only
+    """Neither at the next start, nor by the server in which it failed."""
 
-    async def nothing(*arguments: Any) -> None:
-        return
+    async def nothing(*_: Any, task_status: Any = None) -> None:
+        task_status.started()
 
-    return patch.object(dbos_actors.server, "_finish_deletions", nothing)
+    return patch.object(Deletions, "run", nothing)
+
+
+@planted
+def an_interrupted_deletion_ends_a_later_life() -> Any:
+    """The next start deletes an agent that has come back; until then its actor takes messages."""
+    load = AgentActor.load
+
+    async def load_anyway(self: AgentActor) -> None:
+        await load(self)
+        if self._is_deleting:
+            self._is_deleting = self._complete = self._unfinished_resident = False
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with (
+            patch.object(AgentActor, "load", load_anyway),
+            patch.object(Deletions, "interrupted", lambda *_: None),
+            patch.object(Deletions, "_try", _delete),
+        ):
+            yield
+
+    return plant()
+
+
+async def _delete(self: Deletions, agents: Supervisor, agent_id: str, pause_s: float) -> None:
+    waiter = Waiter(DeleteAgentRequest(agent_id=agent_id))
+    agents.deliver(agent_id, waiter)
+    await waiter.wait()
 
 
 @planted

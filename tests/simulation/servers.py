@@ -23,7 +23,9 @@ import trio
 from grpclib.const import Status
 
 import dbos_actors.actors.agent
+import dbos_actors.actors.deletion
 import dbos_actors.actors.queries
+import dbos_actors.actors.run_retention
 import dbos_actors.rpc.server
 import dbos_actors.server
 import dbos_actors.store.ownership
@@ -333,7 +335,8 @@ def simulated_surroundings(
         patch.object(dbos_actors.server, "_store_settings", store_settings),
         patch.object(dbos_actors.store.store, "this_process", this_process),
         patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
-        patch.object(dbos_actors.actors.agent, "_DELETION_STEP", constants["deletion_step"]),
+        patch.object(dbos_actors.actors.deletion, "_DELETION_STEP", constants["deletion_step"]),
+        patch.object(dbos_actors.actors.run_retention, "_STEP", constants["deletion_step"]),
         patch.object(dbos_actors.actors.agent, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]),
         patch.object(dbos_actors.actors.queries, "_STEP", constants["listing_step"]),
         patch.object(

@@ -1,0 +1,78 @@
+"""Retention of runs: what an agent's actor does to delete its old finished ones.
+
+Which agents have any is found by `actors.retention`; the rest is the actor's, whose memory may
+hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dbos_actors.actors.context import RUN, AgentContext
+from dbos_actors.api.messages import ModuleState
+from dbos_actors.runtime import Cell
+from dbos_actors.store import escaped, pack
+
+_STEP = 1_000
+"""Runs deleted in one commit; takes Redis about a millisecond."""
+
+
+class ForgetRuns:
+    """A message to an agent's actor: delete finished runs that last changed before a moment."""
+
+    __slots__ = ("before_ms",)
+
+    def __init__(self, before_ms: int) -> None:
+        self.before_ms = before_ms
+
+
+async def forget_runs(cell: Cell, context: AgentContext, agent_id: str, before_ms: int) -> int:
+    """Delete old finished runs, from within a job of the agent's actor; returns how many.
+
+    The module's own states stay. Raises `UnavailableError` or `OverloadedError`; then some are
+    deleted and some are not.
+    """
+    store = context.store
+    keys = store.keys
+    name = escaped(agent_id)
+    deleted = looked_at = 0
+    while True:
+        parts, unfinished = await store.read(
+            pack(
+                *("ZRANGE", keys.states_at + name, "-inf", f"({before_ms}", "BYSCORE"),
+                *("LIMIT", looked_at, _STEP),
+            ),
+            pack("SMEMBERS", keys.unfinished + name),
+        )
+        if not parts:
+            return deleted
+        kept = {RUN.encode() + request_id for request_id in unfinished}
+        old = [part for part in parts if part[:1] == RUN.encode() and part not in kept]
+        looked_at += len(parts) - len(old)
+        if old:
+            await _delete_runs(cell, context, agent_id, old)
+            deleted += len(old)
+
+
+async def _delete_runs(
+    cell: Cell, context: AgentContext, agent_id: str, parts: Sequence[bytes]
+) -> None:
+    keys = context.store.keys
+    name = escaped(agent_id)
+    (values,) = await context.store.read(pack("HMGET", keys.states + name, *parts))
+    of_module: dict[str, list[bytes]] = {}
+    for part, value in zip(parts, values, strict=True):
+        module = ModuleState.FromString(value).module_name
+        of_module.setdefault(module, []).append(part)
+    commands = [
+        pack("HDEL", keys.states + name, *parts),
+        pack("ZREM", keys.states_at + name, *parts),
+    ]
+    for module, members in of_module.items():
+        commands.append(pack("ZREM", f"{keys.states_of}{name}:{escaped(module)}", *members))
+    for part in parts:
+        request_key = keys.request + escaped(part[1:].decode())
+        commands.append(pack("ZREM", request_key, agent_id))
+    await cell.commit(*commands, frees_memory=True)
+    for part in parts:
+        context.directory.forget_run(part[1:].decode(), agent_id)
