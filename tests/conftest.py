@@ -1,12 +1,19 @@
-"""Fixtures every test package may use."""
+"""Fixtures every test package may use, and how Hypothesis searches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.valkey import ValkeyServer
+
+# The gate tries the same examples each time, so that what it says depends on the code alone.
+# `python -m tests.search` looks for others.
+settings.register_profile("gate", derandomize=True, database=None)
+settings.register_profile("search", database=None, print_blob=True)
+settings.load_profile("gate")
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
 """One commit: what goes over the wire for it, and what its answer means.
 
 Every commit moves the commit key from one ``epoch:sequence`` to the next, and
-only if the key has not been touched since it was last read. There are three
-forms, each a single write to the socket:
+only if the key has not been touched since it was last read. There are two
+forms of commit, and two of what is no commit; each is a single write to the
+socket:
 
 - TRANSACTION, what turns are written with. The connection already watches the
   commit key. ``MULTI, commands, SET commit, EXEC, WATCH commit, GET commit``:
   the last two arm the watch for the next batch and show whether anyone wrote
   between the two.
-- SCRIPT, for what must work even when Redis is out of memory: renewing and
-  releasing the lease, and deletions. Redis refuses every command inside MULTI
-  then, but runs a script that allows it. The script compares the key itself.
+- SCRIPT, for what must work even when Redis is out of memory: releasing the
+  lease, and deletions. Redis refuses every command inside MULTI then, but runs
+  a script that allows it. The script compares the key itself.
   Our own script also trips our watch, so an ``UNWATCH`` comes before ``WATCH``.
+- RENEWAL: a script that renews the lease if the commit key is as expected, and
+  leaves the key alone. What it wrote need not be sent again: the next one does it.
 - CHECK, when only reads wait: ``GET commit``. Writes nothing.
 """
 
@@ -58,11 +61,21 @@ return replies
 """
 
 
+# KEYS: commit, owner. ARGV: the value the commit key must have, the owner's description, the
+# lease in ms.
+RENEW_SCRIPT = """#!lua flags=allow-oom
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return nil end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return {}
+"""
+
+
 class Form(Enum):
     """How a batch is sent."""
 
     TRANSACTION = auto()
     SCRIPT = auto()
+    RENEWAL = auto()
     CHECK = auto()
 
 
@@ -83,7 +96,7 @@ class Batch:
         self, form: Form, *, sequence: int, entries: list[Entry], lease: Lease = Lease.KEEP
     ) -> None:
         self.form = form
-        # The one it sets; a CHECK sets none and has that of the last commit.
+        # The one it sets; a CHECK or a RENEWAL sets none and has that of the last commit.
         self.sequence = sequence
         self.lease = lease
         # Emptied once they are settled.
@@ -141,6 +154,7 @@ class Wire:
         self._watch_and_read = pack("WATCH", commit_key) + self._read_key
         self._exec = pack("EXEC") + self._watch_and_read
         self._eval_head = (COMMIT_SCRIPT, "2", commit_key, owner_key)
+        self._renew_head = (RENEW_SCRIPT, "2", commit_key, owner_key)
         self._owner = owner
         self._lease_ms = lease_ms
 
@@ -169,6 +183,8 @@ class Wire:
                 return await self._send_transaction(connection, batch, after)
             case Form.SCRIPT:
                 return await self._send_script(connection, batch, before, after)
+            case Form.RENEWAL:
+                return await self._send_renewal(connection, before)
             case Form.CHECK:
                 return Answer(await self.read_key(connection), replies=[])
 
@@ -204,6 +220,14 @@ class Wire:
         result, unwatched, watched, value = await connection.call(payload, 4)
         _expect_ok(unwatched)
         _expect_ok(watched)
+        commit = _key_value(value)
+        if isinstance(result, ReplyError):
+            return Answer(commit, refusal=str(result))
+        return Answer(commit, replies=result)
+
+    async def _send_renewal(self, connection: Connection, before: bytes) -> Answer:
+        renewal = pack("EVAL", *self._renew_head, before, self._owner, self._lease_ms)
+        result, value = await connection.call(renewal + self._read_key, 2)
         commit = _key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))

@@ -46,9 +46,13 @@ ENTRY_BYTES = 256
 # one batch, server and Redis would take turns at waiting for each other.
 WHOLE_QUEUE = 32
 
-# While the history is full, how often to renew the lease: a write of no size that Redis accepts, so
-# that the history may be trimmed.
+# While the history is full, how often to renew the lease: a write that Redis accepts and that is
+# not kept, so that the history may be trimmed.
 PROBE_S = 0.1
+
+
+# The error of a server that is no longer the primary: a new connection may lead to the one that is.
+READ_ONLY = "READONLY"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +149,15 @@ class Ledger:
         self._history_bytes = first.size_bytes
         self._position = 0
         self._acknowledged = 0
-        # The commit key as last seen: what the next commit starts from.
+        # The commit key as last seen: what the next commit starts from. Empty: there is none.
         self._value = self.value_at(0)
-        # A CHECK that is in flight; it has no place in the history.
-        self._check: Batch | None = None
+        # A CHECK or a RENEWAL that is in flight; it has no place in the history.
+        self._aside: Batch | None = None
         self._queue: deque[Entry] = deque()
         self._queued_bytes = 0
+        # The commit key lacks what was lost for good: the next commit, be it empty, says where
+        # the store stands, for those who compare the key before they read.
+        self._key_is_behind = False
         self._renewed_s = now_s
         self._renew_at_s = now_s + limits.renewal_s
         self._sent_s = now_s
@@ -233,8 +240,8 @@ class Ledger:
         yield from self._queue
 
     def _in_flight(self) -> Iterable[Entry]:
-        if self._check is not None:
-            return self._check.entries
+        if self._aside is not None:
+            return self._aside.entries
         return self._history[-1].entries if self._history else ()
 
     # -------------------------------------------------------------- events
@@ -273,18 +280,21 @@ class Ledger:
         if history and history[-1].sequence > self._position:
             self.counts.repeated += 1
             return history[self._position + 1 - history[0].sequence]
-        if now_s >= self._renew_at_s:
+        if self._key_is_behind:
+            self._key_is_behind = False
             return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
+        if now_s >= self._renew_at_s:
+            return self._beside(Form.RENEWAL, [])
         if self._queue:
             if self._history_bytes < self._limits.kept_bytes:
                 return self._cut()
             if now_s < self._sent_s + PROBE_S:
                 return None
-            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
+            return self._beside(Form.RENEWAL, [])
         if self.releasing:
             return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
         if self.check_wanted:
-            return self._start_check([])
+            return self._beside(Form.CHECK, [])
         return None
 
     def _cut(self) -> Batch:
@@ -311,7 +321,7 @@ class Ledger:
             entries.append(queue.popleft())
         self._queued_bytes -= _cost(entries)
         if freeing is None:
-            return self._start_check(entries)
+            return self._beside(Form.CHECK, entries)
         form = Form.SCRIPT if freeing else Form.TRANSACTION
         return self._append(Batch(form, sequence=0, entries=entries))
 
@@ -321,10 +331,12 @@ class Ledger:
         self._history_bytes += batch.size_bytes
         return batch
 
-    def _start_check(self, entries: list[Entry]) -> Batch:
-        self.check_wanted = False
-        self._check = Batch(Form.CHECK, sequence=self._acknowledged, entries=entries)
-        return self._check
+    def _beside(self, form: Form, entries: list[Entry]) -> Batch:
+        """What is no commit: it is not kept, and the commit key stays as it is."""
+        if form is Form.CHECK:
+            self.check_wanted = False
+        self._aside = Batch(form, sequence=self._acknowledged, entries=entries)
+        return self._aside
 
     def answered(self, batch: Batch, answer: Answer, now_s: float) -> Effects:
         """Redis has answered the batch that was sent last.
@@ -333,18 +345,20 @@ class Ledger:
             FencedError: another server has taken the store.
         """
         effects = Effects()
-        self._check = None
-        if answer.refusal is not None:
-            self._refuse(batch, answer, now_s, effects)
+        self._aside = None
+        if batch.form is Form.RENEWAL:
+            self._renew(answer, now_s, effects)
+        elif answer.refusal is not None:
+            self._refuse(batch, answer, effects)
         elif batch.form is Form.CHECK:
-            if answer.commit == self._value:
+            if (answer.commit or b"") == self._value:
                 effects.committed = batch.entries
                 effects.replies = []
             else:
                 self._requeue(batch.entries)
         elif answer.replies is not None:
             self._confirm(batch, answer.replies, effects)
-        if answer.commit != self._value:
+        if (answer.commit or b"") != self._value:
             self._place(answer.commit, now_s, effects)
         self.counts.submissions_committed += len(effects.committed)
         return effects
@@ -353,9 +367,9 @@ class Ledger:
         """Whether the batch in flight was executed is unknown."""
         if self._phase is _KNOWN:
             self._phase = Phase.UNKNOWN
-        if self._check is not None:
-            self._requeue(self._check.entries)
-            self._check = None
+        if self._aside is not None:
+            self._requeue(self._aside.entries)
+            self._aside = None
 
     def key_read(self, value: bytes | None, now_s: float) -> Effects:
         """A new connection watches the commit key, which has this value.
@@ -388,9 +402,6 @@ class Ledger:
         self._position = batch.sequence
         self._value = self.value_at(batch.sequence)
         batch.confirmed_s = self._sent_s
-        if batch.lease is Lease.RENEW:
-            self._renewed_s = self._sent_s
-            self._renew_at_s = self._sent_s + self._limits.renewal_s
         if batch.sequence > self._acknowledged:
             self._acknowledged = batch.sequence
             self.counts.commits += 1
@@ -400,6 +411,18 @@ class Ledger:
             if batch.lease is Lease.RELEASE:
                 self._phase = Phase.CLOSED
         self._trim()
+
+    def _renew(self, answer: Answer, now_s: float, effects: Effects) -> None:
+        """A RENEWAL is answered: renewed, refused, or (no replies) the commit key has changed."""
+        if answer.refusal is not None:
+            self.counts.renewals_failed += 1
+            self._renew_at_s = now_s + self._limits.renewal_s
+            if answer.refusal.startswith(READ_ONLY):
+                effects.reconnect = answer.refusal
+        elif answer.replies is not None:
+            self._renewed_s = self._sent_s
+            self._renew_at_s = self._sent_s + self._limits.renewal_s
+            self._trim()
 
     def _trim(self) -> None:
         """The store has accepted a write: what it has had for long is as safe as it will get.
@@ -421,7 +444,7 @@ class Ledger:
             history.popleft()
             self._history_bytes -= oldest.size_bytes
 
-    def _refuse(self, batch: Batch, answer: Answer, now_s: float, effects: Effects) -> None:
+    def _refuse(self, batch: Batch, answer: Answer, effects: Effects) -> None:
         """Redis has executed nothing of ``batch``."""
         reason = str(answer.refusal)
         if batch.sequence <= self._acknowledged:
@@ -431,12 +454,11 @@ class Ledger:
         self._history.pop()
         self._history_bytes -= batch.size_bytes
         self.counts.refused += 1
-        if reason.startswith("READONLY"):
-            # No longer the primary: a new connection may lead to the one that is.
+        if reason.startswith(READ_ONLY):
             effects.reconnect = reason
         if batch.lease is Lease.RENEW:
-            self.counts.renewals_failed += 1
-            self._renew_at_s = now_s + self._limits.renewal_s
+            self._key_is_behind = True
+            effects.reconnect = reason
             return
         if batch.lease is Lease.RELEASE:
             self._phase = Phase.CLOSED
@@ -517,6 +539,7 @@ class Ledger:
     def _lose(self, batches: int, effects: Effects) -> None:
         """Acknowledged commits are gone for good: whatever was decided since rests on sand."""
         effects.lost_batches = batches
+        self._key_is_behind = True
         self.counts.batches_lost += batches
         self.counts.reloads += 1
         effects.error = UnavailableError("Redis came back without commits it had acknowledged")

@@ -418,6 +418,5 @@ TestActors.settings = settings(
     max_examples=100,
     stateful_step_count=50,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from dbos_actors.store.batch import COMMIT_SCRIPT
+from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
 from tests.simulation.redis_commands import Arguments, CommandError
 
@@ -50,6 +50,14 @@ def _commit(keys: Arguments, arguments: Arguments, call: Call) -> Any:
     return replies
 
 
+def _renew(keys: Arguments, arguments: Arguments, call: Call) -> Any:
+    before, owner, lease_ms = arguments
+    if (_must(call([b"GET", keys[0]])) or b"") != before:
+        return None
+    _must(call([b"SET", keys[1], owner, b"PX", lease_ms]))
+    return []
+
+
 def _take(keys: Arguments, arguments: Arguments, call: Call) -> Any:
     held, step, owner, lease_ms, version = arguments
     if (_must(call([b"GET", keys[1]])) or b"") != held:
@@ -78,5 +86,6 @@ def _take(keys: Arguments, arguments: Arguments, call: Call) -> Any:
 
 _SCRIPTS: Final[dict[str, Callable[[Arguments, Arguments, Call], Any]]] = {
     COMMIT_SCRIPT: _commit,
+    RENEW_SCRIPT: _renew,
     TAKE_SCRIPT: _take,
 }

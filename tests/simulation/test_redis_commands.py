@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbos_actors.clock import SystemClock
-from dbos_actors.store.batch import COMMIT_SCRIPT
+from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
 from dbos_actors.store.resp import ReplyError, pack
 from tests.simulation.simulated_redis import Mode, Node, Refusal, Session, encoded
@@ -251,6 +251,16 @@ SESSION_COMMANDS = st.one_of(
         "90000",
         st.sampled_from(["1", "1", "2"]),
     ),
+    flat(
+        "EVAL",
+        RENEW_SCRIPT,
+        "2",
+        "commit",
+        "owner",
+        st.sampled_from(["", "7:0"]),
+        "me",
+        "90000",
+    ),
     flat("SET", st.sampled_from(["commit", "layout"]), st.sampled_from(["7:1", "2", "x"])),
     flat("GET", st.sampled_from(["commit", "owner", "layout"])),
     flat("WATCH", "commit"),
@@ -278,8 +288,6 @@ SESSION_STEPS = st.lists(
 quick = settings(
     max_examples=60,
     deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -309,8 +317,9 @@ def test_the_log_read_back_gives_the_same_data(steps: list[tuple[int, Command]])
     for connection, command in steps:
         simulated.execute(connection, *command)
     node = simulated.node
-    node.database.execute([b"KEYS", b"*"], node.now_ms)  # what has expired goes
     again = Node("again", node.clock, node.log)
+    for either in (node, again):
+        either.database.execute([b"KEYS", b"*"], node.now_ms)  # what has expired goes
     assert _contents(again) == _contents(node)
 
 
@@ -331,6 +340,7 @@ REFUSED_COMMANDS: list[Command] = [
     ("WATCH", "a"),
     ("UNWATCH",),
     ("EVAL", COMMIT_SCRIPT, "2", "commit", "owner", "", "7:0", "renew", "me", "9", "2", "DEL", "a"),
+    ("EVAL", RENEW_SCRIPT, "2", "commit", "owner", "7:0", "me", "9"),
     ("MULTI",),
     ("SET", "a", "1"),
     ("GET", "a"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dbos_actors.store.batch import Answer, Batch, Form, Lease
+from dbos_actors.store.batch import Answer, Batch, Form
 from dbos_actors.store.ledger import Ledger, LedgerLimits
 from dbos_actors.store.resp import pack
 from tests.support.submissions import RecordingOwner, RecordingSubmission
@@ -120,7 +120,7 @@ def test_a_full_history_is_trimmed_by_early_renewals_and_then_goes_on() -> None:
     now_s = 0.05
     assert books.next_batch(now_s) is None
     renewals = 0
-    while (batch := books.next_batch(now_s)) is None or batch.lease is Lease.RENEW:
+    while (batch := books.next_batch(now_s)) is None or batch.form is Form.RENEWAL:
         if batch is not None:
             renewals += 1
             accept(books, batch, now_s)

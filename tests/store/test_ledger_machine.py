@@ -74,6 +74,8 @@ class ModelRedis:
     def execute(self, batch: Batch, before: bytes, after: bytes) -> Answer:
         if batch.form is Form.CHECK:
             return Answer(self.key, replies=[])
+        if batch.form is Form.RENEWAL:
+            return Answer(self.key, replies=[] if (self.key or b"") == before else None)
         if batch.form is Form.SCRIPT:
             accepted = (self.key or b"") == before
         else:
@@ -333,3 +335,21 @@ def test_a_commit_key_of_another_form_is_somebody_elses() -> None:
     ledger.connection_lost()
     with pytest.raises(FencedError):
         ledger.key_read(b"hello", 0.0)
+
+
+def test_a_queue_that_keeps_the_window_full_comes_to_rest() -> None:
+    """Catches renewals that are kept: one a look fills the window for good."""
+    machine = LedgerMachine()
+    machine.start()
+    for _ in range(6):
+        machine.exchange("none")
+    machine.redis_comes_back_from_a_backup(0)
+    for turns in (
+        [(1, True), (2, False), (3, True), (3, False), (3, True)],
+        [(0, False), (0, False), (0, False), (1, True), (3, False)],
+        [(1, True), (1, False), (1, True)],
+        [(1, False), (1, True), (2, False), (3, True)],
+        [(1, False)],
+    ):
+        machine.submit([(0, commands, freeing) for commands, freeing in turns])
+    machine.teardown()
