@@ -7,6 +7,9 @@ restart and then count from nothing. So the record merges what is reported:
   ``total_heartbeats`` the largest. The server counts no heartbeats itself: a
   retried call is not a second heartbeat, and only the sender can tell.
 - A time that is not set (0; negative ones count as not set) means now.
+- A ``last_seen`` that is ahead of the server's clock means now too, and one that
+  is ahead by more than a day is refused (`domain.times`). One that was recorded
+  before there was this rule yields to the next heartbeat.
 - ``hostname``, ``config`` and ``alive`` are what was last reported. A sender
   that says ``alive = false`` marks the agent offline; one that says ``true``
   brings back an agent that had lapsed.
@@ -21,6 +24,7 @@ from typing import NamedTuple
 
 from dbos_actors.api.messages import Agent
 from dbos_actors.domain import events
+from dbos_actors.domain.times import AHEAD_S_MAX, not_ahead
 
 
 class AgentUpdate(NamedTuple):
@@ -34,13 +38,16 @@ class AgentUpdate(NamedTuple):
 def heartbeat(current: Agent | None, reported: Agent, *, now_s: int) -> AgentUpdate:
     """The record after ``reported`` has arrived; ``current`` is None for a new agent.
 
-    Neither argument is changed.
+    Neither argument is changed. Raises `InvalidFieldError` if ``last_seen`` is more than a day
+    ahead of ``now_s``.
     """
     record = Agent()
     record.CopyFrom(reported)
     first_seen = record.first_seen
     if record.last_seen <= 0:
         record.last_seen = now_s
+    else:
+        record.last_seen = not_ahead("agent.last_seen", record.last_seen, now_s)
     if current is None:
         if first_seen <= 0:
             record.first_seen = now_s
@@ -48,7 +55,8 @@ def heartbeat(current: Agent | None, reported: Agent, *, now_s: int) -> AgentUpd
         return AgentUpdate(record, _event(events.AGENT_REGISTERED, record, "registered", now_s))
     if first_seen <= 0 or first_seen > current.first_seen:
         record.first_seen = current.first_seen
-    record.last_seen = max(record.last_seen, current.last_seen)
+    if current.last_seen <= now_s + AHEAD_S_MAX:
+        record.last_seen = max(record.last_seen, current.last_seen)
     record.total_heartbeats = max(record.total_heartbeats, current.total_heartbeats)
     if record.alive == current.alive:
         return AgentUpdate(record, None)

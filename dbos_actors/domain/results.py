@@ -2,23 +2,28 @@
 
 A result is named by (agent_id, id); the first write wins for ever. Its ``data``
 is opaque, and its ``timestamp`` is the agent's to say: 0 stays 0. The server
-adds when and where it received the result, unless a relay did so before.
+adds when and where it received the result, unless a relay did so before; what a
+relay says about when must not be ahead of the server's clock (`domain.times`).
 """
 
 from __future__ import annotations
 
 from dbos_actors.api.messages import MeasurementResult
 from dbos_actors.domain import events
+from dbos_actors.domain.times import not_ahead
 
 
 def accept(result: MeasurementResult, *, now_s: int, server_id: str) -> bytes:
     """The record of a result that was not known before, serialised.
 
     Completes ``result`` itself, whose ``received_at``, Unix seconds, is its place
-    in the agent's list.
+    in the agent's list. Raises `InvalidFieldError` if that is more than a day ahead.
     """
-    if not result.received_at:
+    received_at = result.received_at
+    if not received_at:
         result.received_at = now_s
+    elif received_at > now_s:
+        result.received_at = not_ahead("result.received_at", received_at, now_s)
     if not result.dbos_server_id:
         result.dbos_server_id = server_id
     return result.SerializeToString()

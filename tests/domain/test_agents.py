@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dbos_actors.api.messages import Agent
 from dbos_actors.domain import agents
+from dbos_actors.domain.times import AHEAD_S_MAX
+from dbos_actors.errors import InvalidFieldError
 
 
 def event_of(update: agents.AgentUpdate) -> dict[str, Any]:
@@ -75,6 +78,22 @@ def test_last_seen_never_goes_back() -> None:
     record = after([Agent(id="a", last_seen=900), Agent(id="a", last_seen=800)])
     assert record.last_seen == 900
     assert agents.heartbeat(record, Agent(id="a"), now_s=700).record.last_seen == 900
+
+
+def test_a_last_seen_that_is_ahead_of_the_clock_means_now() -> None:
+    assert after([Agent(id="a", last_seen=1000 + AHEAD_S_MAX)]).last_seen == 1000
+
+
+def test_a_last_seen_more_than_a_day_ahead_is_refused_by_name() -> None:
+    with pytest.raises(InvalidFieldError, match=r"^agent\.last_seen is 1700000000000, which"):
+        agents.heartbeat(None, Agent(id="a", last_seen=1_700_000_000_000), now_s=1_700_000_000)
+
+
+def test_a_last_seen_from_the_far_future_that_was_recorded_once_does_not_stay() -> None:
+    record = Agent(id="a", last_seen=1_700_000_000_000)
+    assert agents.heartbeat(record, Agent(id="a"), now_s=1_700_000_000).record.last_seen == (
+        1_700_000_000
+    )
 
 
 def test_hostname_and_config_are_replaced_as_a_whole() -> None:
@@ -160,7 +179,7 @@ def test_heartbeats_may_arrive_in_any_order_and_more_than_once(
     random.shuffle(arrived)
     record = after(arrived)
     assert record.first_seen == min(reported.first_seen for reported in sent)
-    assert record.last_seen == max(reported.last_seen for reported in sent)
+    assert record.last_seen == min(max(reported.last_seen for reported in sent), 1000)
     assert record.total_heartbeats == max(reported.total_heartbeats for reported in sent)
     assert record.hostname == arrived[-1].hostname
     assert record.config == arrived[-1].config

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from dbos_actors.api.messages import GetResultResponse, MeasurementResult
 from dbos_actors.domain import results
+from dbos_actors.domain.times import AHEAD_S_MAX
+from dbos_actors.errors import InvalidFieldError
 
 
 def a_result(**fields: object) -> MeasurementResult:
@@ -33,6 +35,17 @@ def test_what_a_relay_has_set_is_kept() -> None:
     record = results.accept(relayed, now_s=100, server_id="server-1")
     assert record == relayed.SerializeToString()
     assert MeasurementResult.FromString(record).received_at == 95
+
+
+def test_a_result_received_a_little_ahead_of_the_clock_was_received_now() -> None:
+    record = results.accept(a_result(received_at=100 + AHEAD_S_MAX), now_s=100, server_id="s")
+    assert MeasurementResult.FromString(record).received_at == 100
+
+
+@pytest.mark.parametrize("received_at", [100 + AHEAD_S_MAX + 1, 100_000_000, 2**53])
+def test_a_result_received_more_than_a_day_ahead_is_refused_by_name(received_at: int) -> None:
+    with pytest.raises(InvalidFieldError, match=rf"^result\.received_at is {received_at}, which"):
+        results.accept(a_result(received_at=received_at), now_s=100, server_id="s")
 
 
 def test_a_result_without_a_time_of_measurement_is_given_none() -> None:
@@ -72,7 +85,8 @@ def test_a_record_is_the_message_with_two_fields_filled_in(
 ) -> None:
     expected = MeasurementResult()
     expected.CopyFrom(sent)
-    expected.received_at = sent.received_at or now_s
+    sent.received_at = min(sent.received_at, now_s + AHEAD_S_MAX)
+    expected.received_at = min(sent.received_at, now_s) or now_s
     expected.dbos_server_id = sent.dbos_server_id or server_id
     record = results.accept(sent, now_s=now_s, server_id=server_id)
     assert MeasurementResult.FromString(record) == expected

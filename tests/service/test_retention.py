@@ -40,6 +40,34 @@ def test_results_older_than_their_age_are_deleted_with_their_index(
     assert redis.execute("EXISTS", "dbos:{p0}:results:b", "dbos:{p0}:results-at:b") == 0
 
 
+def test_results_that_say_they_are_from_the_future_do_not_outlive_honest_ones(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
+) -> None:
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        store(client, "fast", range(20), received_at=NOW_S + 3_600)
+        response = client.call(
+            "StoreResult",
+            result={"id": "ms", "agent_id": "a", "module_name": "m", "received_at": NOW_S * 1_000},
+        )
+        assert not response.success
+        assert response.error.startswith("result.received_at is 1700000000000, which is more than")
+        clock.now_s += 10
+        store(client, "honest", range(20))
+    server.stop()
+    sizes = [
+        redis.execute("MEMORY", "USAGE", f"dbos:{{p0}}:results:{a}") for a in ("fast", "honest")
+    ]
+    server = start_server(results_max_bytes=sum(sizes) - sizes[0] // 2)
+    with GrpcioClient(server.address) as client:
+        wait_until(lambda: len(listed(client, "fast")) < 20)
+        assert len(listed(client, "honest")) == 20
+    server.stop()
+    clock.now_s += 60
+    start_server(results_max_age_s=60)
+    wait_until(lambda: redis.execute("EXISTS", "dbos:{p0}:results:fast") == 0)
+
+
 def test_a_clock_that_jumps_forward_deletes_nothing(
     start_server: Callable[..., ServerThread], clock: SteppedClock
 ) -> None:
@@ -106,11 +134,12 @@ def test_results_over_their_bytes_go_oldest_first(
 
 
 def test_of_results_received_at_once_no_more_go_than_must(
-    start_server: Callable[..., ServerThread], redis: ValkeyServer
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
 ) -> None:
     server = start_server()
     with GrpcioClient(server.address) as client:
         store(client, "a", range(400), received_at=NOW_S)
+        clock.now_s += 1
         store(client, "b", range(400), received_at=NOW_S + 1)
     server.stop()
     sizes = [redis.execute("MEMORY", "USAGE", f"dbos:{{p0}}:results:{a}") for a in "ab"]
