@@ -1,29 +1,25 @@
 """Bearer tokens: who may call, by a file of tokens (RFC 6750, section 2.1).
 
 With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with
-one of the file's tokens, except health checks, which load balancers make. The file
+one of the file's tokens, except health checks, which load balancers make. The server asks
+when a call's headers arrive (`dbos_actors.rpc.admission`). The file
 is looked at every second, so that tokens are rotated without a restart: add the
 new one, move the clients, remove the old one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from hmac import compare_digest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 import trio
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 
 from dbos_actors.errors import ConfigurationError
-from dbos_actors.rpc.interceptors import Interceptor, StreamHandler, UnaryHandler
-from dbos_actors.rpc.unary import UnaryCall
 
 logger = structlog.get_logger(__name__)
-
-_EXEMPT = "/grpc.health.v1.Health/"
 
 _RELOAD_S = 1.0
 
@@ -31,8 +27,8 @@ _TOKENS_MAX = 100
 """Each call is compared with every token, whichever fits, so that time tells nothing."""
 
 
-class BearerAuth(Interceptor):
-    """Answers UNAUTHENTICATED to whoever does not present a token of the file."""
+class BearerAuth:
+    """A `dbos_actors.rpc.admission.Authenticator`: knows who presents a token of the file."""
 
     def __init__(self, path: Path) -> None:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
@@ -56,38 +52,18 @@ class BearerAuth(Interceptor):
             else:
                 logger.info("tokens_reloaded", tokens=len(self._accepted))
 
-    def unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
-        if path.startswith(_EXEMPT):
-            return handler
-
-        def authenticated(call: UnaryCall) -> None:
-            if self._is_accepted(call.header(b"authorization")):
-                handler(call)
-            else:
-                raise _refusal()
-
-        return authenticated
-
-    def stream(self, path: str, handler: StreamHandler) -> StreamHandler:
-        if path.startswith(_EXEMPT):
-            return handler
-
-        async def authenticated(stream: Any) -> None:
-            if not self._is_accepted(dict(stream.headers).get(b"authorization")):
-                raise _refusal()
-            await handler(stream)
-
-        return authenticated
-
-    def _is_accepted(self, presented: bytes | None) -> bool:
-        accepted = False
+    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
+        """The token that a call presents, if it is one of the file's."""
+        presented = headers.get(b"authorization", b"")
+        client = None
         for expected in self._accepted:
-            accepted |= compare_digest(presented or b"", expected)
-        return accepted
+            if compare_digest(presented, expected):
+                client = expected
+        return client
 
-
-def _refusal() -> GRPCError:
-    return GRPCError(Status.UNAUTHENTICATED, "a valid bearer token is required")
+    def is_valid(self, client: Hashable) -> bool:
+        """Whether a token is still one of the file's."""
+        return client in self._accepted
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -96,6 +96,9 @@ class CallMetrics(Interceptor):
 
         return timed
 
+    def refused(self, path: str, status: Status) -> None:
+        self._counts(path).timer()()(status)
+
     def _counts(self, path: str) -> _MethodCounts:
         return self._methods.setdefault(path.removeprefix("/"), _MethodCounts())
 

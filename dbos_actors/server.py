@@ -186,12 +186,10 @@ async def open_supervisor(
             health = Health([SERVICE.full_name])
             rpc = Server(
                 unary=service.methods(),
-                services=[
-                    service,
-                    health,
-                    *reflection_services([_contract(), HEALTH_FILE]),
-                ],
+                services=[service, *reflection_services([_contract(), HEALTH_FILE])],
+                open_services=[health],
                 status_of=status_of,
+                authenticator=auth,
                 overloaded=lambda: store.delay_s > _DELAY_S_MAX,
                 limits=ServerLimits(message_bytes_max=limits.message_bytes),
                 interceptors=interceptors,
@@ -330,10 +328,9 @@ def _retention(
 def _interceptors(
     settings: Settings,
 ) -> tuple[list[Interceptor], CallMetrics | None, BearerAuth | None]:
-    """The outermost first: refused calls are counted too."""
     calls = None if settings.metrics_port is None else CallMetrics()
     auth = None if settings.auth_token_file is None else BearerAuth(settings.auth_token_file)
-    return [part for part in (calls, auth) if part is not None], calls, auth
+    return [] if calls is None else [calls], calls, auth
 
 
 def _tls(settings: Settings) -> ReloadingContext | None:

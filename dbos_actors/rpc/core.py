@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.rpc.admission import Authenticator, OpenCalls, Strangers
 from dbos_actors.rpc.deadlines import Deadlines
 from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
@@ -41,23 +42,33 @@ class Driver(Protocol):
         """Start the call's handler, in a task; `StreamCall.finished` when it has returned."""
         ...
 
+    def dismiss(self) -> None:
+        """Close the connection at once: others need its place."""
+        ...
+
 
 class ServerCore:
     """What the connections of one server share."""
 
     __slots__ = (
+        "authenticator",
         "backlog_free",
         "calls_live",
         "calls_live_max",
         "calls_total",
+        "calls_unauthenticated",
         "deadlines",
         "dirty",
         "held_free",
         "limits",
+        "open_calls_of_clients",
+        "open_calls_of_strangers",
+        "refused",
         "routes",
         "shed_total",
         "shedding",
         "status_of",
+        "strangers",
         "streams_live",
         "wake",
     )
@@ -67,17 +78,26 @@ class ServerCore:
         *,
         unary: Mapping[str, UnaryMethod],
         services: Collection[Servable] = (),
+        open_services: Collection[Servable] = (),
         status_of: StatusOf,
         limits: ServerLimits,
         interceptors: Sequence[Interceptor] = (),
+        authenticator: Authenticator | None = None,
     ) -> None:
-        self.routes = _routes(unary, services, interceptors)
+        self.routes = _routes(unary, services, open_services, interceptors)
+        self.refused = [interceptor.refused for interceptor in interceptors]
+        self.authenticator = authenticator
         self.status_of = status_of
         self.limits = limits
         self.deadlines = Deadlines()
         self.calls_live = 0
         self.calls_live_max = limits.calls_live_max
+        """The limit of `calls_live`, raised by those calls that have bounds of their own."""
         self.calls_total = 0
+        self.calls_unauthenticated = 0
+        self.open_calls_of_strangers = OpenCalls(limits.open_calls_strangers_max)
+        self.open_calls_of_clients = OpenCalls(limits.open_calls_clients_max)
+        self.strangers = Strangers()
         self.streams_live = 0
         """Those of the live calls that are not unary: they may be idle for days."""
         self.shedding = False
@@ -106,11 +126,12 @@ class ServerCore:
 def _routes(
     unary: Mapping[str, UnaryMethod],
     services: Collection[Servable],
+    open_services: Collection[Servable],
     interceptors: Sequence[Interceptor],
 ) -> dict[bytes, Route]:
     routes: dict[bytes, Route] = {}
-    for service in services:
-        for path, handler in service.__mapping__().items():
+    for is_open, group in ((False, services), (True, open_services)):
+        for path, handler in (pair for one in group for pair in one.__mapping__().items()):
             stream_handler = handler.func
             for interceptor in reversed(interceptors):
                 stream_handler = interceptor.stream(path, stream_handler)
@@ -121,6 +142,7 @@ def _routes(
                 server_streaming=handler.cardinality.server_streaming,
                 decode=handler.request_type.FromString,
                 reply_type=handler.reply_type,
+                is_open=is_open,
             )
     for path, method in unary.items():
         unary_handler = method.handler

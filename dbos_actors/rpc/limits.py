@@ -19,14 +19,34 @@ class ServerLimits:
     """Largest request message, after decompression too; more is RESOURCE_EXHAUSTED."""
 
     calls_live_max: int = 100_000
-    """Calls of the whole server being handled; one more is RESOURCE_EXHAUSTED."""
+    """Calls of the whole server being handled; one more is RESOURCE_EXHAUSTED. Calls of open
+    methods, which need no authentication, are not among them."""
+
+    open_calls_connection_max: int = 8
+    """Live calls of open methods on one connection; one more is RESOURCE_EXHAUSTED. A client
+    that watches its server's health does so once for each service."""
+
+    open_calls_strangers_max: int = 1_000
+    """Live calls of open methods of the whole server, on connections whose client is not known:
+    a hundredth of all calls. One more ends the oldest."""
+
+    open_calls_clients_max: int = 10_000
+    """Likewise on connections whose client is known: every second one may watch."""
+
+    open_message_bytes_max: int = 4 * 1024
+    """Largest request message of an open method: the name of a service."""
 
     calls_busy: int = 4_000
     """Unary calls of the whole server being handled beyond which connections take turns at being
     read: what two of the largest commits hold."""
 
     connections_max: int = 20_000
-    """Connections of the whole server; one more is closed at once. Each costs about 20 KB."""
+    """Connections of the whole server. Each costs about 20 KB. One more takes the place of one
+    whose client is not known; if there is none, it is closed at once."""
+
+    connections_strangers_max: int = 2_000
+    """Connections of the whole server whose client is not known, a tenth of all. One more takes
+    the place of the oldest of them without a call."""
 
     upload_bytes_max: int = 16 * _MIB
     """Unfinished request messages beyond their stream's window. A message begins to be

@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -70,6 +71,12 @@ SHARED_RESPONSE_BYTES = 16_384
 _KEEPALIVE_PING = b"dbosping"
 _SHUTDOWN_PING = b"dbosexit"
 
+_ANYBODY: Final = "anybody"
+"""The client of a server that authenticates none."""
+
+_NO_CREDENTIALS: Final = "valid credentials are required"
+_TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
+
 _OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
 
 
@@ -90,6 +97,7 @@ class ServerConnection:
         "_backlog_free",
         "_backlog_max",
         "_charged",
+        "_client",
         "_compresses",
         "_core",
         "_ending",
@@ -97,8 +105,10 @@ class ServerConnection:
         "_handlers",
         "_held",
         "_held_charged",
+        "_is_gated",
         "_keepalive",
         "_message_max",
+        "_open_calls",
         "_parked",
         "_receiving",
         "_resets",
@@ -154,6 +164,11 @@ class ServerConnection:
         self._window = limits.http2.stream_window_bytes
         self._streams: dict[int, _Inbound] = {}
         self._handlers = 0
+        self._open_calls = 0
+        # Who was authenticated last. While nobody was, the connection is a stranger.
+        self._client: Hashable | None = None
+        # Whether the next call of a method that is not open has to be looked at.
+        self._is_gated = True
         # Streams to reset after a flush; whether a body precedes their trailers.
         self._resets: dict[int, bool] = {}
         self._parked: deque[UnaryCall] = deque()
@@ -170,6 +185,7 @@ class ServerConnection:
         self.backlog = 0
         self.is_dirty = False
         self.closed = False
+        core.strangers.add(self)
 
     # ------------------------------------------------------------- bytes in
 
@@ -225,8 +241,7 @@ class ServerConnection:
             elif kind is SettingsReceived:
                 self._keepalive.greeted = True
             elif kind is PingReceived:
-                busy = bool(streams) or self._handlers > 0
-                if self._keepalive.client_pinged(now_s, busy=busy):
+                if self._keepalive.client_pinged(now_s, busy=self.is_busy):
                     self._calm_down("too_many_pings")
             elif kind is PingAcknowledged:
                 if event.opaque_data == _SHUTDOWN_PING:
@@ -263,18 +278,20 @@ class ServerConnection:
                 refusal = _http_error(b"400", Status.INTERNAL, str(error))
                 self._refuse(stream_id, refusal, request_ended=end_stream)
                 return
-        if type(method) is not UnaryMethod:
-            assert type(method) is StreamMethod
-            call: UnaryCall | StreamCall = StreamCall(
-                self, stream_id, method, headers, limit=self._message_max
-            )
-            call.deadline = deadline_s
-            core.streams_live += 1
-        else:
+        call: UnaryCall | StreamCall | None
+        if type(method) is UnaryMethod:
+            if self._is_gated and not self._admit(stream_id, fields, end_stream):
+                return
             # The dict unless it lacks a repeated field: what a waiting call keeps costs twice,
             # when it is made and when the garbage collector walks it.
             kept = fields if len(fields) == len(headers) else headers
             call = UnaryCall(self, stream_id, method, kept, deadline_s)
+        else:
+            assert type(method) is StreamMethod
+            call = self._make_stream(stream_id, method, headers, fields, end_stream)
+            if call is None:
+                return
+            call.deadline = deadline_s
         if deadline_s is not None:
             core.deadlines.add(deadline_s, call)
         if encoding is not None:
@@ -296,6 +313,80 @@ class ServerConnection:
             self._begin_stream(call, end_stream=end_stream)
         elif end_stream:
             self._feed_unary(call, b"", end_stream=True)  # type: ignore[arg-type]
+
+    def _admit(self, stream_id: int, fields: dict[bytes, bytes], request_ended: bool) -> bool:
+        """Find out whose call it is; if nobody's, refuse it."""
+        authenticator = self._core.authenticator
+        if authenticator is None:
+            self.know(_ANYBODY)
+            self._is_gated = False
+            return True
+        client = authenticator.identify(fields)
+        if client is None:
+            self._core.calls_unauthenticated += 1
+            path = fields[b":path"].decode("ascii")
+            self._refuse_at_headers(
+                stream_id, path, Status.UNAUTHENTICATED, _NO_CREDENTIALS, request_ended
+            )
+            return False
+        if client is not self._client:
+            self.know(client)
+        return True
+
+    def know(self, client: Hashable) -> None:
+        """The connection's client has shown who it is."""
+        if self._client is None:
+            core = self._core
+            core.strangers.discard(self)
+            if self._open_calls:
+                for call in self._streams.values():
+                    if type(call) is StreamCall and call.method.is_open:
+                        core.open_calls_of_strangers.discard(call)
+                        core.open_calls_of_clients.add(call)
+        self._client = client
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has calls, or handlers that outlive theirs."""
+        return bool(self._streams) or self._handlers > 0
+
+    def _make_stream(
+        self,
+        stream_id: int,
+        method: StreamMethod,
+        headers: Headers,
+        fields: dict[bytes, bytes],
+        request_ended: bool,
+    ) -> StreamCall | None:
+        """A call of a grpclib service; None: it is refused."""
+        core, limits = self._core, self._core.limits
+        if not method.is_open:
+            if self._is_gated and not self._admit(stream_id, fields, request_ended):
+                return None
+            call = StreamCall(self, stream_id, method, headers, limit=self._message_max)
+        elif self._open_calls >= limits.open_calls_connection_max:
+            status, text = Status.RESOURCE_EXHAUSTED, _TOO_MANY_OPEN
+            self._refuse_at_headers(stream_id, method.path, status, text, request_ended)
+            return None
+        else:
+            limit = min(self._message_max, limits.open_message_bytes_max)
+            call = StreamCall(self, stream_id, method, headers, limit=limit)
+            self._open_calls += 1
+            core.calls_live_max += 1
+            of_strangers = self._client is None
+            (core.open_calls_of_strangers if of_strangers else core.open_calls_of_clients).add(call)
+        core.streams_live += 1
+        return call
+
+    def _refuse_at_headers(
+        self, stream_id: int, path: str, status: Status, message: str, request_ended: bool
+    ) -> None:
+        """Refuse a call of a known method before there is anything of it."""
+        self._core.calls_total += 1
+        for refused in self._core.refused:
+            refused(path, status)
+        headers = RESPONSE_HEADERS + status_fields(status, message)
+        self._refuse(stream_id, headers, request_ended=request_ended)
 
     def _refuse_call(
         self, call: UnaryCall | StreamCall, request_ended: bool, status: Status, message: str
@@ -694,23 +785,33 @@ class ServerConnection:
         """The handler of a call has returned; the call is over."""
         call.handling = False
         self._handlers -= 1
-        self._core.calls_live -= 1
-        self._core.streams_live -= 1
+        self._stream_done(call)
 
     def _settle_stream(self, call: StreamCall, status: Status | None) -> None:
         call.over = True
         self._streams.pop(call.stream_id, None)
         self._senders.discard(call)
         self._release(call)
+        if call.method.is_open:
+            self._core.open_calls_of_strangers.discard(call)
+            self._core.open_calls_of_clients.discard(call)
         if not call.handling:
-            self._core.calls_live -= 1
-            self._core.streams_live -= 1
+            self._stream_done(call)
         if call.deadline is not None:
             self._core.deadlines.remove(call.deadline, call)
         if call.on_answered is not None:
             call.on_answered(status)
         call.on_over()
         call.on_change()
+
+    def _stream_done(self, call: StreamCall) -> None:
+        """The call is over and has no handler."""
+        core = self._core
+        core.calls_live -= 1
+        core.streams_live -= 1
+        if call.method.is_open:
+            self._open_calls -= 1
+            core.calls_live_max -= 1
 
     # ------------------------------------------------------------ bytes out
 
@@ -799,7 +900,7 @@ class ServerConnection:
             return
         if self._shutdown_s is not None and now_s >= self._shutdown_s + UNANSWERED_SHUTDOWN_S:
             self._finish_shutdown()
-        busy = bool(self._streams) or self._handlers > 0
+        busy = self.is_busy
         match self._keepalive.tick(now_s, busy=busy):
             case Action.PING:
                 with suppress(Http2Error):
@@ -857,6 +958,12 @@ class ServerConnection:
             self._engine.announce_shutdown()
             self._engine.ping(_SHUTDOWN_PING)
 
+    def dismiss(self) -> None:
+        """Queue a GOAWAY for a client whose place others need; nothing more is read."""
+        if not self.closed:
+            with suppress(Http2Error):
+                self._engine.shut_down(ErrorCode.NO_ERROR, b"too many connections")
+
     def _finish_shutdown(self) -> None:
         self._shutdown_s = float("inf")
         with suppress(Http2Error):
@@ -875,6 +982,7 @@ class ServerConnection:
                 self._settle_stream(call, None)
         self._streams.clear()
         self._parked.clear()
+        self._core.strangers.discard(self)
         self._core.backlog_free += self._charged
         self._charged = 0
         self._core.held_free += self._held_charged

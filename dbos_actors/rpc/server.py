@@ -26,6 +26,7 @@ import structlog
 import trio
 
 from dbos_actors.clock import Clock, SystemClock
+from dbos_actors.rpc.admission import Authenticator
 from dbos_actors.rpc.core import Servable, ServerCore
 from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
@@ -61,9 +62,19 @@ class ServerStatistics:
     """What the transport is doing now, and has done since its start."""
 
     connections: int
+    connections_strangers: int
+    """Those on which nobody was authenticated yet."""
     connections_total: int
+    connections_dismissed: int
+    """Closed because others needed their place."""
+    connections_refused: int
+    """Closed as they came, because every place was taken."""
     calls_live: int
     calls_total: int
+    calls_open: int
+    """Live calls that need no authentication."""
+    calls_unauthenticated: int
+    """Refused because they came without valid credentials."""
     calls_shed: int
     """Refused as they arrived, because those before them waited too long."""
     backlog_bytes: int
@@ -78,6 +89,8 @@ class Server:
 
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
     wins over ``services``, grpclib's, whose handlers get a `dbos_actors.rpc.stream.Stream`.
+    ``authenticator`` knows the client of each call; ``open_services`` need none (see
+    `dbos_actors.rpc.admission`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
     says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
     ``random`` spreads the ages at which connections are drained. Nothing is opened before
@@ -89,7 +102,9 @@ class Server:
         *,
         unary: Mapping[str, UnaryMethod],
         services: Collection[Servable] = (),
+        open_services: Collection[Servable] = (),
         status_of: StatusOf,
+        authenticator: Authenticator | None = None,
         overloaded: Callable[[], bool] = bool,
         limits: ServerLimits | None = None,
         interceptors: Sequence[Interceptor] = (),
@@ -102,7 +117,9 @@ class Server:
         self._core = ServerCore(
             unary=unary,
             services=services,
+            open_services=open_services,
             status_of=status_of,
+            authenticator=authenticator,
             limits=self._limits,
             interceptors=interceptors,
         )
@@ -111,6 +128,8 @@ class Server:
         self._flusher: trio.lowlevel.Task | None = None
         self._connections: dict[_Connection, None] = {}
         self._connections_total = 0
+        self._dismissed_total = 0
+        self._refused_total = 0
         self._read_buffer = memoryview(bytearray(_READ_BYTES))
         self._accepting = trio.CancelScope()
         self._running = trio.CancelScope()
@@ -160,9 +179,14 @@ class Server:
         core = self._core
         return ServerStatistics(
             connections=len(self._connections),
+            connections_strangers=len(core.strangers),
             connections_total=self._connections_total,
+            connections_dismissed=self._dismissed_total,
+            connections_refused=self._refused_total,
             calls_live=core.calls_live,
             calls_total=core.calls_total,
+            calls_open=len(core.open_calls_of_strangers) + len(core.open_calls_of_clients),
+            calls_unauthenticated=core.calls_unauthenticated,
             calls_shed=core.shed_total,
             backlog_bytes=self._limits.backlog_bytes_shared - core.backlog_free,
             held_bytes=self._limits.held_bytes_shared - core.held_free,
@@ -193,13 +217,24 @@ class Server:
                 await trio.sleep(_ACCEPT_RETRY_S)
                 continue
             sock = _plain_socket(stream)
-            if len(self._connections) >= self._limits.connections_max:
+            if not self._make_place():
                 log.warning("connection refused: too many", limit=self._limits.connections_max)
+                self._refused_total += 1
                 sock.close()
                 continue
             self._connections_total += 1
             context = listener.context if isinstance(listener, TlsListener) else None
             self._add_connection(sock, context, connections)
+
+    def _make_place(self) -> bool:
+        """Have a place for one more connection, if need be by closing a stranger's."""
+        limits, strangers = self._limits, self._core.strangers
+        is_full = len(self._connections) >= limits.connections_max
+        if is_full or len(strangers) >= limits.connections_strangers_max:
+            if not strangers.dismiss_oldest():
+                return False
+            self._dismissed_total += 1
+        return True
 
     def _add_connection(
         self, sock: socket.socket, context: ContextProvider | None, connections: trio.Nursery
@@ -297,6 +332,7 @@ class _Connection:
         "_accepted_bytes",
         "_clock",
         "_core",
+        "_lingers",
         "_moved",
         "_nursery",
         "_pacer",
@@ -335,6 +371,7 @@ class _Connection:
         self._nursery: trio.Nursery | None = None
         self._unsent = None
         self._accepted_bytes = 0
+        self._lingers = True
         self._moved: trio.Event | None = None
         self._reading = trio.CancelScope()
 
@@ -351,7 +388,7 @@ class _Connection:
                         self.flush()
                     with self._reading:
                         await self._read()
-                    if self._protocol.closed:
+                    if self._protocol.closed and self._lingers:
                         with trio.move_on_after(_LINGER_S):
                             await self._linger()
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
@@ -443,6 +480,14 @@ class _Connection:
         self._protocol.tick(now_s, self._accepted_bytes)
         if self._protocol.closed:
             self._reading.cancel()
+
+    def dismiss(self) -> None:
+        """Close at once, with a GOAWAY if the socket takes it."""
+        self._protocol.dismiss()
+        self.flush()
+        self._lingers = False
+        self._protocol.lost()
+        self._reading.cancel()
 
     def announce_shutdown(self) -> None:
         """Begin a graceful end."""

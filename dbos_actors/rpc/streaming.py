@@ -49,6 +49,8 @@ class StreamMethod:
     server_streaming: bool
     decode: Callable[[bytes], Any]
     reply_type: type
+    is_open: bool = False
+    """Whether it needs no authentication; see `dbos_actors.rpc.admission`."""
 
 
 class StreamCall:

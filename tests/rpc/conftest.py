@@ -165,12 +165,15 @@ class Pipe:
         decode: Callable[[bytes], Any] = bytes,
         client: RawClient | None = None,
         services: Sequence[Servable] = (),
+        core: ServerCore | None = None,
+        **options: Any,
     ) -> None:
-        self.core = ServerCore(
+        self.core = core or ServerCore(
             unary={f"/test.Test/{n}": UnaryMethod(h, decode) for n, h in methods.items()},
             services=services,
             status_of=status_of,
             limits=limits or ServerLimits(),
+            **options,
         )
         self.client = client or RawClient()
         self.now_s = 1000.0
@@ -194,6 +197,12 @@ class Pipe:
                 continue
             if not self.server.flushed(0, self.now_s):
                 return
+
+    def dismiss(self) -> None:
+        """As the driver, which would close the socket."""
+        self.server.dismiss()
+        self.flush()
+        self.server.lost()
 
     def to_server(self, *, chunk: int | None = None) -> None:
         data = self.client.output()
