@@ -68,6 +68,9 @@ logger = structlog.get_logger(__name__)
 _DIRECTORY_ENTRIES = 200_000
 """Recently changed runs found by request id without asking Redis; about 40 MB when full."""
 
+_CLOSE_SHARE = 0.2
+"""Of the grace, for the last commits and the release of the lease; the command line leaves it."""
+
 _DELAY_S_MAX = 0.3
 """What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
 
@@ -388,4 +391,5 @@ def _store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
         require_safe=settings.require_safe_redis,
         queue_bytes=settings.commit_queue_bytes,
         kept_bytes=settings.replay_bytes,
+        close_timeout_s=min(StoreSettings().close_timeout_s, settings.drain_grace_s * _CLOSE_SHARE),
     )

@@ -183,7 +183,8 @@ class Settings(BaseSettings):
         10.0,
         unit="duration",
         used_by="cli",
-        text="How long running calls may take to finish after SIGTERM or SIGINT.",
+        text="How long stopping may take after SIGTERM or SIGINT. Running calls get 70 % of it to "
+        "finish; the rest is for the last commits and the embedded store.",
     )
 
     # ----------------------------------------------------------------- store

@@ -1,19 +1,42 @@
 """Where log lines go: stderr, as text for people or JSON for machines.
 
-Ours are structlog events; what libraries say through `logging` comes out alike.
+Ours are structlog events; what libraries say through `logging` comes out alike. A line that
+cannot be written, because stderr is a file on a full disk or nobody reads it any more, is
+dropped: the server goes on.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
 
 
+class _Lossy:
+    """A stream that drops what cannot be written; otherwise the stream itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def configure_logs(*, level: str, json: bool, stream: TextIO) -> None:
     """Sends every log line of at least ``level`` to ``stream``."""
+    stream = cast("TextIO", _Lossy(stream))
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.processors.add_log_level,

@@ -2,12 +2,14 @@
 
 The embedded store is opened first and closed last, so every commit of a drain is in it.
 The first SIGTERM or SIGINT drains (before the server is ready it ends the attempt), a second
-one stops at once.
+one stops at once. From the first signal on everything together takes `Settings.drain_grace_s`:
+most of it is for running calls, the rest for the last commits and for the embedded store.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -34,6 +36,10 @@ from dbos_actors.store.embedded import EmbeddedStoreError, open_embedded
 # at once, seldom enough not to fill a log.
 _REDIS_WAIT_MIN_S = 0.25
 _REDIS_WAIT_MAX_S = 5.0
+
+# Of the grace, for running calls. Of the rest the store takes two thirds to commit what waits
+# (`dbos_actors.server`), and the embedded Valkey what is left to write its file and end.
+_CALLS_SHARE = 0.7
 
 # Generation 0 after so many more containers than were freed, 1 after so many of those, 2 likewise.
 # Almost everything a call makes is freed by reference counts, while a full collection visits every
@@ -86,8 +92,11 @@ class StoppedAtOnceError(Exception):
 class _Signals:
     """What SIGTERM and SIGINT have asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
         self.stop = trio.Event()
+        self.stop_by_s = math.inf
+        """When everything must have ended, on `trio.current_time`'s scale."""
         self.starting = trio.CancelScope()
         self.is_ready = False
 
@@ -98,8 +107,10 @@ class _Signals:
                 name = signal.Signals(number).name
                 if self.stop.is_set():
                     _log.warning("stopping_at_once", signal=name)
+                    self.stop_by_s = trio.current_time()
                     raise StoppedAtOnceError
                 _log.info("stopping", signal=name)
+                self.stop_by_s = trio.current_time() + self._grace_s
                 self.stop.set()
                 if not self.is_ready:
                     self.starting.cancel()
@@ -117,12 +128,12 @@ async def serve(
     ``announce`` is called once, with the ``ready`` line, when the server can serve. Raises, alone
     or in an `ExceptionGroup`, what `exit_of` reads.
     """
-    signals = _Signals()
+    signals = _Signals(settings.drain_grace_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(signals.watch)
         with signals.starting:
             async with AsyncExitStack() as stack:
-                connector = await _open_store(stack, settings)
+                connector = await _open_store(stack, settings, signals)
                 supervisor = await _open_supervisor(
                     stack, settings, open_supervisor, connector, take_over=take_over
                 )
@@ -132,7 +143,7 @@ async def serve(
                     f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
                 )
                 await signals.stop.wait()
-                await supervisor.drain(settings.drain_grace_s)
+                await supervisor.drain(settings.drain_grace_s * _CALLS_SHARE)
         nursery.cancel_scope.cancel()
     _log.info("stopped")
 
@@ -144,11 +155,15 @@ def _tune_garbage_collection() -> None:
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
-async def _open_store(stack: AsyncExitStack, settings: Settings) -> Connector:
+async def _open_store(stack: AsyncExitStack, settings: Settings, signals: _Signals) -> Connector:
     if not settings.embedded:
         return connector_for(settings.redis_addr)
     embedded = await stack.enter_async_context(
-        open_embedded(settings.data_dir, durability=settings.durability)
+        open_embedded(
+            settings.data_dir,
+            durability=settings.durability,
+            stop_by=lambda: signals.stop_by_s,
+        )
     )
     return connector_for(embedded.address)
 

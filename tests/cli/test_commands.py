@@ -177,6 +177,27 @@ def test_logs_can_be_json(tmp_path: Path) -> None:
     assert all(line.startswith("{") for line in err.splitlines()), err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has one")
+def test_a_log_on_a_full_disk_does_not_end_the_server(tmp_path: Path) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(
+            [*COMMAND, "serve", "--embedded", "--port", "0", "--data-dir", str(tmp_path)],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        ) as server,
+    ):
+        assert server.stdout is not None
+        try:
+            assert READY.fullmatch(server.stdout.readline())
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
+
+
 def test_a_misspelt_variable_is_warned_about(tmp_path: Path) -> None:
     with serving(
         "--embedded", "--port", "0", DBOS_DATA_DIR=str(tmp_path), DBOS_HEARTBEAT_TIMOUT="5"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -108,6 +110,39 @@ def valkey_process(address: str) -> int:
     ) as client:
         process_id: int = client.info("server")["process_id"]
         return process_id
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_valkey_that_hangs_does_not_hold_up_the_end(signals: int, tmp_path: Path) -> None:
+    grace_s = 3.0
+    options = ["--embedded", "--port=0", f"--data-dir={tmp_path}"]
+    with serving(*options, DBOS_DRAIN_GRACE=str(grace_s)) as (server, address, at):
+        with_client(address, lambda stub: acknowledged(stub, 1))
+        valkey = valkey_process(at)
+        os.kill(valkey, signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            if signals == 2:
+                assert server.stderr is not None
+                while "stopping" not in server.stderr.readline():
+                    pass
+            status, _, err = end(server, signal.SIGTERM) if signals == 2 else ended(server)
+            # The grace, and what the interpreter needs to begin and end.
+            assert time.monotonic() - began_s < grace_s + 2
+        finally:
+            os.kill(valkey, signal.SIGCONT)
+    assert status == signals - 1, err
+    assert "embedded_store_hangs" in err
+    with serving(*options) as (server, address, _):
+        assert with_client(address, ids) == {"result-1"}
+        assert end(server, signal.SIGTERM)[0] == 0
+
+
+def ended(server: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Status, the rest of stdout, and stderr, once it has ended."""
+    out, err = server.communicate(timeout=60)
+    return server.returncode, out, err
 
 
 @pytest.mark.parametrize("durability", ["replay", "fsync"])

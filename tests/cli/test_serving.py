@@ -122,8 +122,8 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_and_ends_it(number: signal.Signals) -> None:
     fake = FakeSupervisor()
-    await serve_and(send(number), fake, Settings(drain_grace_s=7))
-    assert fake.events == ["open", "drain 7", "closed"]
+    await serve_and(send(number), fake, Settings(drain_grace_s=20))
+    assert fake.events == ["open", "drain 14", "closed"]
 
 
 async def test_one_ready_line_names_every_address_and_no_password() -> None:
@@ -145,7 +145,7 @@ async def test_a_second_signal_stops_it_at_once() -> None:
             await serve_and(send(signal.SIGTERM), fake)
     assert [type(leaf) for leaf in leaves(caught.value)] == [StoppedAtOnceError]
     assert exit_of(caught.value, Settings())[0] == Exit.FAILED
-    assert fake.events == ["open", "drain 10", "closed"]
+    assert fake.events == ["open", "drain 7", "closed"]
 
 
 async def test_a_signal_before_it_is_ready_ends_the_attempt() -> None:
@@ -220,7 +220,7 @@ async def test_the_embedded_store_is_there_before_the_supervisor_and_after_it(
     lines = await serve_and(look_and_stop, fake, Settings(embedded=True, data_dir=tmp_path))
     assert seen == [True]
     assert lines[0].startswith("ready address=127.0.0.1:1,unix:/tmp/s redis=unix:///")
-    assert fake.events == ["open", "drain 10", "closed"]
+    assert fake.events == ["open", "drain 7", "closed"]
     assert b"ready to exit" in (tmp_path / "valkey.log").read_bytes()
 
 
