@@ -266,6 +266,7 @@ class DbosService:
 
     def _lease_tasks(self, call: UnaryCall) -> None:
         check_text("worker_id", call.request.worker_id, self._limits.name_bytes)
+        check_text("request_key", call.request.request_key, self._limits.id_bytes)
         self._choose_tasks(call)
 
     def _list_tasks(self, call: UnaryCall) -> None:

@@ -44,6 +44,7 @@ from dbos_actors.api.messages import (
     Task,
 )
 from dbos_actors.domain import events
+from dbos_actors.domain.task_claims import identity_of
 from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.domain.task_record import TOKEN_BITS, TaskRecord, payload_digest
 from dbos_actors.domain.task_states import Status, UnknownTaskError
@@ -336,6 +337,7 @@ class SchedulerActor:
             payload_digest=payload_digest(task.payload),
             scheduled_at=task.scheduled_at,
             max_attempts=task.max_attempts,
+            revive=request.revive,
         )
         if not changed:
             return Turn(SCHEDULED)
@@ -448,12 +450,21 @@ class SchedulerActor:
     # ---------------------------------------------------------------- leasing
 
     def lease(self, request: LeaseTasksRequest) -> Turn:
+        identity = b""
+        if request.request_key:
+            identity = identity_of(
+                request.request_key, request.worker_id, request.agent_id, request.module_name
+            )
+            records = self._book.leased_again(identity, self._context.now())
+            if records is not None:
+                return Turn(None, then=partial(self._read_tasks, records)) if records else Turn(b"")
         return self._lease(
             agent_id=request.agent_id,
             module_name=request.module_name,
             limit=request.limit or DEFAULT_LEASES,
             lease_s=request.lease_seconds or DEFAULT_LEASE_S,
             worker_id=request.worker_id,
+            identity=identity,
         )
 
     def push(self, request: Push) -> Turn:
@@ -479,6 +490,7 @@ class SchedulerActor:
         worker_id: str,
         oldest_until: int | None = None,
         holder: Holder | None = None,
+        identity: bytes = b"",
     ) -> Turn:
         book = self._book
         context = self._context
@@ -494,6 +506,7 @@ class SchedulerActor:
             module_name=module_name,
             bytes_max=self._room_bytes,
             oldest_until=oldest_until,
+            identity=identity,
         )
         if not records:
             return Turn(b"")

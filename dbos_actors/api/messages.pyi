@@ -316,10 +316,12 @@ class ListResultsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[MeasurementResult, _Mapping]]] = ..., error: _Optional[str] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ScheduleTaskRequest(_message.Message):
-    __slots__ = ("task",)
+    __slots__ = ("task", "revive")
     TASK_FIELD_NUMBER: _ClassVar[int]
+    REVIVE_FIELD_NUMBER: _ClassVar[int]
     task: Task
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+    revive: bool
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., revive: _Optional[bool] = ...) -> None: ...
 
 class ScheduleTaskResponse(_message.Message):
     __slots__ = ("success", "error")
@@ -390,18 +392,20 @@ class ListDueTasksResponse(_message.Message):
     def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class LeaseTasksRequest(_message.Message):
-    __slots__ = ("agent_id", "module_name", "limit", "lease_seconds", "worker_id")
+    __slots__ = ("agent_id", "module_name", "limit", "lease_seconds", "worker_id", "request_key")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     MODULE_NAME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_KEY_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     module_name: str
     limit: int
     lease_seconds: int
     worker_id: str
-    def __init__(self, agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., limit: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., worker_id: _Optional[str] = ...) -> None: ...
+    request_key: str
+    def __init__(self, agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., limit: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., worker_id: _Optional[str] = ..., request_key: _Optional[str] = ...) -> None: ...
 
 class LeaseTasksResponse(_message.Message):
     __slots__ = ("tasks", "error")

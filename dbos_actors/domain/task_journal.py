@@ -8,24 +8,31 @@ lets a snapshot be taken in slices while the work goes on: it begins with the
 sequence and the ledger at its start, each slice holds rows as they were when it
 was cut, and the entries after that sequence make up for the difference.
 
-A *snapshot* is a series of chunks: one header, lanes, rows, one end that counts
-the chunks. All numbers are little-endian.
+A *snapshot* is a series of chunks: one header, lanes, claims, rows, one end that
+counts the chunks. All numbers are little-endian.
+
+An entry has format 2 if it makes a claim, which follows its rows, and format 1
+if not. So a version of the program that knows no claims reads what has none.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dbos_actors.domain.task_claims import IDENTITY_BYTES, Claim
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.errors import DbosError
 
 FORMAT = 1
+FORMAT_WITH_CLAIMS = 2
 
 _ENTRY = struct.Struct("<BQiiiHI")  # format, sequence, ledger x 3, lanes, rows
 _LANE = struct.Struct("<IHH")  # number, agent's length, module's length
 _ROW = struct.Struct("<HH")  # id's length, row's length (0: the record is gone)
+_CLAIM = struct.Struct(f"<{IDENTITY_BYTES}sQII")  # identity, token, size, span_s
+_COUNT = struct.Struct("<H")  # of an entry's claims
 _HEADER = struct.Struct("<cBQQQQI")  # kind, format, sequence, ledger x 3, next lane's number
 _CHUNK = struct.Struct("<cI")  # kind, items (end: chunks before it)
 
@@ -60,6 +67,7 @@ class Entry(NamedTuple):
     added: Ledger
     lanes: list[Lane]
     rows: list[tuple[str, bytes]]
+    claims: list[Claim]
 
 
 class Header(NamedTuple):
@@ -71,13 +79,21 @@ class Header(NamedTuple):
 
 
 def encode_entry(
-    sequence: int, added: Ledger, lanes: Iterable[Lane], rows: Mapping[str, bytes]
+    sequence: int,
+    added: Ledger,
+    lanes: Iterable[Lane],
+    rows: Mapping[str, bytes],
+    claims: Sequence[Claim] = (),
 ) -> bytes:
     """One turn; an empty row says that the record is gone."""
     new_lanes = list(lanes)
-    parts = [_ENTRY.pack(FORMAT, sequence, *added, len(new_lanes), len(rows))]
+    version = FORMAT_WITH_CLAIMS if claims else FORMAT
+    parts = [_ENTRY.pack(version, sequence, *added, len(new_lanes), len(rows))]
     parts.extend(_encoded_lane(lane) for lane in new_lanes)
     parts.extend(_encoded_rows(rows.items()))
+    if claims:
+        parts.append(_COUNT.pack(len(claims)))
+        parts.extend(_CLAIM.pack(*claim) for claim in claims)
     return b"".join(parts)
 
 
@@ -85,15 +101,20 @@ def decode_entry(data: bytes) -> Entry:
     """:raises JournalError: the bytes are no entry of this format."""
     try:
         version, sequence, scheduled, completed, deleted, lanes, rows = _ENTRY.unpack_from(data)
-        _require_format(version)
+        _require_format(version, FORMAT_WITH_CLAIMS)
         offset = _ENTRY.size
         decoded_lanes, offset = _decoded_lanes(data, offset, lanes)
         decoded_rows, offset = _decoded_rows(data, offset, rows)
+        claims: list[Claim] = []
+        if version == FORMAT_WITH_CLAIMS:
+            (count,) = _COUNT.unpack_from(data, offset)
+            claims, offset = _decoded_claims(data, offset + _COUNT.size, count)
     except (struct.error, UnicodeDecodeError) as error:
         raise JournalError(f"damaged journal entry: {error}") from error
     if offset != len(data):
         raise JournalError(f"journal entry {sequence} has {len(data) - offset} bytes too many")
-    return Entry(sequence, Ledger(scheduled, completed, deleted), decoded_lanes, decoded_rows)
+    added = Ledger(scheduled, completed, deleted)
+    return Entry(sequence, added, decoded_lanes, decoded_rows, claims)
 
 
 def header_chunk(header: Header) -> bytes:
@@ -104,6 +125,10 @@ def lanes_chunk(lanes: list[Lane]) -> bytes:
     return _CHUNK.pack(b"L", len(lanes)) + b"".join(map(_encoded_lane, lanes))
 
 
+def claims_chunk(claims: list[Claim]) -> bytes:
+    return _CHUNK.pack(b"C", len(claims)) + b"".join(_CLAIM.pack(*claim) for claim in claims)
+
+
 def rows_chunk(rows: Iterable[tuple[str, bytes]], count: int) -> bytes:
     return b"".join([_CHUNK.pack(b"R", count), *_encoded_rows(rows)])
 
@@ -112,8 +137,8 @@ def end_chunk(chunks: int) -> bytes:
     return _CHUNK.pack(b"E", chunks)
 
 
-def decode_chunk(data: bytes) -> Header | list[Lane] | list[tuple[str, bytes]] | int:
-    """A header, lanes, rows, or (end) the number of chunks before it.
+def decode_chunk(data: bytes) -> Header | list[Lane] | list[Claim] | list[tuple[str, bytes]] | int:
+    """A header, lanes, claims, rows, or (end) the number of chunks before it.
 
     :raises JournalError: the bytes are no chunk of this format.
     """
@@ -121,13 +146,15 @@ def decode_chunk(data: bytes) -> Header | list[Lane] | list[tuple[str, bytes]] |
         kind = data[:1]
         if kind == b"H":
             _, version, sequence, scheduled, completed, deleted, lanes = _HEADER.unpack(data)
-            _require_format(version)
+            _require_format(version, FORMAT)
             return Header(sequence, Ledger(scheduled, completed, deleted), lanes)
         _, count = _CHUNK.unpack_from(data)
         if kind == b"E":
             return int(count)
         if kind == b"L":
             return _decoded_lanes(data, _CHUNK.size, count)[0]
+        if kind == b"C":
+            return _decoded_claims(data, _CHUNK.size, count)[0]
         if kind == b"R":
             return _decoded_rows(data, _CHUNK.size, count)[0]
     except (struct.error, UnicodeDecodeError) as error:
@@ -135,9 +162,9 @@ def decode_chunk(data: bytes) -> Header | list[Lane] | list[tuple[str, bytes]] |
     raise JournalError(f"unknown kind of snapshot chunk {kind!r}")
 
 
-def _require_format(version: int) -> None:
-    if version != FORMAT:
-        raise JournalError(f"written in format {version}, this program reads format {FORMAT}")
+def _require_format(version: int, latest: int) -> None:
+    if not FORMAT <= version <= latest:
+        raise JournalError(f"written in format {version}, this program reads up to {latest}")
 
 
 def _encoded_lane(lane: Lane) -> bytes:
@@ -176,6 +203,12 @@ def _decoded_rows(data: bytes, offset: int, count: int) -> tuple[list[tuple[str,
         offset = end
     _require_bytes(data, offset)
     return rows, offset
+
+
+def _decoded_claims(data: bytes, offset: int, count: int) -> tuple[list[Claim], int]:
+    end = offset + count * _CLAIM.size
+    _require_bytes(data, end)
+    return [Claim(*_CLAIM.unpack_from(data, at)) for at in range(offset, end, _CLAIM.size)], end
 
 
 def _require_bytes(data: bytes, end: int) -> None:

@@ -7,8 +7,10 @@ million tasks cost a second to read and a few to index.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
+from dbos_actors.domain.task_claims import CLAIMS_MAX, Claim, ClaimRecovery
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_journal import (
     Header,
@@ -32,6 +34,7 @@ class Recovery:
         self._ledger = Ledger()
         self._lanes: dict[int, Lane] = {}
         self._next_lane = 1
+        self._claims: deque[Claim] = deque(maxlen=CLAIMS_MAX)
         self._shards: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
         self._chunks = 0
         self._complete = True  # no snapshot at all is a complete one
@@ -58,6 +61,8 @@ class Recovery:
             for part in item:
                 if isinstance(part, Lane):
                     self._lanes[part.number] = part
+                elif isinstance(part, Claim):
+                    self._claims.append(part)
                 else:
                     task_id, row = part
                     self._shards[hash(task_id) % SHARDS][task_id] = row
@@ -82,7 +87,7 @@ class Recovery:
         """
         if not self._complete:
             raise JournalError("the snapshot has no end")
-        sequence, added, lanes, rows = decode_entry(entry)
+        sequence, added, lanes, rows, claims = decode_entry(entry)
         if sequence <= self.sequence:
             return
         if sequence != self.sequence + 1:
@@ -93,6 +98,7 @@ class Recovery:
         for lane in lanes:
             self._lanes[lane.number] = lane
             self._next_lane = max(self._next_lane, lane.number + 1)
+        self._claims.extend(claims)
         shards = self._shards
         for task_id, row in rows:
             if row:
@@ -109,11 +115,13 @@ class Recovery:
             raise JournalError("the snapshot has no end")
         book = self.book
         book.restore(self.sequence, self._ledger, self._lanes, self._next_lane)
+        claims = ClaimRecovery(self._claims)
         for number, rows in enumerate(self._shards):
             try:
-                book.restore_rows(number, rows, now)
+                book.restore_rows(number, rows, now, claims)
             except KeyError as error:
                 raise JournalError(f"no lane {error} is known") from error
             self._shards[number] = {}
             yield
+        claims.finish(book.claims, now)
         book.forget_empty_lanes()

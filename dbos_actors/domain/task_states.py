@@ -12,7 +12,7 @@ ends *completed* or *dead* (out of attempts). `TRANSITIONS` is the whole theory:
   settle it without a token. So a pending task may be acknowledged or given back;
   that implies a delivery and counts as one.
 - Nothing leaves *completed* but retention. A *dead* task is kept until it is
-  scheduled again, which starts its attempts anew, or deleted.
+  revived, which starts its attempts anew, or deleted.
 
 An event that has no entry is refused, and changes nothing.
 """
@@ -56,6 +56,7 @@ class Event(IntEnum):
     EXHAUST = 7
     RETIRE = 8
     DELETE = 9
+    REVIVE = 10
 
 
 TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
@@ -74,7 +75,7 @@ TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         (Status.INFLIGHT, Event.EXHAUST): Status.DEAD,
         (Status.INFLIGHT, Event.DELETE): Status.GONE,
         (Status.COMPLETED, Event.RETIRE): Status.GONE,
-        (Status.DEAD, Event.SCHEDULE): Status.PENDING,
+        (Status.DEAD, Event.REVIVE): Status.PENDING,
         (Status.DEAD, Event.DELETE): Status.GONE,
     }
 )
@@ -85,6 +86,7 @@ _REQUESTED = {
     Event.EXTEND: "inflight",
     Event.ACK: "completed",
     Event.NACK: "pending",
+    Event.REVIVE: "pending",
 }
 
 
@@ -103,6 +105,14 @@ class UnknownTaskError(RefusedError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"unknown task {task_id}")
+        self.task_id = task_id
+
+
+class DeadTaskError(RefusedError):
+    """The task is dead, and what is scheduled differs from it."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"task {task_id} is dead: set revive to schedule it anew")
         self.task_id = task_id
 
 

@@ -29,11 +29,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dbos_actors.domain.task_claims import Claim, ClaimRecovery, Claims
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_index import Place, TaskIndex, monotonic_ticks_passed
 from dbos_actors.domain.task_journal import (
     Header,
     Ledger,
+    claims_chunk,
     encode_entry,
     end_chunk,
     header_chunk,
@@ -51,6 +53,7 @@ from dbos_actors.domain.task_record import (
     row_status,
 )
 from dbos_actors.domain.task_states import (
+    DeadTaskError,
     Event,
     Settled,
     StaleLeaseError,
@@ -134,6 +137,7 @@ class Change:
 
     __slots__ = (
         "added",
+        "claims",
         "deadlines",
         "lanes",
         "now",
@@ -151,6 +155,7 @@ class Change:
         self.lanes: dict[tuple[str, str], Lane] = {}  # not yet known to the book
         self.served: list[Lane] = []
         self.outcomes: list[Outcome] = []
+        self.claims: list[tuple[Claim, tuple[str, ...]]] = []  # each with its tasks
         self.added = Ledger()
         self.sequence = 0  # 0 until sealed
         self.rows: dict[str, bytes] = {}  # from sealing on; empty: gone
@@ -190,6 +195,7 @@ class TaskBook:
         self.sequence = 0  # of the last applied change
         self.index = TaskIndex()
         self.ledger = Ledger()
+        self.claims = Claims()
         self._shards: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
         self._lanes: dict[int, Lane] = {}
         self._lanes_of: dict[str, dict[str, Lane]] = {}  # agent -> module -> lane
@@ -336,14 +342,17 @@ class TaskBook:
         payload_digest: int,
         scheduled_at: int = 0,
         max_attempts: int = 0,
+        revive: bool = False,
     ) -> bool:
         """Add a task, change a pending one, or revive a dead one.
 
         :param scheduled_at: Unix seconds, 0 for now.
         :param max_attempts: deliveries before the task is dead, 0 for the default.
+        :param revive: let a dead task begin anew; only then may it differ from what it was.
         :returns: False if it is the same task again and nothing changes.
         :raises InvalidFieldError: a time or number is out of range.
         :raises InvalidTransitionError: the task is inflight or completed, and differs.
+        :raises DeadTaskError: the task is dead, not to be revived, and differs.
         :raises OverloadedError: the book is full.
         """
         if not 0 <= scheduled_at <= SCHEDULED_AT_MAX:
@@ -356,7 +365,8 @@ class TaskBook:
         attempts = max_attempts or self.limits.max_attempts
         lane = self._lane(change, agent_id, module_name)
         record = self._find(change, task_id)
-        if record is not None and record.status is not Status.DEAD:
+        revived = revive and record is not None and record.status is Status.DEAD
+        if record is not None and not revived:
             if (
                 record.lane is lane
                 and record.digest == payload_digest
@@ -370,16 +380,18 @@ class TaskBook:
                 )
             ):
                 return False
+            if record.status is Status.DEAD:
+                raise DeadTaskError(task_id)
             successor(record.status, Event.SCHEDULE)
         if record is None:
             if self._size + change.added.scheduled >= self.limits.tasks_max:
                 raise OverloadedError("task book", limit=self.limits.tasks_max, unit="tasks")
             change.added = change.added.plus(Ledger(scheduled=1))
             record = TaskRecord(task_id, lane)
-        elif record.status is Status.DEAD:
+        elif revived:
             record.deliveries = 0
             record.last_error = ""
-        record.status = successor(record.status, Event.SCHEDULE)
+        record.status = successor(record.status, Event.REVIVE if revived else Event.SCHEDULE)
         record.settled = Settled.NOT
         record.token = record.span_s = record.moment = 0
         record.lane = lane
@@ -405,6 +417,7 @@ class TaskBook:
         module_name: str = "",
         bytes_max: int | None = None,
         oldest_until: int | None = None,
+        identity: bytes = b"",
     ) -> list[TaskRecord]:
         """Claim due tasks, taking turns among agents.
 
@@ -416,12 +429,15 @@ class TaskBook:
             the first one is always taken.
         :param oldest_until: instead of taking turns, the oldest first, and none
             scheduled after that second.
+        :param identity: of the request, if `leased_again` is to find what it leased.
         :returns: their records as they will be, each with its `lease_token`.
         :raises InvalidFieldError: a number is out of range.
         """
         _require_range("limit", limit, 1, LEASE_LIMIT_MAX)
         _require_range("lease_seconds", lease_s, 1, LEASE_S_MAX)
         now = change.now
+        # As many follow it as may be leased at once, and 0 is none.
+        token = token % ((1 << TOKEN_BITS) - LEASE_LIMIT_MAX) or 1
         worker = clipped(worker_id, WORKER_BYTES_MAX)
         ends_at = math.ceil(now.wall_s + lease_s)
         deadline_s = now.monotonic_s + lease_s
@@ -438,7 +454,7 @@ class TaskBook:
             record.status = successor(record.status, Event.LEASE)
             record.settled = Settled.NOT
             _count_delivery(record, now)
-            record.token = (token + len(leased)) % (1 << TOKEN_BITS) or 1
+            record.token = token + len(leased)
             record.span_s = lease_s
             record.moment = ends_at
             record.worker_id = worker
@@ -447,7 +463,19 @@ class TaskBook:
             leased.append(record)
             if len(leased) == limit:
                 break
+        if identity and leased:
+            claim = Claim(identity, token, len(leased), lease_s)
+            change.claims.append((claim, tuple(record.task_id for record in leased)))
         return leased
+
+    def leased_again(self, identity: bytes, now: Now) -> list[TaskRecord] | None:
+        """What the request of that identity leased and still holds; None if none is known."""
+        found = self.claims.find(identity, now)
+        if found is None:
+            return None
+        claim, task_ids = found
+        records = map(self.get, task_ids)
+        return [record for record in records if record is not None and claim.holds(record)]
 
     def _candidates(
         self, agent_id: str, module_name: str, oldest_until: int | None
@@ -497,8 +525,9 @@ class TaskBook:
     ) -> TaskRecord:
         """The worker gives the task back, for another try after ``delay_s`` seconds.
 
-        It is dead if that was its last attempt. Repeated with the right token: the
-        first answer again. Raises what `ack` raises, and `InvalidFieldError`.
+        It is dead if that was its last attempt. Repeated with the right token, or
+        without one before the task is due again: the first answer again, and nothing
+        in ``change``. Raises what `ack` raises, and `InvalidFieldError`.
         """
         _require_range("retry_delay_seconds", delay_s, 0, DELAY_S_MAX)
         record, repeated = self._fenced(change, task_id, lease_token, Event.NACK)
@@ -600,7 +629,10 @@ class TaskBook:
             task_id: b"" if record is None else record.encode()
             for task_id, record in change.records.items()
         }
-        return encode_entry(change.sequence, change.added, change.lanes.values(), change.rows)
+        claims = [claim for claim, _ in change.claims]
+        return encode_entry(
+            change.sequence, change.added, change.lanes.values(), change.rows, claims
+        )
 
     def apply(self, change: Change) -> None:
         """Make a sealed change real."""
@@ -612,6 +644,8 @@ class TaskBook:
             self._next_lane = lane.number + 1
         for lane in change.served:
             self.index.due.served(lane)
+        for claim, task_ids in change.claims:
+            self.claims.remember(claim, task_ids, change.now.monotonic_s + claim.span_s)
         touched = list(change.lanes.values())
         for task_id, row in change.rows.items():
             old = self.get(task_id)
@@ -635,13 +669,19 @@ class TaskBook:
         order, each after the changes applied before it was cut.
         """
         header = header_chunk(Header(self.sequence, self.ledger, self._next_lane))
-        return self._chunks(header, list(self._lanes.values()), rows_per_chunk)
+        lanes, claims = list(self._lanes.values()), self.claims.all()
+        return self._chunks(header, lanes, claims, rows_per_chunk)
 
-    def _chunks(self, header: bytes, lanes: list[Lane], rows_per_chunk: int) -> Iterator[bytes]:
+    def _chunks(
+        self, header: bytes, lanes: list[Lane], claims: list[Claim], rows_per_chunk: int
+    ) -> Iterator[bytes]:
         yield header
         chunks = 1
         for start in range(0, len(lanes), LANES_PER_CHUNK):
             yield lanes_chunk(lanes[start : start + LANES_PER_CHUNK])
+            chunks += 1
+        if claims:
+            yield claims_chunk(claims)
             chunks += 1
         rows: list[tuple[str, bytes]] = []
         for shard in self._shards:
@@ -676,7 +716,9 @@ class TaskBook:
             self._remember_lane(lanes[number])
         self._next_lane = next_lane
 
-    def restore_rows(self, number: int, rows: dict[str, bytes], now: Now) -> None:
+    def restore_rows(
+        self, number: int, rows: dict[str, bytes], now: Now, claims: ClaimRecovery
+    ) -> None:
         """Take one shard's rows over and index them.
 
         A lease begins anew in full: nobody could settle it while we were away. A
@@ -687,6 +729,8 @@ class TaskBook:
         for task_id, row in rows.items():
             record = TaskRecord.decode(task_id, row, self._lanes)
             record.lane.records += 1
+            if record.status is Status.INFLIGHT:
+                claims.see(record)
             deadline_s = _restored_deadline_s(record, now)
             if record.status is Status.PENDING and deadline_s is None:
                 # `advance` lets them fall due in the order of their time, not of their ids.
@@ -730,14 +774,10 @@ class TaskBook:
         if record is None:
             raise UnknownTaskError(task_id)
         if not lease_token:
-            unfenced_again = (
-                event is Event.ACK
-                and record.status is Status.COMPLETED
-                and record.settled is Settled.ACK_UNFENCED
-            )
-            if not unfenced_again:
+            repeated = self._is_repeated(change, record, event)
+            if not repeated:
                 successor(record.status, event)
-            return record, unfenced_again
+            return record, repeated
         if record.lease_token != lease_token:
             raise StaleLeaseError(task_id, "it is not the token of the last delivery")
         if record.status is Status.INFLIGHT:
@@ -747,6 +787,26 @@ class TaskBook:
         raise StaleLeaseError(
             task_id, f"{_ENDED[record.settled]}, the task is {record.status.text}"
         )
+
+    def _is_repeated(self, change: Change, record: TaskRecord, event: Event) -> bool:
+        """Whether ``event``, without a token, has happened and nobody was given the task since."""
+        if event is Event.ACK:
+            return record.settled is Settled.ACK_UNFENCED and record.status is Status.COMPLETED
+        if record.settled is not Settled.NACK:
+            return False
+        if record.status is Status.PENDING:
+            return not self._is_due(change, record)
+        return record.status is Status.DEAD
+
+    def _is_due(self, change: Change, record: TaskRecord) -> bool:
+        """Whether a pending task may be handed out, as far as its times go."""
+        now, task_id = change.now, record.task_id
+        if record.scheduled_at > int(now.wall_s):
+            return False
+        if task_id in change.records:
+            return change.deadlines.get(task_id, 0.0) <= now.monotonic_s
+        tick = self.index.deadlines.get(task_id)
+        return tick is None or tick <= monotonic_ticks_passed(now)
 
     def _give_up(
         self,

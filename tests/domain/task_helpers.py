@@ -55,6 +55,7 @@ class Driver:
         payload: bytes = b"",
         scheduled_at: int = 0,
         max_attempts: int = 0,
+        revive: bool = False,
     ) -> bool:
         return self.turn(
             lambda change: self.book.schedule(
@@ -65,6 +66,7 @@ class Driver:
                 payload_digest=payload_digest(payload),
                 scheduled_at=scheduled_at,
                 max_attempts=max_attempts,
+                revive=revive,
             )
         )
 

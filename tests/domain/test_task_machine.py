@@ -111,10 +111,13 @@ class TaskMachine(RuleBasedStateMachine):
             if task.status == "inflight":
                 return "yes"
             return "again" if task.ended_by.startswith(ended_by) else "no"
+        if task.status == "pending" and ended_by == task.ended_by == "nack":
+            return "yes" if self.is_due(task) else "again"
         if task.status in ("pending", "inflight"):
             return "yes"
-        again = ended_by == "ack" and task.ended_by == "ack unfenced"
-        return "again" if again and task.status == "completed" else "no"
+        again = (ended_by, task.ended_by, task.status)
+        repeats = (("ack", "ack unfenced", "completed"), ("nack", "nack", "dead"))
+        return "again" if again in repeats else "no"
 
     # ----------------------------------------------------------- operations
 
@@ -130,14 +133,29 @@ class TaskMachine(RuleBasedStateMachine):
         payload=st.sampled_from([b"", b"x"]),
         in_s=st.sampled_from([None, -90_000, -90_000, -20, -1, 0, 1, 7, 60, 3600]),
         attempts=st.sampled_from([0, 0, 0, 1, 2]),
+        revive=st.booleans(),
     )
     def schedule(
-        self, task_id: str, lane: tuple[str, str], payload: bytes, in_s: int | None, attempts: int
+        self,
+        task_id: str,
+        lane: tuple[str, str],
+        payload: bytes,
+        in_s: int | None,
+        attempts: int,
+        *,
+        revive: bool,
     ) -> None:
-        self.schedule_one(task_id, lane, payload, in_s, attempts)
+        self.schedule_one(task_id, lane, payload, in_s, attempts, revive=revive)
 
     def schedule_one(
-        self, task_id: str, lane: tuple[str, str], payload: bytes, in_s: int | None, attempts: int
+        self,
+        task_id: str,
+        lane: tuple[str, str],
+        payload: bytes,
+        in_s: int | None,
+        attempts: int,
+        *,
+        revive: bool = False,
     ) -> None:
         at = 0 if in_s is None else int(self.wall_s) + in_s
         task = self.model.get(task_id)
@@ -151,7 +169,9 @@ class TaskMachine(RuleBasedStateMachine):
                 or (at == 0 and (task.status != "pending" or task.scheduled_at <= int(self.wall_s)))
             )
         )
-        refused = task is not None and task.status in ("inflight", "completed") and not same
+        revived = revive and task is not None and task.status == "dead"
+        ended = ("inflight", "completed") if revived else ("inflight", "completed", "dead")
+        refused = task is not None and task.status in ended and not same
         try:
             changed = self.driver.schedule(
                 task_id,
@@ -160,12 +180,13 @@ class TaskMachine(RuleBasedStateMachine):
                 payload=payload,
                 scheduled_at=at,
                 max_attempts=attempts,
+                revive=revive,
             )
         except RefusedError:
             assert refused
             return
         assert not refused
-        assert changed is not (same and task is not None and task.status != "dead")
+        assert changed is not (same and not revived)
         if not changed:
             return
         if task is None:
@@ -262,12 +283,14 @@ class TaskMachine(RuleBasedStateMachine):
 
     def settle_nack(self, task_id: str, token: str, delay_s: int) -> None:
         verdict = self.may_settle(task_id, token, "nack")
+        entries = len(self.driver.journal)
         try:
             self.driver.nack(task_id, token, delay_s=delay_s)
         except RefusedError:
             assert verdict == "no"
             return
         assert verdict != "no"
+        assert (len(self.driver.journal) > entries) is (verdict == "yes")
         if verdict == "yes":
             task = self.model[task_id]
             if task.status == "pending":

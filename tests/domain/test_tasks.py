@@ -11,6 +11,7 @@ import pytest
 from dbos_actors.domain.task_record import LAST_ERROR_BYTES_MAX, TaskRecord
 from dbos_actors.domain.task_states import (
     TRANSITIONS,
+    DeadTaskError,
     Event,
     StaleLeaseError,
     Status,
@@ -58,7 +59,7 @@ def test_a_task_is_never_leased_before_its_second_has_come() -> None:
     assert len(driver.lease()) == 1
 
 
-def test_the_same_task_again_changes_nothing_in_any_state_but_dead() -> None:
+def test_the_same_task_again_changes_nothing_in_any_state() -> None:
     driver = Driver()
     assert driver.schedule("t", payload=b"p")
     assert not driver.schedule("t", payload=b"p")
@@ -68,7 +69,13 @@ def test_the_same_task_again_changes_nothing_in_any_state_but_dead() -> None:
     driver.ack("t", token)
     assert not driver.schedule("t", payload=b"p")
     assert len(driver.journal) == 3
-    assert driver.book.counters().scheduled == 1
+    driver.schedule("dead", payload=b"p", max_attempts=1)
+    driver.nack("dead")
+    assert driver.record("dead").status is Status.DEAD
+    assert not driver.schedule("dead", payload=b"p", max_attempts=1)
+    assert driver.record("dead").status is Status.DEAD
+    assert len(driver.journal) == 5
+    assert driver.book.counters().scheduled == 2
 
 
 def test_a_pending_task_may_be_changed() -> None:
@@ -99,12 +106,14 @@ def test_an_inflight_or_completed_task_may_not_be_changed() -> None:
         driver.schedule("t", scheduled_at=NOW_S + 1)
 
 
-def test_scheduling_a_dead_task_revives_it_with_its_attempts_reset() -> None:
+def test_a_dead_task_is_revived_with_its_attempts_reset_only_if_that_is_asked_for() -> None:
     driver = Driver()
     driver.schedule("t", max_attempts=1)
     driver.nack("t", driver.lease()[0].lease_token, reason="broken")
+    with pytest.raises(DeadTaskError, match="task t is dead: set revive"):
+        driver.schedule("t", payload=b"better", max_attempts=1)
     assert driver.record("t").status is Status.DEAD
-    assert driver.schedule("t", max_attempts=1)
+    assert driver.schedule("t", max_attempts=1, revive=True)
     record = driver.record("t")
     assert (record.status, record.deliveries, record.last_error) == (Status.PENDING, 0, "")
     assert driver.lease()[0].retry_count == 0
@@ -246,13 +255,70 @@ def test_a_lease_that_expires_returns_the_task_and_at_last_it_is_dead_with_its_e
     assert driver.last.outcomes[0].status is Status.DEAD
 
 
-def test_unfenced_nacks_use_up_attempts_too() -> None:
+def test_asking_to_revive_what_is_not_dead_is_scheduling_it() -> None:
+    driver = Driver()
+    assert driver.schedule("t", revive=True)
+    assert not driver.schedule("t", revive=True)
+    driver.lease()
+    assert not driver.schedule("t", revive=True)
+    with pytest.raises(InvalidTransitionError, match="inflight -> pending"):
+        driver.schedule("t", payload=b"other", revive=True)
+
+
+def test_unfenced_nacks_of_a_due_task_use_up_attempts_too() -> None:
     driver = Driver()
     driver.schedule("t")
     for _ in range(5):
         driver.nack("t", reason="agent offline")
     assert driver.record("t").status is Status.DEAD
     assert driver.record("t").retry_count == 4
+    entries = len(driver.journal)
+    driver.nack("t", reason="agent offline")  # sent again
+    assert len(driver.journal) == entries
+
+
+@pytest.mark.parametrize("fenced_first", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_unfenced_nack_repeated_before_the_task_is_due_again_changes_nothing(
+    fenced_first: bool, restarted: bool
+) -> None:
+    driver = Driver()
+    driver.schedule("t", max_attempts=3)
+    token = driver.lease()[0].lease_token if fenced_first else ""
+    driver.nack("t", token, delay_s=60, reason="busy")
+    if restarted:
+        driver.restart()
+    entries, row = len(driver.journal), driver.record("t").encode()
+    for _ in range(10):
+        driver.sleep(5)
+        assert driver.nack("t", delay_s=60, reason="busy").status is Status.PENDING
+    assert (len(driver.journal), driver.record("t").encode()) == (entries, row)
+    driver.sleep(10)
+    driver.nack("t", delay_s=60)
+    assert driver.record("t").retry_count == 1
+
+
+def test_an_unfenced_nack_of_a_task_of_the_future_counts_once_until_it_is_due() -> None:
+    driver = Driver()
+    driver.schedule("t", scheduled_at=NOW_S + 100)
+    for _ in range(5):
+        driver.nack("t")
+    assert driver.record("t").deliveries == 1
+    driver.sleep(100)
+    driver.nack("t")
+    assert driver.record("t").deliveries == 2
+
+
+def test_unfenced_nacks_of_one_turn_count_once() -> None:
+    driver = Driver()
+    driver.schedule("t")
+
+    def twice(change: Change) -> None:
+        driver.book.nack(change, "t", delay_s=9)
+        driver.book.nack(change, "t", delay_s=9)
+
+    driver.turn(twice)
+    assert driver.record("t").deliveries == 1
 
 
 def test_a_nacked_task_comes_back_after_its_delay_and_not_before() -> None:

@@ -222,7 +222,7 @@ def test_a_lease_that_runs_out_returns_the_task_by_itself(
     assert died["metadata"]["error"] == "lease of an unnamed worker expired after 1 s"
 
 
-def test_a_dead_task_is_listed_and_starts_anew_when_scheduled_again(
+def test_a_dead_task_is_listed_and_starts_anew_when_it_is_revived(
     client: Client, server: ServerThread
 ) -> None:
     schedule(client, "t", "u", max_attempts=1)
@@ -235,11 +235,46 @@ def test_a_dead_task_is_listed_and_starts_anew_when_scheduled_again(
         ("u", "broken", b"p"),
     ]
     assert lease(client) == []
-    schedule(client, "t", payload=b"better")
+    # A copy of the first request that comes late, and another task of that id.
+    schedule(client, "t", max_attempts=1)
+    refused = client.call("ScheduleTask", **task("t", payload=b"better"))
+    assert refused.error == "task t is dead: set revive to schedule it anew"
+    assert get(client).status == "dead"
+    assert client.call("ScheduleTask", **task("t", payload=b"better"), revive=True).success
     (leased,) = lease(client)
     assert (leased.payload, leased.retry_count, leased.last_error) == (b"better", 0, "")
     statistics = ledger(server)
     assert (statistics.scheduled, statistics.inflight, statistics.dead) == (2, 1, 1)
+
+
+def test_a_lease_whose_answer_was_lost_is_asked_for_again_by_its_key(
+    start_server: Callable[..., ServerThread],
+) -> None:
+    first = start_server()
+    request = {"limit": 2, "worker_id": "w", "request_key": "k1"}
+    with GrpcioClient(first.address) as client:
+        assert lease(client, **request) == []  # an empty answer is none that could be lost
+        schedule(client, "t", "u", "v")
+        leased = lease(client, **request)
+        assert [one.id for one in leased] == ["t", "u"]
+        assert lease(client, **request) == leased
+        assert [one.id for one in lease(client, **{**request, "worker_id": "x"})] == ["v"]
+        token = leased[0].lease_token
+        assert client.call("AckTask", task_id="t", lease_token=token).success
+    first.stop()
+    second = start_server()
+    with GrpcioClient(second.address) as client:
+        assert lease(client, **request) == leased[1:]
+        assert ledger(second).inflight == 2
+        too_long = client.call("LeaseTasks", request_key="k" * 257)
+        assert too_long.error == "request_key has 257 bytes, the limit is 256"
+
+
+def test_an_unfenced_return_sent_again_uses_up_one_delivery(client: Client) -> None:
+    schedule(client, "t", max_attempts=2)
+    for _ in range(5):
+        assert client.call("NackTask", task_id="t", retry_delay_seconds=60).success
+    assert (get(client).status, get(client).retry_count) == ("pending", 0)
 
 
 def test_one_agents_backlog_never_starves_another(client: Client) -> None:

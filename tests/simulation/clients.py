@@ -62,6 +62,8 @@ class Client:
         self._sent = 0
         # Tokens of leases, right and stale ones, by task.
         self._tokens: dict[str, list[str]] = {}
+        # The last lease request that has a key.
+        self._keyed: dict[str, Any] | None = None
 
     async def run(self) -> None:
         """Send the planned number of operations."""
@@ -217,15 +219,24 @@ class Client:
                 "module_name": "ping",
                 "payload": self._random.choice([b"this", b"that"]),
                 "max_attempts": ATTEMPTS,
-            }
+            },
+            "revive": self._random.random() < 0.5,
         }
 
     def _lease(self) -> tuple[str, dict[str, Any]]:
-        return "LeaseTasks", {
-            "limit": self._random.choice([1, 10]),
-            "lease_seconds": self._random.choice([1, 2, 5]),
+        random = self._random
+        if self._keyed is not None and random.random() < 0.4:
+            return "LeaseTasks", self._keyed
+        has_key = random.random() < 0.5
+        request = {
+            "limit": random.choice([1, 10]),
+            "lease_seconds": random.choice([1, 2, 5]),
             "worker_id": self.name,
+            "request_key": self._tag() if has_key else "",
         }
+        if has_key:
+            self._keyed = request
+        return "LeaseTasks", request
 
     def _settle(self) -> tuple[str, dict[str, Any]]:
         random = self._random

@@ -26,6 +26,7 @@ from tests.simulation.models import (
     AgentState,
     Report,
     RunState,
+    Scheduled,
     TaskView,
     only_looks,
 )
@@ -73,12 +74,12 @@ def violations(
 
 def early_deliveries(history: History) -> list[str]:
     """Tasks handed to a second worker although the first one's lease still ran."""
-    granted: dict[str, list[Operation]] = defaultdict(list)
+    granted: dict[str, list[tuple[Operation, str]]] = defaultdict(list)
     touched: dict[str, list[Operation]] = defaultdict(list)
     for operation in history.operations:
         if operation.method == "LeaseTasks" and operation.ending is Ending.ANSWERED:
             for task in operation.answer.tasks:
-                granted[task.id].append(operation)
+                granted[task.id].append((operation, task.lease_token))
         elif operation.method in ("AckTask", "NackTask"):
             touched[operation.request["task_id"]].append(operation)
         elif operation.method == "ScheduleTask":
@@ -89,8 +90,9 @@ def early_deliveries(history: History) -> list[str]:
     return [
         f"{task_id} was delivered again before its lease ended:\n    {one}\n    {two}"
         for task_id, operations in granted.items()
-        for one, two in pairwise(operations)
-        if one.end is not None
+        for (one, token), (two, other_token) in pairwise(operations)
+        if token != other_token
+        and one.end is not None
         and one.end < two.start
         and two.end_s < one.start_s + one.request["lease_seconds"]
         and not any(
@@ -140,6 +142,27 @@ def _taken_by(operation: Operation) -> str:
         case "GetAgent" | "GetModuleState":
             return str(request.get("agent_id", ""))
     return ""
+
+
+def other_deliveries(history: History) -> list[str]:
+    """Leases asked for again with their key while they ran, and answered with other deliveries."""
+    answered: dict[tuple[Any, ...], list[Operation]] = defaultdict(list)
+    found = []
+    for two in history.operations:
+        key = two.request.get("request_key")
+        if two.method != "LeaseTasks" or not key or two.ending is not Ending.ANSWERED:
+            continue
+        deliveries = {(task.id, task.lease_token) for task in two.answer.tasks}
+        before = answered[key, two.request["worker_id"]]
+        found += [
+            f"a lease asked for again got other tasks:\n    {one}\n    {two}"
+            for one in before
+            if one.answer.tasks
+            and two.end_s < one.start_s + one.request["lease_seconds"]
+            and not deliveries <= {(task.id, task.lease_token) for task in one.answer.tasks}
+        ]
+        before.append(two)
+    return found
 
 
 def _by_register(
@@ -248,7 +271,8 @@ def _task_parts(operation: Operation, universe: Universe) -> Iterator[Part]:
     match operation.method:
         case "ScheduleTask":
             task = request["task"]
-            yield ("task", task["id"]), "schedule", task["payload"], _accepted(operation)
+            sent = Scheduled(task["payload"], request["revive"])
+            yield ("task", task["id"]), "schedule", sent, _accepted(operation)
         case "AckTask" | "NackTask":
             kind = "ack" if operation.method == "AckTask" else "nack"
             register = ("task", request["task_id"])
@@ -257,15 +281,16 @@ def _task_parts(operation: Operation, universe: Universe) -> Iterator[Part]:
             read = _task(answer.task) if answered and answer.found else ABSENT
             yield ("task", request["task_id"]), READ, None, read
         case "LeaseTasks":
+            has_key = bool(request["request_key"])
             if not answered:
                 for task_id, _ in universe.tasks:
-                    yield ("task", task_id), "lease", None, None
+                    yield ("task", task_id), "lease", has_key, None
                 return
             if answer.error:
                 raise MalformedAnswerError(f"a lease was refused: {operation}")
             for leased in answer.tasks:
                 result = (leased.lease_token, leased.retry_count, leased.payload)
-                yield ("task", leased.id), "lease", None, result
+                yield ("task", leased.id), "lease", has_key, result
 
 
 def _listed(operation: Operation, universe: Universe, *, absences: bool) -> Iterator[Part]:

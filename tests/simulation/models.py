@@ -189,6 +189,13 @@ GONE: Final[frozenset[TaskState | None]] = frozenset({None})
 _REPEATED: Final = {"ack": ("ack", "unfenced"), "nack": ("nack",)}
 
 
+class Scheduled(NamedTuple):
+    """A task as it was sent to be scheduled."""
+
+    payload: bytes
+    revive: bool
+
+
 def task_model(state: State, kind: str, argument: Any, result: Any) -> State:
     """Deliveries end in one way each; leases may expire at any moment, unseen.
 
@@ -231,16 +238,16 @@ def _task_steps(
         case "schedule":
             return _scheduled(task, argument)
         case "lease":
-            return _leased(task, result)
+            return _leased(task, result, has_key=argument)
         case "ack" | "nack":
             return _settled(task, kind, argument)
     raise AssertionError(kind)
 
 
-def _scheduled(task: TaskState | None, payload: bytes) -> list[tuple[TaskState | None, Any]]:
-    new = TaskState("pending", 0, "", "", payload)
-    if task is None or task.status == "dead":
-        return [(new, OK)]
+def _scheduled(task: TaskState | None, sent: Scheduled) -> list[tuple[TaskState | None, Any]]:
+    payload = sent.payload
+    if task is None or (task.status == "dead" and sent.revive):
+        return [(TaskState("pending", 0, "", "", payload), OK)]
     if task.payload == payload:
         # The same again: nothing changes, unless a wall clock set back makes it another one.
         same: list[tuple[TaskState | None, Any]] = [(task, OK)]
@@ -252,11 +259,17 @@ def _scheduled(task: TaskState | None, payload: bytes) -> list[tuple[TaskState |
     return [(task, REFUSED)]
 
 
-def _leased(task: TaskState | None, result: Any) -> list[tuple[TaskState | None, Any]]:
+def _leased(
+    task: TaskState | None, result: Any, *, has_key: bool
+) -> list[tuple[TaskState | None, Any]]:
     unchosen: list[tuple[TaskState | None, Any]] = [(task, None)]
+    token = UNKNOWN_TOKEN if result is None else result[0]
+    if task and task.status == "inflight" and has_key and task.token in (token, UNKNOWN_TOKEN):
+        # The same request again, which tells the token that its first answer told.
+        told = task._replace(token=token)
+        return [*unchosen, (told, (token, told.deliveries - 1, told.payload))]
     if task is None or task.status != "pending":
         return unchosen
-    token = UNKNOWN_TOKEN if result is None else result[0]
     taken = task._replace(
         status="inflight", deliveries=task.deliveries + 1, token=token, settled=""
     )
@@ -270,11 +283,17 @@ def _settled(task: TaskState | None, kind: str, token: str) -> list[tuple[TaskSt
     if not token:
         if kind == "ack" and task.status == "completed" and task.settled == "unfenced":
             return [(task, OK)]
+        if kind == "nack" and task.status == "dead" and task.settled == "nack":
+            return [(task, OK)]
         if task.status not in ("pending", "inflight"):
             return refused
+        # Until it is due again a task that was given back is given back already.
+        repeated: list[tuple[TaskState | None, Any]] = []
+        if kind == task.settled == "nack" and task.status == "pending":
+            repeated = [(task, OK)]
         if task.status == "pending":
             task = task._replace(deliveries=task.deliveries + 1)
-        return [(_ended(task, kind, "unfenced" if kind == "ack" else "nack"), OK)]
+        return [*repeated, (_ended(task, kind, "unfenced" if kind == "ack" else "nack"), OK)]
     if task.token not in (token, UNKNOWN_TOKEN):
         return refused
     matched: list[tuple[TaskState | None, Any]]

@@ -16,6 +16,8 @@ from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.deletion import Deletions
 from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
+from dbos_actors.domain.task_claims import Claims
+from dbos_actors.domain.tasks import TaskBook
 from dbos_actors.errors import FencedError, RefusedError, UnavailableError
 from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.runtime.cell import Cell, State
@@ -440,6 +442,21 @@ async def _delete(self: Deletions, agents: Supervisor, agent_id: str, pause_s: f
     waiter = Waiter(DeleteAgentRequest(agent_id=agent_id))
     agents.deliver(agent_id, waiter)
     await waiter.wait()
+
+
+@planted
+def a_late_copy_revives_a_dead_task() -> Any:
+    original = TaskBook.schedule
+
+    def revive(self: TaskBook, change: Any, **fields: Any) -> bool:
+        return original(self, change, **{**fields, "revive": True})
+
+    return patch.object(TaskBook, "schedule", revive)
+
+
+@planted
+def the_key_of_a_lease_is_forgotten() -> Any:
+    return patch.object(Claims, "find", lambda *_: None)
 
 
 @planted

@@ -32,7 +32,7 @@ from tests.simulation.determinism import (
     run_seeded,
     stream_of_chance,
 )
-from tests.simulation.evidence import early_deliveries, violations
+from tests.simulation.evidence import early_deliveries, other_deliveries, violations
 from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome
 from tests.simulation.linearizability import Rollback
@@ -400,6 +400,8 @@ class World:
             deletions_end=deletions_end,
         )
         self.violations += early_deliveries(self.history)
+        if not self.rollbacks:
+            self.violations += other_deliveries(self.history)
         self.violations += inconsistencies(
             database, universe.agents, [request_id for _, request_id, _ in universe.runs]
         )

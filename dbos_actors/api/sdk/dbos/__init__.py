@@ -257,6 +257,11 @@ class ListResultsResponse(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class ScheduleTaskRequest(betterproto.Message):
     task: "Task" = betterproto.message_field(1)
+    revive: bool = betterproto.bool_field(20)
+    """
+    Lets a dead task begin anew, with its attempts reset, as `task` says.
+     Without it, and for tasks that are not dead, nothing is revived.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -332,6 +337,17 @@ class LeaseTasksRequest(betterproto.Message):
 
     worker_id: str = betterproto.string_field(5)
     """Who it is, for the record."""
+
+    request_key: str = betterproto.string_field(20)
+    """
+    Chosen by the client, new for each request that is not a copy of another,
+     and as long as an id may be. For `lease_seconds` after a request that
+     leased something, another one with the same key, worker, agent and module
+     leases nothing: it is answered with the tasks of the first one that are
+     still leased by it, with their tokens and the time that is left. The
+     server remembers the last 10,000 such requests, and their last 100,000
+     tasks, also over a restart. Empty means no key.
+    """
 
 
 @dataclass(eq=False, repr=False)
