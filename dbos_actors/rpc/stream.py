@@ -7,7 +7,7 @@ interrupted, when its client goes or its deadline passes, and may use nurseries.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import structlog
 import trio
@@ -268,11 +268,29 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
                 call.expire()
             else:
                 stream.finish()
+    except BaseExceptionGroup as group:
+        call.cancel()
+        _raise_cancellation(group, call)
     except BaseException:
         call.cancel()
         raise
     finally:
         call.finished()
+
+
+def _raise_cancellation(group: BaseExceptionGroup[BaseException], call: StreamCall) -> NoReturn:
+    """Raise the cancellation in a group; what the handler's other tasks raised over it is logged.
+
+    Let out together, those errors would end the server: the scope that cancels it takes only the
+    cancellation away.
+    """
+    cancelled, rest = group.split(trio.Cancelled)
+    if cancelled is None or not (rest is None or isinstance(rest, Exception)):
+        raise group
+    unexpected = None if rest is None else rest.split((StreamTerminatedError, GRPCError))[1]
+    if unexpected is not None:
+        log.error("handler failed after its call", path=call.method.path, exc_info=unexpected)
+    raise cancelled from None
 
 
 def _fail(call: StreamCall, core: ServerCore, error: Exception) -> None:

@@ -616,3 +616,38 @@ async def test_handlers_that_outlive_their_reset_streams_are_counted(
         release.set()
         while server.statistics().calls_live:
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_handler_that_fails_while_the_server_is_stopped_does_not_fail_the_server(
+    serve: Serve, connect: Connect
+) -> None:
+    """One of its tasks is cancelled, another one raises: both leave its nursery together."""
+    started = trio.Event()
+
+    async def fail_when_cancelled(stream: Stream[Raw, Raw]) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            await stream.send_message(Raw(b"too late"))
+
+    async def raise_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise StreamTerminatedError("the call is over")
+
+    async def handler(stream: Stream[Raw, Raw]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled, stream)
+            nursery.start_soon(raise_when_cancelled)
+            started.set()
+
+    server = server_of(handler)
+    with capture_logs() as logs:
+        async with serve(server) as address:
+            client = await connect(address)
+            client.raw.request(b"", end=False)
+            await client.flush()
+            await started.wait()
+            await server.drain(0.1)
+    assert logs == []
