@@ -69,7 +69,16 @@ async def store_results(
 class _Message:
     """One message of the stream, as an actor sees it; a `runtime.Call`."""
 
-    __slots__ = ("answered", "deadline", "duplicate", "index", "ingest", "request", "size_bytes")
+    __slots__ = (
+        "answered",
+        "deadline",
+        "duplicate",
+        "index",
+        "ingest",
+        "is_settled",
+        "request",
+        "size_bytes",
+    )
 
     def __init__(
         self, ingest: _Ingest, index: int, request: StoreResultRequest, size_bytes: int
@@ -80,6 +89,8 @@ class _Message:
         self.request = request
         self.size_bytes = size_bytes
         self.answered = False
+        # Not when it failed with the stream: it may be stored or not.
+        self.is_settled = False
         self.duplicate = False
 
     def reply(self, answer: Any) -> None:
@@ -172,10 +183,14 @@ class _Ingest:
     # ---------------------------------------------------------------- outcomes
 
     def settled(self, message: _Message) -> None:
-        """A message has its outcome: count what is settled now from the stream's start."""
+        """A message has its outcome: count what is settled now from the stream's start.
+
+        A message that failed has none, so nothing behind it is counted any more.
+        """
+        message.is_settled = True
         unsettled = self._unsettled
         if message is unsettled[0]:
-            while unsettled and unsettled[0].answered:
+            while unsettled and unsettled[0].is_settled:
                 first = unsettled.popleft()
                 self._unsettled_bytes -= first.size_bytes
                 self._durable += 1
@@ -201,7 +216,7 @@ class _Ingest:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            if self._durable > self._reported or self._rejected:
+            while self._durable > self._reported or self._rejected:
                 response = self._response()
                 await stream.send_message(response)
                 self._reported = response.durable

@@ -8,12 +8,17 @@ from typing import Any
 
 import grpc
 import pytest
+import trio
 
 from dbos_actors.api.messages import (
     MeasurementResult,
     StoreResultRequest,
     StoreResultsResponse,
 )
+from dbos_actors.domain.limits import Limits
+from dbos_actors.errors import UnavailableError, sole_cause
+from dbos_actors.ingest import store_results
+from dbos_actors.runtime import Call
 from dbos_actors.store import connector_for
 from tests.support.clients import GrpcioClient
 from tests.support.servers import ServerThread
@@ -119,3 +124,38 @@ def test_memory_is_bounded_while_redis_takes_nothing(
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         assert sent < 20_000
         server.run(connector.release)
+
+
+class FakeStream:
+    """A stream whose messages are there at once, and whose responses are kept."""
+
+    def __init__(self, requests: list[StoreResultRequest]) -> None:
+        self.responses: list[StoreResultsResponse] = []
+        self._requests = requests
+
+    async def recv_messages(self, count_max: int) -> list[StoreResultRequest]:
+        await trio.lowlevel.checkpoint()
+        taken, self._requests = self._requests[:count_max], self._requests[count_max:]
+        return taken
+
+    async def send_message(self, response: StoreResultsResponse) -> None:
+        await trio.lowlevel.checkpoint()
+        self.responses.append(response)
+
+
+async def test_durable_never_passes_a_message_that_failed() -> None:
+    """Also when an earlier message is settled before the failure has ended the stream."""
+    stream: Any = FakeStream(results(3))
+    calls: list[Call] = []
+
+    def deliver(_: str, call: Call) -> None:
+        calls.append(call)
+        if len(calls) == 3:
+            calls[1].fail(UnavailableError("its agent is quarantined"))
+            calls[2].reply(b"")
+            calls[0].reply(b"")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await store_results(stream, limits=Limits(), deliver=deliver, draining=trio.Event())
+    assert str(sole_cause(raised.value)) == "its agent is quarantined"
+    assert [response.durable for response in stream.responses] == [1]

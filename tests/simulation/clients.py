@@ -46,6 +46,17 @@ class Universe:
         self.tasks = [(f"task-{i}", self.agents[i % len(self.agents)]) for i in range(plan.tasks)]
         self.modules = [(agent, module) for agent in self.agents for module in SHARED_MODULES]
 
+    def add_streamed(self, history: History) -> None:
+        """Add the results that were sent on streams only."""
+        known = set(self.results)
+        for operation in history.operations:
+            if operation.method == "StoreResults":
+                result = operation.request["result"]
+                named = (result["agent_id"], result["id"])
+                if named not in known:
+                    known.add(named)
+                    self.results.append(named)
+
 
 class Client:
     """One client, which sends one call at a time."""

@@ -1,4 +1,4 @@
-"""Calls without gRPC: handed to the service's handlers as objects.
+"""Calls and streams without gRPC: handed to the service's handlers as objects.
 
 Stands in for `dbos_actors.rpc.server.Server`, whose own tests cover bytes and
 sockets; here it would cost most of the time. What matters is kept: a call is
@@ -7,14 +7,17 @@ answered once, at any time; it may expire, and its client may go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import trio
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
+from grpclib.const import Handler, Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from dbos_actors.errors import sole_cause
 from dbos_actors.rpc.unary import UnaryMethod
+from tests.simulation.history import StreamEndedError
 
 
 class DirectCall:
@@ -75,6 +78,103 @@ class DirectCall:
             self.on_answered(status)
 
 
+_UNREAD_RESPONSES_MAX = 2
+"""Beyond it a handler waits before it sends more, as flow control has it."""
+
+
+class DirectStream:
+    """One stream; what `dbos_actors.rpc.stream.Stream` is to a handler, and its client's end."""
+
+    def __init__(self, handler: Handler, server: DirectServer) -> None:
+        self.handler = handler
+        self.scope = trio.CancelScope()
+        self._server = server
+        self._requests: deque[Any] = deque()
+        self._requests_ended = False
+        self._responses: deque[bytes] = deque()
+        self._ending: StreamEndedError | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+
+    # ---------------------------------------------------- what the handler sees
+
+    async def recv_message(self) -> Any:
+        messages = await self.recv_messages(1)
+        return messages[0] if messages else None
+
+    async def recv_messages(self, count_max: int = 1_000) -> list[Any]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._requests and not self._requests_ended:
+            await self._changed.park()
+        return [self._requests.popleft() for _ in range(min(count_max, len(self._requests)))]
+
+    async def send_message(self, message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        while len(self._responses) >= _UNREAD_RESPONSES_MAX and self._ending is None:
+            await self._changed.park()
+        if self._ending is not None:
+            raise StreamTerminatedError("the call is over")
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        self._responses.append(body)
+        self._changed.unpark_all()
+
+    # ----------------------------------------------------- what its client does
+
+    def send(self, message: Any) -> None:
+        """Hand a request over."""
+        if self._ending is not None:
+            raise self._ending
+        self._requests.append(message)
+        self._changed.unpark_all()
+
+    def end(self) -> None:
+        """Send nothing more."""
+        self._requests_ended = True
+        self._changed.unpark_all()
+
+    async def receive(self) -> Any:
+        """The next response; None after the last. Raises `StreamEndedError` unless it ended OK."""
+        while not self._responses:
+            if self._ending is not None:
+                if self._ending.status is Status.OK:
+                    return None
+                raise self._ending
+            await self._changed.park()
+        body = self._responses.popleft()
+        self._changed.unpark_all()
+        return self.handler.reply_type.FromString(body)
+
+    def abandon(self) -> None:
+        """The client has gone; what was on the way to it is lost."""
+        self._responses.clear()
+        self._finish(None, "connection lost")
+        self.scope.cancel()
+
+    async def run(self) -> None:
+        """Have the handler serve it."""
+        try:
+            with self.scope:
+                await self.handler.func(self)
+        except Exception as error:  # noqa: BLE001 - as the transport does
+            cause = sole_cause(error)
+            assert isinstance(cause, Exception)
+            if self._ending is None:
+                self._finish(*self._server.status(cause))
+        except BaseExceptionGroup as group:
+            cancelled, _ = group.split(trio.Cancelled)
+            assert cancelled is not None
+            raise cancelled from None
+        else:
+            if not self.scope.cancelled_caught:
+                self._finish(Status.OK, None)
+        finally:
+            self._finish(None, "connection lost")
+
+    def _finish(self, status: Status | None, text: str | None) -> None:
+        if self._ending is None:
+            self._ending = StreamEndedError(status, text)
+            self._changed.unpark_all()
+
+
 class DirectServer:
     """What `open_supervisor` uses of a `Server`, without sockets."""
 
@@ -82,12 +182,19 @@ class DirectServer:
         self,
         *,
         unary: Mapping[str, UnaryMethod],
+        services: Collection[Any],
         status_of: Callable[[Exception], tuple[Status, str | None]],
         **_: Any,
     ) -> None:
         self._unary = unary
+        self._handlers: dict[str, Handler] = {}
+        for service in services:
+            self._handlers.update(service.__mapping__())
         self._status_of = status_of
         self.live: dict[DirectCall, None] = {}
+        self._streams: dict[DirectStream, None] = {}
+        self._streams_ended = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self.accepting = False
         self._stop = trio.Event()
 
@@ -97,10 +204,12 @@ class DirectServer:
         *,
         task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        self.accepting = True
-        task_status.started(listeners)
         try:
-            await self._stop.wait()
+            async with trio.open_nursery() as self._nursery:
+                self.accepting = True
+                task_status.started(listeners)
+                await self._stop.wait()
+                self._nursery.cancel_scope.cancel()
         finally:
             self.accepting = False
             self.abandon_all()
@@ -113,6 +222,9 @@ class DirectServer:
         with trio.move_on_after(grace_s):
             for call in list(self.live):
                 await call._done.wait()
+            while self._streams:
+                self._streams_ended = trio.Event()
+                await self._streams_ended.wait()
         self._stop.set()
 
     def status(self, error: Exception) -> tuple[Status, str | None]:
@@ -132,7 +244,25 @@ class DirectServer:
             call.fail(error)
         return call
 
+    def open(self, path: str) -> DirectStream:
+        """The client opens a stream."""
+        assert self._nursery is not None
+        stream = DirectStream(self._handlers[path], self)
+        self._streams[stream] = None
+        self._nursery.start_soon(self._run, stream)
+        return stream
+
+    async def _run(self, stream: DirectStream) -> None:
+        try:
+            await stream.run()
+        finally:
+            del self._streams[stream]
+            if not self._streams:
+                self._streams_ended.set()
+
     def abandon_all(self) -> None:
         """Every client has lost its connection."""
         for call in list(self.live):
             call.abandon()
+        for stream in list(self._streams):
+            stream.abandon()

@@ -22,6 +22,7 @@ from tests.simulation.models import (
     OK,
     READ,
     REFUSED,
+    SETTLED,
     STORED,
     AgentState,
     Report,
@@ -240,6 +241,10 @@ def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Itera
                 if not answer.success:
                     raise MalformedAnswerError(f"a result was refused: {operation}")
                 said = DUPLICATE if answer.duplicate else STORED
+            yield ("result", result["agent_id"], result["id"]), "store", result["data"], said
+        case "StoreResults":
+            result = request["result"]
+            said = SETTLED if answered else None
             yield ("result", result["agent_id"], result["id"]), "store", result["data"], said
         case "DeleteAgent":
             agent_id = request["agent_id"]

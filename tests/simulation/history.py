@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from grpclib.const import Status
+
 
 class Ending(Enum):
     """How a call ended for its client."""
@@ -21,6 +23,16 @@ class Ending(Enum):
     """UNAVAILABLE, DEADLINE_EXCEEDED or a lost connection: it may have happened, or may yet."""
     NO_EFFECT = "no effect"
     """Refused before anything was done, or never sent."""
+
+
+class StreamEndedError(Exception):
+    """How a stream ended for its client."""
+
+    def __init__(self, status: Status | None, text: str | None) -> None:
+        """No ``status``: the connection was lost."""
+        super().__init__(f"{'LOST' if status is None else status.name}: {text}")
+        self.status = status
+        self.text = text or ""
 
 
 Outcome = tuple[Ending, Any, str]

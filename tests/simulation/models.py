@@ -139,6 +139,8 @@ def module_model(state: RunState | None, kind: str, argument: Any, result: Any) 
 
 STORED: Final = "stored"
 DUPLICATE: Final = "duplicate"
+SETTLED: Final = "settled"
+"""Stored or known before: a stream says which of both in numbers only."""
 
 
 def result_model(state: str | None, kind: str, argument: Any, result: Any) -> State:
@@ -148,7 +150,7 @@ def result_model(state: str | None, kind: str, argument: Any, result: Any) -> St
     if kind == DELETE:
         return None
     if state is None:
-        if result not in (None, STORED):
+        if result not in (None, STORED, SETTLED):
             raise Impossible
         return argument
     if result == STORED and state != argument:
@@ -314,7 +316,7 @@ def _ended(task: TaskState, kind: str, how: str) -> TaskState:
 
 def only_looks(kind: str, result: Any) -> bool:
     """Whether an operation that was answered so changes no state whatsoever."""
-    return kind == READ or (isinstance(result, str) and result not in (OK, STORED))
+    return kind == READ or (isinstance(result, str) and result not in (OK, STORED, SETTLED))
 
 
 MODELS: Final[dict[str, Model]] = {

@@ -72,6 +72,8 @@ class Plan:
     """That a message makes its actor raise, while there are faults."""
     over_grpc: bool
     """Whether calls travel as bytes; otherwise they are handed over as objects."""
+    bulk_streams: int
+    """StoreResults streams that one client of its own opens, one after the other."""
     one_host: bool
     """Whether a server finds out that another one is dead without waiting for its lease."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +111,7 @@ def plan_of(seed: int) -> Plan:
         client_conditions=Conditions(
             latency_s=pick([0.0, 0.01, 0.1]), split_chance=0.3 if over_grpc else 0.0
         ),
+        bulk_streams=stream_of_chance(seed, "streams").choice([0, 0, 4, 8]),
         one_host=random.random() < 0.7,
         settings={
             "max_resident_agents": pick([1, 2, 100]),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
+from dbos_actors import ingest
 from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.deletion import Deletions
 from dbos_actors.api.messages import DeleteAgentRequest
@@ -221,6 +222,21 @@ def batches_are_sent_again_in_the_wrong_order() -> Any:
                 batch.body, batch.form, batch.command_count, batch.lease = body, form, count, lease
 
     return patch.object(Ledger, "_place", shuffled)
+
+
+# -------------------------------------------------------------------- streams
+
+
+@planted
+def a_failed_message_of_a_stream_counts_as_durable() -> Any:
+    """When an earlier one is settled before the stream has ended."""
+    failed = ingest._Ingest.failed
+
+    def fail(self: Any, message: Any, error: Exception) -> None:
+        message.is_settled = True
+        failed(self, message, error)
+
+    return patch.object(ingest._Ingest, "failed", fail)
 
 
 # --------------------------------------------------------------------- actors

@@ -41,11 +41,11 @@ from dbos_actors.service import SERVICE
 from dbos_actors.settings import Settings
 from dbos_actors.store.ownership import Owner
 from tests.simulation.determinism import SimulatedClock
-from tests.simulation.direct import DirectServer
-from tests.simulation.history import Ending
+from tests.simulation.direct import DirectServer, DirectStream
+from tests.simulation.history import Ending, StreamEndedError
 from tests.simulation.network import Conditions, Route
 from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
-from tests.simulation.wire import WireClients, WireListener
+from tests.simulation.wire import WireClients, WireListener, WireStream
 
 START_AGAIN_S = 0.4
 """The operator's pause between two attempts to start a server."""
@@ -179,14 +179,14 @@ class SimulatedServer:
         if self._wire is not None:
             ending, answer = await self._wire.exchange(method, message, timeout_s)
             return (Ending.UNKNOWN, "killed") if self.network_is_gone else (ending, answer)
-        await self._travel()
+        await self.travel()
         rpc = self.rpc
         if self.network_is_gone or rpc is None or not rpc.accepting:
             return Ending.NO_EFFECT, "connection refused"
         path = f"/{SERVICE.full_name}/{method}"
         call = rpc.begin(path, message.SerializeToString(), deadline_s)
         await call.wait()
-        await self._travel()
+        await self.travel()
         if self.network_is_gone:
             return Ending.UNKNOWN, "connection lost"
         if call.error is not None:
@@ -199,7 +199,19 @@ class SimulatedServer:
         response = getattr(messages, f"{method}Response").FromString(call.body)
         return Ending.ANSWERED, response
 
-    async def _travel(self) -> None:
+    async def open_stream(self, method: str) -> WireStream | TravellingStream:
+        """Open a stream, as a client far away does. Raises `StreamEndedError`."""
+        described = SERVICE.methods_by_name[method]
+        if self._wire is not None:
+            types = (described.input_type.name, described.output_type.name)
+            return await self._wire.open(method, *(getattr(messages, name) for name in types))
+        await self.travel()
+        rpc = self.rpc
+        if self.network_is_gone or rpc is None or not rpc.accepting:
+            raise StreamEndedError(None, "connection refused")
+        return TravellingStream(self, rpc.open(f"/{SERVICE.full_name}/{method}"))
+
+    async def travel(self) -> None:
         """A message's way, one direction; it waits while the way is frozen."""
         latency_s = self.clients.conditions.latency_s
         if latency_s:
@@ -248,6 +260,42 @@ class SimulatedServer:
         """What was on the way arrives."""
         self.route.thaw()
         self.clients.thaw()
+
+
+class TravellingStream:
+    """A client's end of a stream that is no bytes; each message takes its time on the way."""
+
+    def __init__(self, server: SimulatedServer, stream: DirectStream) -> None:
+        self._server = server
+        self._stream = stream
+
+    async def send(self, message: Any) -> None:
+        """Raises `StreamEndedError`."""
+        await self._server.travel()
+        self._require_network()
+        self._stream.send(message)
+
+    async def end(self) -> None:
+        """Send nothing more. Raises `StreamEndedError`."""
+        await self._server.travel()
+        self._require_network()
+        self._stream.end()
+
+    async def receive(self) -> Any:
+        """The next response; None after the last. Raises `StreamEndedError` unless it ended OK."""
+        try:
+            return await self._stream.receive()
+        finally:
+            await self._server.travel()
+            self._require_network()
+
+    def abandon(self) -> None:
+        """Be gone."""
+        self._stream.abandon()
+
+    def _require_network(self) -> None:
+        if self._server.network_is_gone:
+            raise StreamEndedError(None, "connection lost")
 
 
 class SimulatedCrashError(Exception):

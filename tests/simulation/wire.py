@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 from grpclib.client import UnaryUnaryMethod
-from grpclib.const import Status
+from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from dbos_actors.api import messages
@@ -23,7 +23,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions
 from dbos_actors.rpc.listeners import UnixListener
 from dbos_actors.service import SERVICE
-from tests.simulation.history import Ending
+from tests.simulation.history import Ending, StreamEndedError
 from tests.simulation.network import Pipe, Route
 
 _PIECE_BYTES = 65_536
@@ -97,6 +97,44 @@ async def _carry(stream: trio.SocketStream, outgoing: Pipe, incoming: Pipe) -> N
         stream.socket.close()
 
 
+class WireStream:
+    """A client's end of one stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def send(self, message: Any) -> None:
+        """Raises `StreamEndedError`."""
+        try:
+            await self._stream.send_message(message)
+        except (GRPCError, StreamTerminatedError, OSError, trio.BrokenResourceError) as error:
+            raise _ended(error) from error
+
+    async def end(self) -> None:
+        """Send nothing more. Raises `StreamEndedError`."""
+        try:
+            await self._stream.end()
+        except (GRPCError, StreamTerminatedError, OSError, trio.BrokenResourceError) as error:
+            raise _ended(error) from error
+
+    async def receive(self) -> Any:
+        """The next response; None after the last. Raises `StreamEndedError` unless it ended OK."""
+        try:
+            return await self._stream.recv_message()
+        except (GRPCError, StreamTerminatedError, OSError, trio.BrokenResourceError) as error:
+            raise _ended(error) from error
+
+    def abandon(self) -> None:
+        """Be gone."""
+        self._stream.abandon()
+
+
+def _ended(error: Exception) -> StreamEndedError:
+    if isinstance(error, GRPCError):
+        return StreamEndedError(error.status, error.message)
+    return StreamEndedError(None, str(error))
+
+
 class WireClients:
     """The clients' channel to one server."""
 
@@ -132,3 +170,18 @@ class WireClients:
         except (StreamTerminatedError, OSError, trio.BrokenResourceError) as error:
             return Ending.UNKNOWN, f"connection lost: {error}"
         return Ending.ANSWERED, response
+
+    async def open(self, method: str, request_type: type, response_type: type) -> WireStream:
+        """Open a stream. Raises `StreamEndedError`."""
+        stream: Any = self._channel.request(
+            f"/{SERVICE.full_name}/{method}",
+            Cardinality.STREAM_STREAM,
+            request_type,
+            response_type,
+            timeout=None,
+        )
+        try:
+            await stream.send_request()
+        except (GRPCError, StreamTerminatedError, OSError, trio.BrokenResourceError) as error:
+            raise _ended(error) from error
+        return WireStream(stream)

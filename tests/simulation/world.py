@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Final
 
 import trio
@@ -34,7 +35,7 @@ from tests.simulation.determinism import (
 )
 from tests.simulation.evidence import early_deliveries, other_deliveries, violations
 from tests.simulation.faults import Misfortune
-from tests.simulation.history import Ending, History, Outcome
+from tests.simulation.history import Ending, History, Outcome, StreamEndedError
 from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Fault, Plan, plan_of
 from tests.simulation.servers import (
@@ -44,6 +45,7 @@ from tests.simulation.servers import (
     simulated_surroundings,
 )
 from tests.simulation.simulated_redis import Mode, SimulatedRedis
+from tests.simulation.streaming import BulkClient, StreamEnd
 
 HEALED_WITHIN_S: Final = 60.0
 """After the last fault: the longest lease, stall, patience and backoff together, twice."""
@@ -118,6 +120,7 @@ class World:
         self._settings = settings
         self._nursery = nursery
         self._random = stream_of_chance(plan.seed, "world")
+        self._stream_random = stream_of_chance(plan.seed, "open-stream")
         self._crash_random = stream_of_chance(plan.seed, "actors")
         self._is_healed = False
         # Entries of the log by earlier owners: nobody can write them again.
@@ -254,17 +257,39 @@ class World:
         self, method: str, request: dict[str, Any], timeout_s: float | None
     ) -> Outcome:
         """Have a call served by a server that seems to be there: usually the latest."""
-        candidates = [server for server in self.servers if server.life is Life.SERVING]
-        if not candidates:
+        server = self._reachable(self._random)
+        if server is None:
             await trio.sleep(0.05)
             return Ending.NO_EFFECT, "nobody serves", ""
-        server = candidates[-1]
-        if len(candidates) > 1 and self._random.random() < 0.3:
-            server = self._random.choice(candidates)
         return *await server.exchange(method, request, timeout_s), server.name
+
+    async def open_stream(self, method: str) -> tuple[StreamEnd, str]:
+        """Open a stream, likewise. Raises `StreamEndedError`."""
+        server = self._reachable(self._stream_random)
+        if server is None:
+            await trio.sleep(0.05)
+            raise StreamEndedError(None, "nobody serves")
+        return await server.open_stream(method), server.name
+
+    def _reachable(self, random: Random) -> SimulatedServer | None:
+        candidates = [server for server in self.servers if server.life is Life.SERVING]
+        if not candidates:
+            return None
+        if len(candidates) > 1 and random.random() < 0.3:
+            return random.choice(candidates)
+        return candidates[-1]
 
     def client(self, name: str) -> Client:
         return Client(
+            name,
+            plan=self.plan,
+            random=stream_of_chance(self.plan.seed, name),
+            service=self,
+            history=self.history,
+        )
+
+    def _bulk_client(self, name: str) -> BulkClient:
+        return BulkClient(
             name,
             plan=self.plan,
             random=stream_of_chance(self.plan.seed, name),
@@ -320,6 +345,8 @@ class World:
         async with trio.open_nursery() as nursery:
             for number in range(self.plan.clients):
                 nursery.start_soon(self.client(f"client-{number}").run)
+            if self.plan.bulk_streams:
+                nursery.start_soon(self._bulk_client("bulk").run)
         finished.set()
 
     def crashes(self) -> bool:
@@ -385,6 +412,7 @@ class World:
 
     def _judge_evidence(self) -> None:
         universe = Universe(self.plan)
+        universe.add_streamed(self.history)
         database = self.redis.primary.database
         if unfinished := database.values.get(b"dbos:{p0}:agents:deleting"):
             self.violations.append(f"deletions are unfinished in good health: {unfinished}")
