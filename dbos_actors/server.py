@@ -43,6 +43,7 @@ from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
 from dbos_actors.errors import ConfigurationError, raise_sole_cause
 from dbos_actors.metrics import CallMetrics, gauges_of, serve_metrics
+from dbos_actors.rpc.descriptors import connections_that_fit
 from dbos_actors.rpc.health import FILE as HEALTH_FILE
 from dbos_actors.rpc.health import Health
 from dbos_actors.rpc.interceptors import Interceptor
@@ -194,7 +195,7 @@ async def open_supervisor(
                 status_of=status_of,
                 authenticator=auth,
                 overloaded=lambda: store.delay_s > _DELAY_S_MAX,
-                limits=ServerLimits(message_bytes_max=limits.message_bytes),
+                limits=_rpc_limits(settings),
                 interceptors=interceptors,
                 clock=clock,
                 random=random,
@@ -381,6 +382,14 @@ def _limits(settings: Settings) -> Limits:
         map_bytes=settings.max_map_bytes,
         message_bytes=settings.max_message_bytes,
     )
+
+
+def _rpc_limits(settings: Settings) -> ServerLimits:
+    wanted = ServerLimits().connections_max
+    fit = connections_that_fit(wanted)
+    if fit < wanted:
+        logger.warning("connections_limited", connections_max=fit, wanted=wanted, by="open files")
+    return ServerLimits(message_bytes_max=settings.max_message_bytes, connections_max=fit)
 
 
 def _store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:

@@ -28,6 +28,8 @@ from dbos_actors.errors import (
     UnsafeStoreError,
     UnusableStoreError,
 )
+from dbos_actors.rpc.descriptors import raise_descriptor_limit
+from dbos_actors.rpc.limits import ServerLimits
 from dbos_actors.settings import Settings
 from dbos_actors.store.connector import Connector, connector_for
 from dbos_actors.store.embedded import EmbeddedStoreError, open_embedded
@@ -128,6 +130,7 @@ async def serve(
     ``announce`` is called once, with the ``ready`` line, when the server can serve. Raises, alone
     or in an `ExceptionGroup`, what `exit_of` reads.
     """
+    raise_descriptor_limit(ServerLimits().connections_max)
     signals = _Signals(settings.drain_grace_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(signals.watch)

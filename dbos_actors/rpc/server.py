@@ -55,6 +55,8 @@ _LINGER_S = 1.0
 
 _ACCEPT_RETRY_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _ACCEPT_RETRY_S = 0.1
+_DISMISSED_AT_ONCE = 16
+"""Connections of strangers that are closed when the system has no descriptor for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class ServerStatistics:
     """What the transport is doing now, and has done since its start."""
 
     connections: int
+    connections_max: int
     connections_strangers: int
     """Those on which nobody was authenticated yet."""
     connections_total: int
@@ -179,6 +182,7 @@ class Server:
         core = self._core
         return ServerStatistics(
             connections=len(self._connections),
+            connections_max=self._limits.connections_max,
             connections_strangers=len(core.strangers),
             connections_total=self._connections_total,
             connections_dismissed=self._dismissed_total,
@@ -214,6 +218,7 @@ class Server:
                 if error.errno not in _ACCEPT_RETRY_ERRNOS:
                     raise
                 log.warning("cannot accept a connection", error=str(error))
+                self._dismiss(_DISMISSED_AT_ONCE)
                 await trio.sleep(_ACCEPT_RETRY_S)
                 continue
             sock = _plain_socket(stream)
@@ -231,10 +236,16 @@ class Server:
         limits, strangers = self._limits, self._core.strangers
         is_full = len(self._connections) >= limits.connections_max
         if is_full or len(strangers) >= limits.connections_strangers_max:
-            if not strangers.dismiss_oldest():
-                return False
-            self._dismissed_total += 1
+            return self._dismiss(1)
         return True
+
+    def _dismiss(self, count: int) -> bool:
+        """Close so many connections of strangers; whether there were any."""
+        dismissed = 0
+        while dismissed < count and self._core.strangers.dismiss_oldest():
+            dismissed += 1
+        self._dismissed_total += dismissed
+        return dismissed > 0
 
     def _add_connection(
         self, sock: socket.socket, context: ContextProvider | None, connections: trio.Nursery
