@@ -165,7 +165,12 @@ def _write_tasks(client: GrpcioClient, valkey: ValkeyServer) -> None:
 
 def _leased(client: GrpcioClient) -> dict[str, str]:
     leased = client.call(
-        "LeaseTasks", agent_id="probe-1", limit=100, lease_seconds=43_200, worker_id="w"
+        "LeaseTasks",
+        agent_id="probe-1",
+        limit=100,
+        lease_seconds=43_200,
+        worker_id="w",
+        request_key="key",  # from version 2 on; before, nobody looks at it
     )
     return {task.id: task.lease_token for task in leased.tasks}
 

@@ -94,13 +94,17 @@ def goes_on(client: GrpcioClient, fixture: Fixture) -> None:
         for task in call.response["tasks"]
     )
     token = leased["lease_token"]
+    if fixture.layout >= 2:
+        asked: dict[str, Any] = {"agent_id": "probe-1", "worker_id": "w", "request_key": "key"}
+        again = client.call("LeaseTasks", **asked)
+        assert [task.lease_token for task in again.tasks] == [token]
     assert client.call("AckTask", task_id=leased["id"], lease_token=token).success
     assert client.call("GetTask", task_id=leased["id"]).task.status == "completed"
     run = {"agent_id": "probe-1", "module_name": "ping", "request_id": "run-running"}
     assert client.call("SetModuleState", state={**run, "state": "completed"}).success
-    again = {"id": "result-1", "agent_id": "probe-1", "module_name": "ping", "data": b"new"}
-    assert client.call("StoreResult", result=again).duplicate
-    assert client.call("StoreResult", result={**again, "id": "result-2"}).success
+    repeat = {"id": "result-1", "agent_id": "probe-1", "module_name": "ping", "data": b"new"}
+    assert client.call("StoreResult", result=repeat).duplicate
+    assert client.call("StoreResult", result={**repeat, "id": "result-2"}).success
 
 
 @pytest.mark.parametrize(
