@@ -94,6 +94,22 @@ class UnavailableError(DbosError):
     """The call cannot be served now; its outcome is unknown and it may be sent again."""
 
 
+class DamagedKeyError(UnavailableError):
+    """Redis executed a commit but for one command: a key holds something that it should not.
+
+    The call may have been carried out in part. Until the key is mended a repeat fails as well.
+    """
+
+    def __init__(self, *, command: str, key: str, reason: str) -> None:
+        super().__init__(
+            f"the key {key} is damaged: Redis executed a commit, but not its {command} of that key "
+            f"({reason}); 'dbos-actors check' says what is damaged"
+        )
+        self.command = command
+        self.key = key
+        self.reason = reason
+
+
 class OverloadedError(DbosError):
     """A bounded queue is full; the call had no effect."""
 

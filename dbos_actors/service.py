@@ -32,6 +32,7 @@ from dbos_actors.domain.limits import (
     check_text,
 )
 from dbos_actors.errors import (
+    DamagedKeyError,
     FieldLimitError,
     OverloadedError,
     RefusedError,
@@ -61,6 +62,8 @@ _FILTER_STATES_MAX = 64
 def status_of(error: Exception) -> tuple[Status, str]:
     """The gRPC status of an error and the text the client may see."""
     match error:
+        case DamagedKeyError():
+            return Status.DATA_LOSS, str(error)
         case UnavailableError():
             return Status.UNAVAILABLE, str(error)
         case OverloadedError() | ResponseTooLargeError():

@@ -288,6 +288,9 @@ class _Deletion:
 
     __slots__ = ("_waiter", "commands", "deadline_s", "frees_memory", "owner", "size_bytes")
 
+    key = "retention"
+    """What it is called, as an owner."""
+
     def __init__(self, commands: Sequence[bytes], waiter: Waiter) -> None:
         self.owner = self
         self.commands = commands

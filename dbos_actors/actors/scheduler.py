@@ -735,6 +735,9 @@ class _SnapshotWrite:
 
     __slots__ = ("_waiter", "commands", "deadline_s", "frees_memory", "owner", "size_bytes")
 
+    key = "the tasks' snapshot"
+    """What it is called, as an owner."""
+
     def __init__(self, commands: Sequence[bytes], waiter: Waiter) -> None:
         self.owner = self
         self.commands = commands

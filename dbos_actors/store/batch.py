@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from dbos_actors.store.connection import Connection, ConnectionLostError
-from dbos_actors.store.resp import ReplyError, pack, unpacked
+from dbos_actors.store.resp import ReplyError, all_unpacked, pack, unpacked
 from dbos_actors.store.submission import Submission
 
 # A submission and when it came in, monotonic seconds.
@@ -122,6 +122,20 @@ class Batch:
     def size_bytes(self) -> int:
         return len(self.body) + BATCH_BYTES
 
+    def commands(self) -> list[list[bytes]]:
+        """The arguments of each command, also when the submissions are gone."""
+        if not self.body:
+            return []
+        if self.form is Form.SCRIPT:
+            parts = unpacked(self.body)
+            commands = []
+            while parts:
+                after = int(parts[0]) + 1
+                commands.append(parts[1:after])
+                parts = parts[after:]
+            return commands
+        return all_unpacked(self.body)
+
 
 def check_for_script(commands: Sequence[bytes]) -> None:
     """Raise `ValueError` if a script cannot run one of these packed commands."""
@@ -142,6 +156,8 @@ class Answer:
     refusal: str | None = None
     # Which commands were refused by themselves, by index.
     refused_commands: tuple[int, ...] = ()
+    # Executed but for these commands, by index, with the error of each: Redis does not roll back.
+    failed_commands: tuple[tuple[int, str], ...] = ()
 
 
 class Wire:
@@ -190,6 +206,7 @@ class Wire:
 
     async def _send_transaction(self, connection: Connection, batch: Batch, after: bytes) -> Answer:
         payload = b"".join((_MULTI, batch.body, pack("SET", self._commit_key, after), self._exec))
+        errors_before = connection.error_count
         queued, (result, watched, value) = await connection.transact(
             payload, batch.command_count + 1, 3
         )
@@ -197,6 +214,8 @@ class Wire:
         commit = _key_value(value)
         if isinstance(result, list) and queued is None:
             result.pop()  # the reply to our own SET
+            if connection.error_count != errors_before:
+                return Answer(commit, replies=result, failed_commands=_failed(result))
             return Answer(commit, replies=result)
         if result is None:
             return Answer(commit)
@@ -223,7 +242,9 @@ class Wire:
         commit = _key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))
-        return Answer(commit, replies=result)
+        if result is None:
+            return Answer(commit)
+        return Answer(commit, replies=result, failed_commands=_failed(result))
 
     async def _send_renewal(self, connection: Connection, before: bytes) -> Answer:
         renewal = pack("EVAL", *self._renew_head, before, self._owner, self._lease_ms)
@@ -242,6 +263,10 @@ def _joined(head: bytes, tail: bytes) -> bytes:
     tail_count, _, tail_arguments = tail.partition(b"\r\n")
     count = int(head_count[1:]) + int(tail_count[1:])
     return b"*%d\r\n%b%b" % (count, head_arguments, tail_arguments)
+
+
+def _failed(replies: Sequence[object]) -> tuple[tuple[int, str], ...]:
+    return tuple((i, str(r)) for i, r in enumerate(replies) if isinstance(r, ReplyError))
 
 
 def _expect_ok(reply: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final
 
@@ -19,7 +19,9 @@ from dbos_actors.store.connection import (
     ConnectionLostError,
     answered_within,
 )
-from dbos_actors.store.ledger import Effects, Ledger, Phase
+from dbos_actors.store.damage import Marks, failures
+from dbos_actors.store.effects import Effects
+from dbos_actors.store.ledger import Ledger, Phase
 from dbos_actors.store.patience import Patience
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
@@ -66,19 +68,20 @@ class Committer:
         random: Random,
         state: AsyncValue,
         patience: Patience,
+        marks_key: str,
         told: Callable[[], None],
         on_away: Callable[[str], None],
         on_reload: Callable[[], None],
     ) -> None:
         """``connection`` watches the commit key, which has the ledger's value.
 
+        Damaged keys are listed in ``marks_key``.
         ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
         away, with the reason, ``on_reload`` when it has lost commits for good.
         """
         self.ledger = ledger
         self.generation = 0
         self.reconnects = 0
-        self.command_errors = 0
         self.commit_seconds = 0.0
         self._wire = wire
         self._connection = connection
@@ -88,6 +91,7 @@ class Committer:
         self._random = random
         self._state = state
         self._patience = patience
+        self._marks = Marks(marks_key, clock=clock, submit=self.submit)
         self._told = told
         self._on_away = on_away
         self._on_reload = on_reload
@@ -169,6 +173,7 @@ class Committer:
                 self._go_away("no answer to a commit")
             elif self._sleeper is not None and now_s >= self.ledger.wake_s:
                 self.wake()
+                self._marks.flush()
 
     # ------------------------------------------------------------- the loop
 
@@ -193,7 +198,6 @@ class Committer:
     async def _exchange(self, batch: Batch) -> None:
         ledger = self.ledger
         connection = self._connection
-        errors = connection.error_count
         self._lost_because = None
         self._sent_s = sent_s = self._clock.monotonic_s()
         try:
@@ -214,8 +218,6 @@ class Committer:
         if answer.replies is not None:
             self.commit_seconds += now_s - sent_s
             self._failures = 0
-            if connection.error_count != errors:
-                self._report_errors(answer.replies)
         self._carry_out(effects)
         if effects.reconnect is not None:
             logger.warning("commit_refused", reason=effects.reconnect)
@@ -242,6 +244,8 @@ class Committer:
                     logger.exception("submission_raised")
         if effects.error is not None:
             self._refuse(effects)
+        if effects.damage:
+            self._marks.add(effects.damage)
         if self._patience.has_given_up:
             for submission, _ in (*effects.committed, *effects.refused):
                 self._patience.settled(submission)
@@ -252,31 +256,22 @@ class Committer:
             self._on_reload()
 
     def _refuse(self, effects: Effects) -> None:
-        error = effects.error
-        assert error is not None
         logger.warning(
             "submissions_refused",
             submissions=len(effects.refused),
             owners=len(effects.owners),
-            reason=str(error),
+            reason=str(effects.error),
         )
         for submission, _ in effects.refused:
             try:
-                submission.refused(error)
+                submission.refused(effects.error_for(submission.owner))
             except Exception:
                 logger.exception("submission_raised")
         for owner in effects.owners:
             try:
-                owner.store_refused(error)
+                owner.store_refused(effects.error_for(owner))
             except Exception:
                 logger.exception("owner_raised")
-
-    def _report_errors(self, replies: list[object]) -> None:
-        """A command that Redis could queue but not execute is a bug of ours."""
-        errors = [str(reply) for reply in replies if isinstance(reply, Exception)]
-        self.command_errors += len(errors)
-        if errors:
-            logger.error("command_failed", commands=len(errors), first=errors[0])
 
     # ------------------------------------------------------------ away, back
 
@@ -300,7 +295,7 @@ class Committer:
         while True:
             await trio.sleep(backoff_s(self._failures, self._settings, self._random))
             try:
-                self._connection, value = await self._armed_connection()
+                self._connection, value, failed = await self._armed_connection()
             except (ConnectionLostError, AuthenticationError) as error:
                 self._patience.reason = str(error)
                 self._failures += 1
@@ -308,16 +303,23 @@ class Committer:
                 break
         self.generation += 1
         self.reconnects += 1
-        self._carry_out(self.ledger.key_read(value, self._clock.monotonic_s()))
+        self._carry_out(self.ledger.key_read(value, self._clock.monotonic_s(), failed))
         if self.ledger.settled:
             self._come_back()
 
-    async def _armed_connection(self) -> tuple[Connection, bytes | None]:
-        """A new connection that watches the commit key, and the key's value."""
+    async def _armed_connection(
+        self,
+    ) -> tuple[Connection, bytes | None, Sequence[tuple[int, str]]]:
+        """A new connection that watches the commit key, the key's value, and what is known to
+        have failed of the commit whose replies were lost.
+        """
         connection = await self._connect()
         try:
             with answered_within(self._settings.connect_timeout_s):
-                return connection, await self._wire.arm(connection)
+                value = await self._wire.arm(connection)
+                in_doubt = self.ledger.executed_in_doubt(value)
+                failed = await failures(connection, in_doubt) if in_doubt is not None else ()
+                return connection, value, failed
         except BaseException:
             with trio.CancelScope(shield=True):
                 await connection.aclose()

@@ -29,6 +29,7 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 | tasks:journal | stream | id ``sequence-0``, field ``e`` -> a turn of the scheduler |
 | tasks:snapshot | hash | ``generation`` and ``sequence`` of the snapshot in force |
 | tasks:snapshot:<generation> | list | its chunks |
+| to-check | hash | key that refused a command inside a commit -> JSON about it, for `check` |
 | events | stream | field ``e`` -> JSON |
 """
 
@@ -69,6 +70,7 @@ class Keys:
         self.tasks = prefix + "tasks"
         self.tasks_journal = prefix + "tasks:journal"
         self.tasks_snapshot = prefix + "tasks:snapshot"
+        self.to_check = prefix + "to-check"
         self.events = prefix + "events"
         # followed by agent
         self.states = prefix + "states:"

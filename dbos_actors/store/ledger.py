@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
@@ -36,7 +36,8 @@ from dbos_actors.store.batch import (
     Lease,
     check_for_script,
 )
-from dbos_actors.store.submission import Owner, Submission
+from dbos_actors.store.effects import Counts, Effects, owners_of, without
+from dbos_actors.store.submission import Submission
 
 # What an entry of the queue costs besides its commands; bounds barriers, which have none.
 ENTRY_BYTES = 256
@@ -83,37 +84,6 @@ class Phase(Enum):
 _KNOWN: Final = Phase.KNOWN
 _FENCED: Final = Phase.FENCED
 _CLOSED: Final = Phase.CLOSED
-
-
-@dataclass(slots=True)
-class Effects:
-    """What an event means for others; carried out in the order of the fields."""
-
-    # In the store. `replies` are those of all of them, in order; None: lost.
-    committed: list[Entry] = field(default_factory=list)
-    replies: list[object] | None = None
-    # Not in the store, and the owners who must start again from it, each once.
-    refused: list[Entry] = field(default_factory=list)
-    owners: list[Owner] = field(default_factory=list)
-    error: UnavailableError | None = None
-    # The store came back older than what is kept, by so many commits or more.
-    lost_batches: int = 0
-    # Talk to Redis again, on a new connection, after a pause: it refuses for now.
-    reconnect: str | None = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """Events so far."""
-
-    commits: int = 0
-    repeated: int = 0
-    refused: int = 0
-    submissions_committed: int = 0
-    submissions_refused: int = 0
-    batches_lost: int = 0
-    reloads: int = 0
-    renewals_failed: int = 0
 
 
 def parse_key(value: bytes | None) -> tuple[int, int] | None:
@@ -358,6 +328,8 @@ class Ledger:
                 self._requeue(batch.entries)
         elif answer.replies is not None:
             self._confirm(batch, answer.replies, effects)
+            if answer.failed_commands:
+                self._take_failures(batch, answer.failed_commands, effects)
         if (answer.commit or b"") != self._value:
             self._place(answer.commit, now_s, effects)
         self.counts.submissions_committed += len(effects.committed)
@@ -371,15 +343,33 @@ class Ledger:
             self._requeue(self._aside.entries)
             self._aside = None
 
-    def key_read(self, value: bytes | None, now_s: float) -> Effects:
+    def executed_in_doubt(self, value: bytes | None) -> Batch | None:
+        """The batch whose replies were lost, if this value of the commit key says that it was
+        executed: whether all its commands succeeded is for the caller to find out.
+        """
+        history = self._history
+        if history and history[-1].sequence > self._acknowledged:
+            batch = history[-1]
+            return batch if value == self.value_at(batch.sequence) else None
+        return None
+
+    def key_read(
+        self, value: bytes | None, now_s: float, failed: Sequence[tuple[int, str]] = ()
+    ) -> Effects:
         """A new connection watches the commit key, which has this value.
+
+        ``failed`` are the commands of `executed_in_doubt` that cannot have succeeded, by index,
+        and why.
 
         Raises:
             FencedError: another server has taken the store.
         """
         effects = Effects()
         self._phase = Phase.KNOWN
+        in_doubt = self.executed_in_doubt(value)
         self._place(value, now_s, effects)
+        if failed and in_doubt is not None:
+            self._take_failures(in_doubt, failed, effects)
         self.counts.submissions_committed += len(effects.committed)
         return effects
 
@@ -463,22 +453,29 @@ class Ledger:
         if batch.lease is Lease.RELEASE:
             self._phase = Phase.CLOSED
             return
-        owners = _owners_of(batch, answer.refused_commands)
+        owners = owners_of(batch, answer.refused_commands)
         effects.error = UnavailableError(f"Redis refused the commit: {reason}")
         effects.owners = list(owners.values())
-        innocent: list[Entry] = []
-        for entry in batch.entries:
-            (effects.refused if id(entry[0].owner) in owners else innocent).append(entry)
-        queued = list(self._queue)
-        self._queue.clear()
-        for entry in queued:
-            if id(entry[0].owner) in owners:
-                effects.refused.append(entry)
-            else:
-                self._queue.append(entry)
+        innocent, effects.refused = without(batch.entries, owners)
+        self._refuse_queued(owners, effects)
         self._requeue(innocent)
-        self._queued_bytes = _cost(self._queue)
         self.counts.submissions_refused += len(effects.refused)
+
+    def _take_failures(
+        self, batch: Batch, failed: Sequence[tuple[int, str]], effects: Effects
+    ) -> None:
+        """``batch`` is in the store but for these commands."""
+        effects.take_failures(batch, failed)
+        self._refuse_queued(effects.errors, effects)
+        self.counts.commands_failed += len(effects.damage)
+        self.counts.submissions_refused += len(effects.refused)
+
+    def _refuse_queued(self, owners: Iterable[int], effects: Effects) -> None:
+        """What these owners, by id, have queued rests on what is not in the store."""
+        kept, refused = without(self._queue, owners)
+        effects.refused += refused
+        self._queue = deque(kept)
+        self._queued_bytes = _cost(kept)
 
     def _requeue(self, entries: list[Entry]) -> None:
         """Back to the head of the queue: they were provably not executed."""
@@ -558,20 +555,3 @@ class Ledger:
 def _cost(entries: Iterable[Entry]) -> int:
     """What entries count for in the queue's bound."""
     return sum([submission.size_bytes + ENTRY_BYTES for submission, _ in entries])
-
-
-def _owners_of(batch: Batch, refused_commands: tuple[int, ...]) -> dict[int, Owner]:
-    """Who is to blame, by id: the owners of the commands refused, else of any command."""
-    owners: dict[int, Owner] = {}
-    first = 0
-    refused = iter(refused_commands)
-    index = next(refused, None)
-    for submission, _ in batch.entries:
-        after = first + len(submission.commands)
-        guilty = after > first if not refused_commands else index is not None and index < after
-        while index is not None and index < after:
-            index = next(refused, None)
-        if guilty:
-            owners[id(submission.owner)] = submission.owner
-        first = after
-    return owners

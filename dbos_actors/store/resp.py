@@ -54,6 +54,13 @@ def unpacked(command: bytes) -> list[bytes]:
     return cast("list[bytes]", reader.gets())
 
 
+def all_unpacked(commands: bytes) -> list[list[bytes]]:
+    """The arguments of each of several packed commands."""
+    reader = Reader()
+    reader.feed(commands)
+    return list(iter(reader.gets, False))
+
+
 class ReplyReader:
     """Cuts a stream of bytes into replies.
 

@@ -115,7 +115,7 @@ class StoreStatistics:
     waits_given_up: int
     """Callers, of writes and reads, told that Redis is away."""
     command_errors: int
-    """Error replies to single commands of successful commits: bugs."""
+    """Commands that failed inside successful commits: their keys are damaged."""
     batches_lost: int
     """Acknowledged commits that Redis lost and that were no longer kept."""
     reloads: int

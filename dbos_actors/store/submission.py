@@ -11,6 +11,11 @@ from dbos_actors.errors import UnavailableError
 class Owner(Protocol):
     """Whoever's memory mirrors the writes: an actor."""
 
+    @property
+    def key(self) -> str:
+        """What it is called: an agent's id, say."""
+        ...
+
     def store_refused(self, error: UnavailableError, /) -> None:
         """Some of its writes are not in the store and never will be: start again from the store.
 
@@ -55,14 +60,17 @@ class Submission(Protocol):
         ...
 
     def committed(self, replies: Sequence[object] | None, /) -> None:
-        """It is in the store. ``replies`` are those to its own commands; an error reply is a value.
+        """It is in the store. ``replies`` are those to its own commands, none of them an error.
 
         None: the replies were lost with the connection, or with a commit that was repeated.
         """
         ...
 
     def refused(self, error: UnavailableError, /) -> None:
-        """It is not in the store and never will be."""
+        """It is not in the store and never will be.
+
+        A `DamagedKeyError` says that a part of it is, or that it was decided upon such a part.
+        """
         ...
 
     def give_up(self, error: UnavailableError, /) -> None:

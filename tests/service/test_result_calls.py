@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from tests.support.clients import Client
+from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.servers import SteppedClock
+from tests.support.valkey import ValkeyServer
 
 NOW = 1_700_000_000
 EVERY_BYTE = bytes(range(256)) * 3
@@ -197,3 +199,19 @@ def test_results_of_another_agent_are_not_listed(client: Client) -> None:
     store(client, "r", agent_id="a")
     store(client, "s", agent_id="b")
     assert ids(client, agent_id="b") == ["s"]
+
+
+def test_a_result_that_cannot_be_indexed_is_not_acknowledged(
+    client: GrpcioClient, redis: ValkeyServer
+) -> None:
+    """Catches an error inside EXEC that is answered with success."""
+    assert store(client, "r1").success
+    key = "dbos:{p0}:results-at:a"
+    redis.execute("SET", key, "not a sorted set")
+    with pytest.raises(CallError, match=f"DATA_LOSS: .*{re.escape(key)}"):
+        store(client, "r2")
+    assert store(client, "r1", agent_id="b").success
+    assert redis.execute("HEXISTS", "dbos:{p0}:to-check", key)
+    redis.execute("DEL", key)
+    assert store(client, "r2").success
+    assert ids(client) == ["r2"]

@@ -25,7 +25,8 @@ from dbos_actors.runtime.cell import Cell, State
 from dbos_actors.runtime.turn import Turn
 from dbos_actors.store.batch import Answer, Wire
 from dbos_actors.store.committer import Committer
-from dbos_actors.store.ledger import Effects, Ledger, Phase
+from dbos_actors.store.effects import Effects
+from dbos_actors.store.ledger import Ledger, Phase
 from dbos_actors.store.reader import Reader
 from dbos_actors.store.resp import pack, unpacked
 

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
 from dbos_actors.store.batch import Answer, Batch, Form
-from dbos_actors.store.ledger import Effects, Ledger, LedgerLimits, Phase
+from dbos_actors.store.effects import Effects
+from dbos_actors.store.ledger import Ledger, LedgerLimits, Phase
 from dbos_actors.store.resp import pack
 
 EPOCH = 7
@@ -29,7 +30,7 @@ LIMITS = LedgerLimits(
 
 class ModelOwner:
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.key = name
         self.refusals = 0
 
     def store_refused(self, error: UnavailableError) -> None:

@@ -21,7 +21,6 @@ from dbos_actors.errors import (
 )
 from dbos_actors.store import (
     Keys,
-    ReplyError,
     Store,
     StoreSettings,
     StoreState,
@@ -120,22 +119,6 @@ async def test_a_full_queue_refuses_and_keeps_nothing_of_it(valkey: ValkeyServer
         store.submit(second)
         await second.wait()
         assert len(second.outcomes) == 1
-
-
-async def test_an_error_of_one_command_is_its_own_reply_and_is_counted(
-    valkey: ValkeyServer,
-) -> None:
-    owner = RecordingOwner()
-    async with opened(valkey.address) as store:
-        wrong = RecordingSubmission(owner, pack("SET", "s", "1"), pack("LPUSH", "s", "x"))
-        right = RecordingSubmission(owner, pack("SET", "t", "2"))
-        store.submit(wrong)
-        store.submit(right)
-        assert await right.wait() == [b"OK"]
-        assert wrong.replies[0] == b"OK"
-        assert isinstance(wrong.replies[1], ReplyError)
-        assert store.statistics().command_errors == 1
-        assert not owner.refusals
 
 
 async def test_a_command_redis_will_not_queue_costs_only_its_owner(valkey: ValkeyServer) -> None:

@@ -13,7 +13,7 @@ class RecordingOwner:
     """Counts how often it was told to start again."""
 
     def __init__(self, name: str = "owner") -> None:
-        self.name = name
+        self.name = self.key = name
         self.refusals: list[UnavailableError] = []
 
     def store_refused(self, error: UnavailableError) -> None:
