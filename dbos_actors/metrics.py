@@ -8,16 +8,14 @@ parts of the server count themselves is read when the page is asked for.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
 from time import perf_counter
 from typing import Any
 
-import trio
 from grpclib.const import Status
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -25,6 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from dbos_actors.pages import Page
 from dbos_actors.rpc.interceptors import Interceptor, StreamHandler, UnaryHandler
 from dbos_actors.rpc.unary import UnaryCall
 
@@ -143,48 +142,24 @@ def gauges_of(prefix: str, statistics: Any) -> Gauges:
     return gauges
 
 
-class _Page(Collector):
-    """Collects in the server's thread, since what it reads is that thread's."""
+class _Collector(Collector):
+    """The metrics of one page."""
 
-    def __init__(
-        self, calls: CallMetrics, gauges: Callable[[], Gauges], token: trio.lowlevel.TrioToken
-    ) -> None:
+    def __init__(self, calls: CallMetrics, gauges: Callable[[], Gauges]) -> None:
         self._calls = calls
         self._gauges = gauges
-        self._token = token
 
     def describe(self) -> Iterable[Any]:
         return []
 
     def collect(self) -> Iterable[Any]:
-        try:
-            return trio.from_thread.run_sync(self._collect, trio_token=self._token)
-        except trio.RunFinishedError:
-            return []
-
-    def _collect(self) -> list[Any]:
-        metrics: list[Any] = list(self._calls.families())
+        yield from self._calls.families()
         for name, (text, value) in self._gauges().items():
-            metrics.append(GaugeMetricFamily(name, text, value=value))
-        return metrics
+            yield GaugeMetricFamily(name, text, value=value)
 
 
-@asynccontextmanager
-async def serve_metrics(
-    host: str, port: int, *, calls: CallMetrics, gauges: Callable[[], Gauges]
-) -> AsyncIterator[int]:
-    """Serve the page over HTTP at ``/metrics`` for the length of the context; gives the port.
-
-    Raises OSError when the address cannot be listened on.
-    """
+def metrics_page(*, calls: CallMetrics, gauges: Callable[[], Gauges]) -> Callable[[], Page]:
+    """The function that makes the page, for `dbos_actors.pages`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(calls, gauges, trio.lowlevel.current_trio_token()))
-    server, thread = start_http_server(port, host, registry)
-    try:
-        yield server.server_port
-    finally:
-        with trio.CancelScope(shield=True):
-            # In a thread: a scrape that is under way waits for this one.
-            await trio.to_thread.run_sync(server.shutdown)
-            server.server_close()
-            await trio.to_thread.run_sync(thread.join)
+    registry.register(_Collector(calls, gauges))
+    return lambda: Page(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

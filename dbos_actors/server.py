@@ -8,7 +8,8 @@
     |-- liveness         one timer over all agents, if there is a heartbeat timeout
     |-- retention        sweeps, if anything is to be deleted by age or bytes
     |-- service          listings under way
-    `-- rpc server       listeners, one task per connection
+    |-- rpc server       listeners, one task per connection
+    `-- pages            metrics over HTTP, if there is a port for them
 
 Started in this order and stopped in the other. Nothing below knows what is
 above; each part is handed what it needs. A part that fails takes all of it
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -42,7 +43,8 @@ from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
 from dbos_actors.errors import ConfigurationError, raise_sole_cause
-from dbos_actors.metrics import CallMetrics, gauges_of, serve_metrics
+from dbos_actors.metrics import CallMetrics, gauges_of, metrics_page
+from dbos_actors.pages import serve_pages
 from dbos_actors.rpc.descriptors import connections_that_fit
 from dbos_actors.rpc.health import FILE as HEALTH_FILE
 from dbos_actors.rpc.health import Health
@@ -165,7 +167,6 @@ async def open_supervisor(
                 random=random,
             ) as store,
             trio.open_nursery() as nursery,
-            AsyncExitStack() as stack,
         ):
             for warning in store.warnings:
                 logger.warning("unsafe_redis", name=warning.name, text=warning.text)
@@ -218,18 +219,17 @@ async def open_supervisor(
             nursery.start_soon(_follow_store, store, health)
             metrics_port = None
             if calls is not None:
-                metrics_port = await stack.enter_async_context(
-                    serve_metrics(
-                        settings.host,
-                        settings.metrics_port or 0,
-                        calls=calls,
-                        gauges=lambda: {
-                            **gauges_of("store", store.statistics()),
-                            **gauges_of("agents", agents.statistics()),
-                            **gauges_of("tasks", tasks.statistics()),
-                            **gauges_of("rpc", rpc.statistics()),
-                        },
-                    )
+                page = metrics_page(
+                    calls=calls,
+                    gauges=lambda: {
+                        **gauges_of("store", store.statistics()),
+                        **gauges_of("agents", agents.statistics()),
+                        **gauges_of("tasks", tasks.statistics()),
+                        **gauges_of("rpc", rpc.statistics()),
+                    },
+                )
+                metrics_port = await nursery.start(
+                    serve_pages, settings.host, settings.metrics_port or 0, {"/metrics": page}
                 )
             try:
                 yield RunningServer(
