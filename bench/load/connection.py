@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from time import perf_counter
 from typing import Protocol
 
@@ -267,8 +267,18 @@ class Wire:
 class UnaryConnection(Wire):
     """Calls of one workload, at most ``limit`` unanswered at a time."""
 
-    def __init__(self, address: str, workload: Workload, tally: Tally, limit: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        workload: Workload,
+        tally: Tally,
+        limit: int,
+        *,
+        more_headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """``more_headers`` go with every call, such as an authorization."""
         super().__init__(address)
+        self._more_headers = more_headers
         self.in_flight: dict[int, float] = {}
         """Stream id to the time its call was (to be) sent."""
         self._workload = workload
@@ -291,7 +301,9 @@ class UnaryConnection(Wire):
 
     def connect(self) -> None:
         super().connect()
-        headers = frames.RequestHeaders(self._workload.path, self.address, self.peer_table_bytes)
+        headers = frames.RequestHeaders(
+            self._workload.path, self.address, self.peer_table_bytes, more=self._more_headers
+        )
         self._first_block = headers.first
         self._block = headers.later
 

@@ -9,6 +9,7 @@ then on, which is what real gRPC clients send.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 DATA: Final = 0x0
@@ -122,7 +123,15 @@ class RequestHeaders:
     _SCHEME_HTTP = b"\x86"
     _STATIC_ENTRIES = 61
 
-    def __init__(self, path: str, authority: str, peer_table_bytes: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        authority: str,
+        peer_table_bytes: int,
+        *,
+        more: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """``more``: fields beyond those of every gRPC call, such as an authorization."""
         # (static index of the name or 0, name, value); pseudo-headers first.
         fields = (
             (4, ":path", path),
@@ -130,6 +139,7 @@ class RequestHeaders:
             (0, "te", "trailers"),
             (31, "content-type", "application/grpc"),
             (58, "user-agent", "dbos-bench/1"),
+            *((0, name, value) for name, value in more),
         )
         start = self._METHOD_POST + self._SCHEME_HTTP
         if peer_table_bytes < DEFAULT_TABLE_BYTES:

@@ -1,8 +1,6 @@
 """``python -m tests.chaos.overload``: too much of everything, and how everyone else fares.
 
-Each scenario has a server and a Valkey of its own, and a probe: a client on a connection of its
-own that stores one result after the other, about other agents, and times each. What the probe
-sees is how others are served.
+Each scenario has a server and a Valkey of its own, and a probe (`tests.chaos.stage`).
 
 Clients, server and Valkey share the machine. Floods run at the system's lowest priority, and still
 take a share of the cores that serve them: the figures say how much was really sent.
@@ -11,162 +9,23 @@ take a share of the cores that serve them: the figures say how much was really s
 from __future__ import annotations
 
 import argparse
-import os
-import select
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any
 
 from bench.load import frames
-from bench.load.connection import Tally, UnaryConnection
 from bench.load.histogram import Histogram
-from bench.load.workloads import Leases, Parameters, id_prefix, make_workload
-from bench.servers import usage_of
+from bench.load.workloads import Parameters, id_prefix
 from dbos_actors.api import messages
 from dbos_actors.store.keys import Keys
 from tests.chaos.flood import Flood, FloodProcess, Outcome
-from tests.chaos.inspected import InspectedServer, resident_bytes
+from tests.chaos.inspected import resident_bytes
+from tests.chaos.stage import MB, Probe, Report, Stage, connected, publish, served, stage, told
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.valkey import ValkeyServer
-
-MB: Final = 1e6
-PROBE_PAUSE_S: Final = 0.005
-
-
-@dataclass(slots=True)
-class Line:
-    """One line of the report."""
-
-    what: str
-    figure: str
-    limit: str = ""
-    ok: bool = True
-
-
-@dataclass(slots=True)
-class Report:
-    """Of one scenario."""
-
-    name: str
-    lines: list[Line] = field(default_factory=list)
-
-    def add(self, what: str, figure: str, limit: str = "", *, ok: bool = True) -> None:
-        self.lines.append(Line(what, figure, limit, ok))
-        print(f"  {what}: {figure} {limit} {'' if ok else 'FAILED'}", file=sys.stderr)
-
-
-class Probe:
-    """One call after the other, each timed; runs in a thread."""
-
-    def __init__(self, address: str) -> None:
-        self.samples: list[tuple[float, float]] = []
-        """When a call began, and how long it took."""
-        self.failures: list[tuple[float, str]] = []
-        self._tally = Tally()
-        parameters = Parameters("store_result", id_prefix(99, 99), agents=97, mix="small")
-        workload = make_workload(parameters, Leases())
-        self._connection = UnaryConnection(address, workload, self._tally, 1)
-        self._connection.connect()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="probe")
-        self._thread.start()
-
-    def _run(self) -> None:
-        connection = self._connection
-        while not self._stop.is_set():
-            failed = self._tally.failures.total()
-            start = time.perf_counter()
-            connection.issue(1, start, None)
-            while connection.in_flight and not self._stop.is_set():
-                writers = [connection] if connection.unsent else []
-                readable, writable, _ = select.select([connection], writers, (), 0.5)
-                if writable:
-                    connection.writable()
-                if readable:
-                    connection.receive()
-            if self._tally.failures.total() > failed:
-                self.failures.append((start, ", ".join(self._tally.failures)))
-            else:
-                self.samples.append((start, time.perf_counter() - start))
-            time.sleep(PROBE_PAUSE_S)
-
-    def between(self, start: float, end: float) -> Histogram:
-        """Latencies of the calls that began then."""
-        return Histogram.of_seconds(took for at, took in self.samples if start <= at < end)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._connection.close()
-
-
-def told(histogram: Histogram) -> str:
-    """Percentiles for people."""
-    p50, p99, most = (histogram.percentile_us(p) / 1000 for p in (50, 99, 100))
-    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.0f} ms ({len(histogram):,} calls)"
-
-
-class Watch:
-    """The most memory a process had meanwhile."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.before = self.most = resident_bytes(pid)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            self.most = max(self.most, resident_bytes(self._pid))
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-@dataclass(slots=True)
-class Stage:
-    """What a scenario works with."""
-
-    address: str
-    server: InspectedServer
-    valkey: ValkeyServer
-    probe: Probe
-    watch: Watch
-    _cpu: tuple[float, float] = (0.0, 0.0)
-
-    def cpu_share(self) -> float:
-        """Of one core, what the server has used since this was last asked."""
-        before_s, before_cpu_s = self._cpu
-        self._cpu = (time.perf_counter(), usage_of(self.server.pid).cpu_s)
-        return (self._cpu[1] - before_cpu_s) / (self._cpu[0] - before_s)
-
-    def baseline(self, duration_s: float = 3.0) -> Histogram:
-        """How the probe is served with nobody else there."""
-        start = time.perf_counter()
-        time.sleep(duration_s)
-        return self.probe.between(start + 0.5, time.perf_counter())
-
-
-@contextmanager
-def stage(before: Callable[[ValkeyServer], None] | None = None) -> Iterator[Stage]:
-    """A fresh server on a fresh Valkey, with a probe; ``before`` fills the Valkey."""
-    with ExitStack() as stack:
-        valkey = stack.enter_context(ValkeyServer(appendfsync="everysec"))
-        if before is not None:
-            before(valkey)
-        server = stack.enter_context(InspectedServer(valkey.address))
-        probe = Probe(server.address)
-        stack.callback(probe.close)
-        watch = Watch(server.pid)
-        stack.callback(watch.close)
-        yield Stage(server.address, server, valkey, probe, watch)
 
 
 def parameters(run: int, *, agents: int = 1_000, mix: str = "small") -> dict[str, Any]:
@@ -518,20 +377,6 @@ def fill_giant(valkey: ValkeyServer, results: int, runs: int) -> None:
         client.sadd(keys.agents_known, agent)
 
 
-def served(
-    report: Report, meanwhile: Histogram, calm: Histogram, *, limit_ms: float = 25.0
-) -> None:
-    """Others are served as before, or nearly."""
-    limit_ms = max(limit_ms, 3 * calm.percentile_us(99) / 1000)
-    p99_ms = meanwhile.percentile_us(99) / 1000
-    report.add("others", told(meanwhile), f"p99 < {limit_ms:.0f} ms", ok=p99_ms < limit_ms)
-
-
-def connected(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=30)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0: every limit is kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.overload", description=__doc__)
@@ -554,13 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only or scenarios:
         print(name, file=sys.stderr)
         reports.append(scenarios[name]())
-    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}\n")
-    for report in reports:
-        print(f"| {report.name} | | limit | |\n|---|---|---|---|")
-        for line in report.lines:
-            print(f"| {line.what} | {line.figure} | {line.limit} | {'' if line.ok else 'FAILED'} |")
-        print()
-    return 0 if all(line.ok for report in reports for line in report.lines) else 1
+    return publish(reports)
 
 
 if __name__ == "__main__":
