@@ -81,7 +81,7 @@ class CallMetrics(Interceptor):
         begin = self._counts(path).timer()
 
         def timed(call: UnaryCall) -> None:
-            call.on_answered = begin()
+            call.when_answered(begin())
             handler(call)
 
         return timed
@@ -90,7 +90,7 @@ class CallMetrics(Interceptor):
         begin = self._counts(path).timer()
 
         async def timed(stream: Any) -> None:
-            stream.on_answered = begin()
+            stream.when_answered(begin())
             await handler(stream)
 
         return timed

@@ -30,6 +30,7 @@ from dbos_actors.rpc.client_options import ChannelOptions
 from dbos_actors.rpc.compression import ACCEPTED, GZIP
 from dbos_actors.rpc.framing import FramingError
 from dbos_actors.rpc.http2 import (
+    HEADER_BYTES_MAX,
     ConnectionClosed,
     DataReceived,
     ErrorCode,
@@ -44,6 +45,7 @@ from dbos_actors.rpc.http2 import (
     StreamError,
     StreamReset,
     TrailersReceived,
+    header_block_bytes,
 )
 from dbos_actors.rpc.keepalive import Action
 from dbos_actors.rpc.metadata import encode_timeout
@@ -60,10 +62,6 @@ _FIELDS = (
     (b"grpc-accept-encoding", ACCEPTED),
 )
 _PING = b"clntping"
-_HEADER_BYTES_MAX = 60_000
-"""Of a request; the engine's own limit is 64 KiB, by an estimate that is a little higher."""
-_FIELD_BYTES = 32
-"""What each field counts beyond its name and value (RFC 9113, 10.5.1)."""
 _STREAM_IDS = 2**30
 """A server that names no limit of streams has this one."""
 _REFUSED = int(ErrorCode.REFUSED_STREAM)
@@ -150,7 +148,7 @@ class ClientConnection:
         # Streams of which no byte has left: if none can, their calls are not lost.
         self._unsent: set[int] = set()
         self._streams_max = _STREAM_IDS
-        self._header_bytes_max = _HEADER_BYTES_MAX
+        self._header_bytes_max = HEADER_BYTES_MAX
         # Calls that must not queue more now: with a message that the engine has not got whole,
         # or with more in the engine than their server takes.
         self._senders: dict[ClientCall, None] = {}
@@ -185,7 +183,7 @@ class ClientConnection:
             headers.append((b"grpc-timeout", encode_timeout(call.deadline_s - now_s)))
         if call.fields:
             headers += call.fields
-            size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in headers)
+            size = header_block_bytes(headers)
             if size > self._header_bytes_max:
                 limit = f"the server's limit of {self._header_bytes_max} bytes"
                 call.finish(
@@ -342,7 +340,7 @@ class ClientConnection:
             most = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
             if most is not None:
                 # A server may end the connection, with everyone's calls, for a larger one.
-                self._header_bytes_max = min(most, _HEADER_BYTES_MAX)
+                self._header_bytes_max = min(most, HEADER_BYTES_MAX)
         elif kind is GoAwayReceived:
             self._going_away(event)
         elif kind is ConnectionClosed:

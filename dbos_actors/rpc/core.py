@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -13,12 +14,14 @@ from dbos_actors.rpc.admission import Authenticator, OpenCalls, Strangers
 from dbos_actors.rpc.deadlines import Deadlines
 from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.status import StatusOf
+from dbos_actors.rpc.status import INTERNAL_ERROR, Fields, StatusOf, details_fields
 from dbos_actors.rpc.streaming import StreamCall, StreamMethod
 from dbos_actors.rpc.unary import UnaryMethod
 
 if TYPE_CHECKING:
     from dbos_actors.rpc.protocol import ServerConnection
+
+log = structlog.get_logger(__name__)
 
 Route: TypeAlias = UnaryMethod | StreamMethod
 
@@ -116,11 +119,25 @@ class ServerCore:
             connection.is_dirty = False
             connection.driver.flush()
 
-    def status(self, error: Exception) -> tuple[Status, str | None]:
-        """The status of an error a call failed with."""
-        if isinstance(error, GRPCError):
-            return error.status, error.message
-        return self.status_of(error)
+    def status(self, error: BaseException, path: str) -> tuple[Status, str | None, Fields]:
+        """Status, message and details of an error that a call failed with.
+
+        INTERNAL, and a line in the log, for one that has no valid status.
+        """
+        status: Any
+        message: Any
+        try:
+            if isinstance(error, GRPCError):
+                status, message = error.status, error.message
+            elif isinstance(error, Exception):
+                status, message = self.status_of(error)
+            else:
+                return Status.INTERNAL, INTERNAL_ERROR, []
+            text = message if message is None else str(message)
+            return Status(status), text, details_fields(error)
+        except Exception:
+            log.exception("no status for an error", path=path, error=type(error).__name__)
+            return Status.INTERNAL, INTERNAL_ERROR, []
 
 
 def _routes(

@@ -38,6 +38,7 @@ from ngh2 import (
 )
 
 __all__ = [
+    "HEADER_BYTES_MAX",
     "INCREMENTAL",
     "ConnectionClosed",
     "DataReceived",
@@ -58,6 +59,7 @@ __all__ = [
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
+    "header_block_bytes",
 ]
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -75,8 +77,20 @@ INCREMENTAL = ngh2.Priority(3, True)
 which is served to its end before the next one.
 """
 
+HEADER_BYTES_MAX = 60_000
+"""Largest header block that we send. The engine's own limit is 64 KiB, by an estimate that is a
+little higher."""
+
+_FIELD_BYTES = 32
+"""What each field counts beyond its name and value (RFC 9113, 10.5.1)."""
+
 STREAM_WINDOW_BYTES = 65_535
 """What the peer may send on a stream before we acknowledge; HTTP/2's own default."""
+
+
+def header_block_bytes(headers: Headers) -> int:
+    """The size of a header block as SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
+    return sum([len(name) + len(value) + _FIELD_BYTES for name, value in headers])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ A server without any pays nothing; one that has some pays the calls they add and
 more. The first in the list is the outermost. They see what reaches a handler, and are told of
 calls whose client is not known (`Interceptor.refused`); what else is refused before (unknown
 methods, malformed or oversized requests) only the server's statistics see. To observe how a
-call ends, set its ``on_answered``.
+call ends, give its ``when_answered`` a function before handing the call on; every interceptor may.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
+from urllib.parse import unquote_to_bytes
 
 from grpclib.metadata import encode_grpc_message
 from multidict import MultiDict
@@ -20,8 +21,13 @@ MetadataValue: TypeAlias = str | bytes
 Metadata: TypeAlias = MultiDict[MetadataValue]
 MetadataLike: TypeAlias = Mapping[str, MetadataValue] | Collection[tuple[str, MetadataValue]]
 
-STATUS_MESSAGE_CHARACTERS_MAX = 4_096
-"""A longer status message is cut: trailers must fit in the peer's header limit (often 8 KiB)."""
+STATUS_MESSAGE_BYTES_MAX = 4_096
+"""A longer status message, percent-encoded, is cut: trailers must fit in the peer's header limit
+(often 8 KiB)."""
+
+_CUT = b"..."
+_CUT_TRIPLE = re.compile(rb"%[0-9A-F]?\Z")
+_EDGE_SPACES = re.compile(r"\A +| +\Z")
 
 _UNITS = {72: 3600.0, 77: 60.0, 83: 1.0, 109: 1e-3, 117: 1e-6, 110: 1e-9}  # H M S m u n
 _TIMEOUT_BYTES_MAX = 9  # eight digits and a unit
@@ -108,13 +114,27 @@ def encode_metadata(metadata: MetadataLike) -> list[tuple[bytes, bytes]]:
         else:
             if not isinstance(value, str) or not _TEXT.fullmatch(value):
                 raise MetadataError(f"the value of {key!r} must be printable ASCII")
-            fields.append((name, value.encode("ascii")))
+            # RFC 9113, 8.2.1: with spaces at its ends a value is malformed, and its stream with it.
+            fields.append((name, value.strip(" ").encode("ascii")))
     return fields
 
 
-def encode_status_message(message: str) -> bytes:
-    """A percent-encoded ``grpc-message``, cut to a length that fits in trailers."""
-    if len(message) > STATUS_MESSAGE_CHARACTERS_MAX:
-        message = message[: STATUS_MESSAGE_CHARACTERS_MAX - 3] + "..."
-    text: str = encode_grpc_message(message.encode("utf-8", "replace").decode())
-    return text.encode("ascii")
+def encode_status_message(message: str, bytes_max: int = STATUS_MESSAGE_BYTES_MAX) -> bytes:
+    """A percent-encoded ``grpc-message`` of at most so many bytes; a longer one ends in dots."""
+    # No character takes less than a byte: what is cut here would be cut below.
+    encoded = _percent_encode(message[: bytes_max + 1].encode("utf-8", "replace").decode())
+    return shorten_status_message(encoded, bytes_max)
+
+
+def shorten_status_message(encoded: bytes, bytes_max: int) -> bytes:
+    """Cut an encoded ``grpc-message`` to a size, between two characters."""
+    if len(encoded) <= bytes_max:
+        return encoded
+    kept = _CUT_TRIPLE.sub(b"", encoded[: max(0, bytes_max - len(_CUT))])
+    return _percent_encode(unquote_to_bytes(kept).decode("utf-8", "ignore")) + _CUT[:bytes_max]
+
+
+def _percent_encode(message: str) -> bytes:
+    text: str = encode_grpc_message(message)
+    # A field's value must not begin or end with a space (RFC 9113, 8.2.1).
+    return _EDGE_SPACES.sub(lambda spaces: "%20" * len(spaces[0]), text).encode("ascii")

@@ -26,9 +26,11 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.rpc.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip, compress
+from dbos_actors.rpc.containment import PASSING, tell
 from dbos_actors.rpc.core import Driver, ServerCore
 from dbos_actors.rpc.framing import PREFIX_BYTES, FramingError, frame, unpack_prefix
 from dbos_actors.rpc.http2 import (
+    HEADER_BYTES_MAX,
     ConnectionClosed,
     DataReceived,
     ErrorCode,
@@ -38,6 +40,7 @@ from dbos_actors.rpc.http2 import (
     PingAcknowledged,
     PingReceived,
     RequestReceived,
+    Setting,
     SettingsReceived,
     StreamClosed,
     StreamError,
@@ -52,7 +55,7 @@ from dbos_actors.rpc.status import (
     RESPONSE_HEADERS,
     RESPONSE_HEADERS_GZIP,
     Fields,
-    details_fields,
+    fitting,
     status_fields,
 )
 from dbos_actors.rpc.streaming import StreamCall, StreamMethod, framing_failure, restore
@@ -124,6 +127,7 @@ class ServerConnection:
         "backlog",
         "closed",
         "driver",
+        "header_bytes_max",
         "is_dirty",
         "peer",
         "peer_certificate",
@@ -134,6 +138,10 @@ class ServerConnection:
 
     closed: bool
     """Nothing more will happen: close the socket once the output is sent."""
+
+    header_bytes_max: int
+    """Size of a header block that the client accepts. One that is larger ends the connection
+    with some clients, and the calls of others with it."""
 
     def __init__(
         self,
@@ -182,6 +190,7 @@ class ServerConnection:
         self._stalled: tuple[float, int] | None = None
         self._shutdown_s: float | None = None
         self._ending = False
+        self.header_bytes_max = HEADER_BYTES_MAX
         self.backlog = 0
         self.is_dirty = False
         self.closed = False
@@ -240,6 +249,9 @@ class ServerConnection:
                     self._feed_stream(call, b"", end_stream=True)
             elif kind is SettingsReceived:
                 self._keepalive.greeted = True
+                header_bytes = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
+                if header_bytes is not None:
+                    self.header_bytes_max = min(header_bytes, HEADER_BYTES_MAX)
             elif kind is PingReceived:
                 if self._keepalive.client_pinged(now_s, busy=self.is_busy):
                     self._calm_down("too_many_pings")
@@ -400,7 +412,7 @@ class ServerConnection:
     def _refuse(self, stream_id: int, fields: Fields, *, request_ended: bool) -> None:
         """Queue a stream's only headers."""
         try:
-            self._send_response(stream_id, fields, end_stream=True)
+            self._send_response(stream_id, fitting(fields, self.header_bytes_max), end_stream=True)
         except StreamError:
             return
         if not request_ended:
@@ -492,7 +504,9 @@ class ServerConnection:
         method = call.method
         try:
             call.request = method.decode(body)
-        except Exception as error:  # noqa: BLE001 - whatever the codec raises is about this call alone
+        except PASSING:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the codec raises is about this call
             log.info("undecodable request", path=call.path, peer=self.peer, error=str(error))
             self._end(call, Status.INTERNAL, "the request message cannot be decoded")
             return
@@ -501,7 +515,9 @@ class ServerConnection:
         except GRPCError as error:
             if not call.answered:
                 self.fail(call, error)
-        except Exception:
+        except PASSING:
+            raise
+        except BaseException:
             log.exception("handler failed", path=call.path, peer=self.peer)
             if not call.answered:
                 self._end(call, Status.INTERNAL, INTERNAL_ERROR)
@@ -660,13 +676,7 @@ class ServerConnection:
 
     def fail(self, call: UnaryCall, error: Exception) -> None:
         """Queue the status of an error for an unanswered call."""
-        try:
-            status, message = self._core.status(error)
-            fields = details_fields(error)
-        except Exception:
-            log.exception("no status for an error", path=call.path, error=repr(error))
-            status, message, fields = Status.INTERNAL, INTERNAL_ERROR, []
-        self._end(call, status, message, fields)
+        self._end(call, *self._core.status(error, call.path))
 
     def expire(self, call: UnaryCall) -> None:
         """Queue DEADLINE_EXCEEDED for an unanswered call."""
@@ -696,8 +706,8 @@ class ServerConnection:
         core.calls_live -= 1
         if call.deadline is not None:
             core.deadlines.remove(call.deadline, call)
-        if call.on_answered is not None:
-            call.on_answered(status)
+        if call.observer is not None:
+            tell(call, status)
 
     def _release(self, call: UnaryCall | StreamCall) -> None:
         """What came of the request and was not used is given back."""
@@ -769,7 +779,7 @@ class ServerConnection:
             self._refuse(stream_id, headers, request_ended=call.request_ended)
             return
         with suppress(*StreamError):
-            self._send_trailers(stream_id, fields)
+            self._send_trailers(stream_id, fitting(fields, self.header_bytes_max))
             if not call.request_ended:
                 self._discard(stream_id, has_body=True)
         self._answered_outside()
@@ -799,8 +809,8 @@ class ServerConnection:
             self._stream_done(call)
         if call.deadline is not None:
             self._core.deadlines.remove(call.deadline, call)
-        if call.on_answered is not None:
-            call.on_answered(status)
+        if call.observer is not None:
+            tell(call, status)
         call.on_over()
         call.on_change()
 

@@ -8,7 +8,12 @@ from typing import Any, TypeAlias
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.metadata import encode_binary, encode_status_message
+from dbos_actors.rpc.http2 import header_block_bytes
+from dbos_actors.rpc.metadata import (
+    encode_binary,
+    encode_status_message,
+    shorten_status_message,
+)
 from dbos_actors.rpc.schemas import message_class
 
 StatusOf: TypeAlias = Callable[[Exception], tuple[Status, str]]
@@ -20,6 +25,8 @@ RESPONSE_HEADERS: Fields = [(b":status", b"200"), (b"content-type", b"applicatio
 RESPONSE_HEADERS_GZIP: Fields = [*RESPONSE_HEADERS, (b"grpc-encoding", b"gzip")]
 OK_TRAILERS: Fields = [(b"grpc-status", b"0")]
 
+_MESSAGE = b"grpc-message"
+
 INTERNAL_ERROR = "internal error"
 """All that a client learns of a bug; the rest is in the log."""
 
@@ -28,8 +35,35 @@ def status_fields(status: Status, message: str | None = None) -> Fields:
     """The trailers that carry a status."""
     fields = [(b"grpc-status", b"%d" % status.value)]
     if message:
-        fields.append((b"grpc-message", encode_status_message(message)))
+        fields.append((_MESSAGE, encode_status_message(message)))
     return fields
+
+
+_STATUS_NAMES = frozenset(
+    {b":status", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-status"}
+)
+
+
+def fitting(fields: Fields, bytes_max: int) -> Fields:
+    """The fields that fit into the last header block of a call.
+
+    The status always does. Then comes its message, which is cut, and then the other fields
+    (details, metadata) in their order; one that is too large is left out.
+    """
+    if header_block_bytes(fields) <= bytes_max:
+        return fields
+    kept = [field for field in fields if field[0] in _STATUS_NAMES]
+    room = bytes_max - header_block_bytes(kept)
+    others = [field for field in fields if field[0] not in _STATUS_NAMES]
+    others.sort(key=lambda field: field[0] != _MESSAGE)
+    for name, value in others:
+        free = room - header_block_bytes([(name, b"")])
+        is_cut = name == _MESSAGE and 0 < free < len(value)
+        field = (name, shorten_status_message(value, free) if is_cut else value)
+        if len(field[1]) <= free:
+            kept.append(field)
+            room -= header_block_bytes([field])
+    return kept
 
 
 _RpcStatus = message_class("google.rpc.Status")

@@ -6,8 +6,8 @@ interrupted, when its client goes or its deadline passes, and may use nurseries.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, NoReturn, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
 
 import structlog
 import trio
@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import sole_cause
+from dbos_actors.rpc.containment import Observer, split_failure
 from dbos_actors.rpc.core import ServerCore
 from dbos_actors.rpc.http2 import Headers
 from dbos_actors.rpc.metadata import (
@@ -25,7 +26,7 @@ from dbos_actors.rpc.metadata import (
     decode_metadata,
     encode_metadata,
 )
-from dbos_actors.rpc.status import INTERNAL_ERROR, details_field, details_fields
+from dbos_actors.rpc.status import INTERNAL_ERROR, details_field
 from dbos_actors.rpc.streaming import StreamCall
 
 log = structlog.get_logger(__name__)
@@ -97,16 +98,15 @@ class Stream(Generic[RequestT, ReplyT]):
     @property
     def path(self) -> str:
         """The method's full path."""
-        return self._call.method.path
+        return self._call.path
 
-    @property
-    def on_answered(self) -> Callable[[Status | None], None] | None:
-        """Called once with the call's status; None if the client had gone. For interceptors."""
-        return self._call.on_answered
+    def when_answered(self, observer: Observer) -> None:
+        """Have ``observer`` called once with the call's status, or None if the client had gone.
 
-    @on_answered.setter
-    def on_answered(self, callback: Callable[[Status | None], None] | None) -> None:
-        self._call.on_answered = callback
+        For interceptors, before they hand the call on. Observers are called in the order in
+        which they were added; an error of one changes nothing for the others or the call.
+        """
+        self._call.when_answered(observer)
 
     # -------------------------------------------------------------- requests
 
@@ -161,11 +161,13 @@ class Stream(Generic[RequestT, ReplyT]):
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         """Send the response headers now instead of with the first message.
 
-        Raises `ProtocolError` if they were sent, `MetadataError` on invalid metadata.
+        Raises `ProtocolError` if they were sent, `MetadataError` on metadata that is not valid,
+        or larger than the client accepts.
         """
         if self._call.headers_sent:
             raise ProtocolError("initial metadata was already sent")
         fields = encode_metadata(metadata or ())
+        self._call.check_fits(fields)
         self._require_open()
         self._call.send_headers(fields)
         await trio.lowlevel.checkpoint()
@@ -206,7 +208,8 @@ class Stream(Generic[RequestT, ReplyT]):
     ) -> None:
         """End the call with a status; done for the handler when it returns or raises.
 
-        Raises `ProtocolError` if the call has its status, or is unary, OK and unanswered.
+        Raises `ProtocolError` if the call has its status, or is unary, OK and unanswered;
+        `MetadataError` on metadata that is not valid, or larger than the client accepts.
         """
         call = self._call
         fields = encode_metadata(metadata or ())
@@ -216,6 +219,7 @@ class Stream(Generic[RequestT, ReplyT]):
             raise ProtocolError("an OK unary response requires a message to be sent")
         if status_details is not None:
             fields.append(details_field(status, status_message, status_details))
+        call.check_fits(fields)
         call.end(status, status_message, fields)
         await trio.lowlevel.checkpoint()
 
@@ -257,10 +261,16 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
         try:
             with scope:
                 await call.method.handler(stream)
-        except Exception as error:  # noqa: BLE001 - a handler's failure is its own
-            cause = sole_cause(error)
-            assert isinstance(cause, Exception)  # a group of exceptions has no others
-            _fail(call, core, cause)
+        except BaseException as error:
+            passing, failure = split_failure(error)
+            if passing is not None:
+                call.cancel()
+            if failure is not None:
+                _fail(call, core, sole_cause(failure))
+            if passing is error:
+                raise
+            if passing is not None:
+                raise passing from None
         else:
             if call.over:
                 return
@@ -268,9 +278,6 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
                 call.expire()
             else:
                 stream.finish()
-    except BaseExceptionGroup as group:
-        call.cancel()
-        _raise_cancellation(group, call)
     except BaseException:
         call.cancel()
         raise
@@ -278,33 +285,16 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
         call.finished()
 
 
-def _raise_cancellation(group: BaseExceptionGroup[BaseException], call: StreamCall) -> NoReturn:
-    """Raise the cancellation in a group; what the handler's other tasks raised over it is logged.
-
-    Let out together, those errors would end the server: the scope that cancels it takes only the
-    cancellation away.
-    """
-    cancelled, rest = group.split(trio.Cancelled)
-    if cancelled is None or not (rest is None or isinstance(rest, Exception)):
-        raise group
-    unexpected = None if rest is None else rest.split((StreamTerminatedError, GRPCError))[1]
-    if unexpected is not None:
-        log.error("handler failed after its call", path=call.method.path, exc_info=unexpected)
-    raise cancelled from None
-
-
-def _fail(call: StreamCall, core: ServerCore, error: Exception) -> None:
+def _fail(call: StreamCall, core: ServerCore, error: BaseException) -> None:
     if call.over:
-        if not isinstance(error, (StreamTerminatedError, GRPCError)):
-            log.error("handler failed after its call", path=call.method.path, exc_info=error)
+        group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+        unexpected = group.split((StreamTerminatedError, GRPCError))[1]
+        if unexpected is not None:
+            error = sole_cause(unexpected)
+            log.error("handler failed after its call", path=call.path, exc_info=error)
         return
-    try:
-        status, message = core.status(error)
-        fields = details_fields(error)
-    except Exception:
-        log.exception("no status for an error", path=call.method.path, error=repr(error))
-        status, message, fields = Status.INTERNAL, INTERNAL_ERROR, []
+    status, message, fields = core.status(error, call.path)
     if not isinstance(error, GRPCError) and status in {Status.INTERNAL, Status.UNKNOWN}:
-        log.error("handler failed", path=call.method.path, peer=call.peer, exc_info=error)
+        log.error("handler failed", path=call.path, peer=call.peer, exc_info=error)
         status, message = Status.INTERNAL, INTERNAL_ERROR
     call.end(status, message, fields)

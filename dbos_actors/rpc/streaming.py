@@ -19,6 +19,7 @@ from dbos_actors.rpc.compression import (
     compress,
     decompress,
 )
+from dbos_actors.rpc.containment import Observer, chained
 from dbos_actors.rpc.framing import (
     PREFIX_BYTES,
     FramingError,
@@ -26,7 +27,9 @@ from dbos_actors.rpc.framing import (
     MessageTooLargeError,
     frame,
 )
+from dbos_actors.rpc.http2 import header_block_bytes
 from dbos_actors.rpc.interceptors import StreamHandler
+from dbos_actors.rpc.metadata import MetadataError
 from dbos_actors.rpc.status import (
     RESPONSE_HEADERS,
     RESPONSE_HEADERS_GZIP,
@@ -71,7 +74,7 @@ class StreamCall:
         "headers_sent",
         "message_bytes",
         "method",
-        "on_answered",
+        "observer",
         "on_change",
         "on_over",
         "over",
@@ -113,7 +116,7 @@ class StreamCall:
         self.on_change: Callable[[], None] = _nothing
         """Called when there may be more to take, or room to send, or the call is over."""
         self.on_over: Callable[[], None] = _nothing
-        self.on_answered: Callable[[Status | None], None] | None = None
+        self.observer: Observer | None = None
 
     @property
     def peer(self) -> str:
@@ -124,6 +127,15 @@ class StreamCall:
     def peer_certificate(self) -> dict[str, Any] | None:
         """What the client proved to be, with mutual TLS."""
         return self._connection.peer_certificate
+
+    @property
+    def path(self) -> str:
+        """The method's full path."""
+        return self.method.path
+
+    def when_answered(self, observer: Observer) -> None:
+        """As `UnaryCall.when_answered`."""
+        self.observer = chained(self.observer, observer)
 
     # -------------------------------------------------------------- requests
 
@@ -171,6 +183,15 @@ class StreamCall:
     def can_send(self, size: int) -> bool:
         """Whether a message of so many bytes may be queued now."""
         return self._connection.can_send(self, size)
+
+    def check_fits(self, fields: Fields) -> None:
+        """Whether the client accepts a header block with these. Raises `MetadataError`."""
+        size = header_block_bytes([*RESPONSE_HEADERS_GZIP, *status_fields(Status.UNKNOWN), *fields])
+        limit = self._connection.header_bytes_max
+        if size > limit:
+            raise MetadataError(
+                f"metadata of {size} bytes is larger than the client's limit of {limit} bytes"
+            )
 
     def send_headers(self, fields: Fields) -> None:
         """Queue the initial metadata."""

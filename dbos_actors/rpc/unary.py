@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.rpc.containment import Observer, chained
 from dbos_actors.rpc.metadata import Metadata, MetadataError, decode_metadata
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class UnaryCall:
         "encoding",
         "message_bytes",
         "method",
-        "on_answered",
+        "observer",
         "request",
         "request_ended",
         "stream_id",
@@ -80,9 +81,6 @@ class UnaryCall:
 
     answered: bool
     """Whether it was replied to, failed, expired, cancelled by the client or disconnected."""
-
-    on_answered: Callable[[Status | None], None] | None
-    """Called once, with the status sent; None if the client had gone. For interceptors."""
 
     def __init__(
         self,
@@ -102,7 +100,7 @@ class UnaryCall:
         self.stream_id = stream_id
         self.deadline = deadline
         self.answered = False
-        self.on_answered = None
+        self.observer: Observer | None = None
         self.request = None
         self.request_ended = False
         self.encoding: bytes | None = None
@@ -146,6 +144,15 @@ class UnaryCall:
     def peer(self) -> str:
         """Whose call it is, such as ``ipv4:127.0.0.1:50312`` or ``unix:``."""
         return self._connection.peer
+
+    def when_answered(self, observer: Observer) -> None:
+        """Have ``observer`` called once with the status sent, or None if the client had gone.
+
+        For interceptors, before they hand the call on. Observers are called in the order in
+        which they were added; an error of one changes nothing for the others or the call.
+        """
+        earlier = self.observer
+        self.observer = observer if earlier is None else chained(earlier, observer)
 
     def reply(self, message: Message | bytes) -> None:
         """Answer with a response message, or with one already serialised. No-op if answered."""

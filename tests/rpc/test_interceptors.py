@@ -27,7 +27,7 @@ class Trace(Interceptor):
     def unary(self, path: str, handler: UnaryHandler) -> UnaryHandler:
         def traced(call: UnaryCall) -> None:
             self._lines.append(f"{self._name} {path}")
-            call.on_answered = lambda status: self._lines.append(f"{self._name} {status}")
+            call.when_answered(lambda status: self._lines.append(f"{self._name} {status}"))
             handler(call)
 
         return traced
@@ -35,7 +35,7 @@ class Trace(Interceptor):
     def stream(self, path: str, handler: StreamHandler) -> StreamHandler:
         async def traced(stream: Any) -> None:
             self._lines.append(f"{self._name} {path}")
-            stream.on_answered = lambda status: self._lines.append(f"{self._name} {status}")
+            stream.when_answered(lambda status: self._lines.append(f"{self._name} {status}"))
             await handler(stream)
 
         return traced

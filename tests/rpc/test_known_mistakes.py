@@ -274,7 +274,7 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
     calls: list[UnaryCall] = []
 
     def keep(call: UnaryCall) -> None:
-        call.on_answered = ends.append
+        call.when_answered(ends.append)
         calls.append(call)
 
     async def unused(stream: Stream[Blob, Blob]) -> None:
@@ -287,7 +287,7 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
     pipe.run()
     if streaming:
         (call,) = pipe.started
-        call.on_answered = ends.append
+        call.when_answered(ends.append)
     for step in order:
         match step:
             case "deadline":

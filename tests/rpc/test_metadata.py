@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from grpclib.metadata import decode_grpc_message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,3 +102,22 @@ def test_a_status_message_is_percent_encoded_and_cut() -> None:
     assert encode_status_message("100%\n\u00e9") == b"100%25%0A%C3%A9"
     assert encode_status_message("\ud800") == b"?"
     assert len(encode_status_message("x" * 10_000)) == 4_096
+    assert encode_status_message("  a b ") == b"%20%20a b%20"
+    assert encode_status_message("  ") == b"%20%20"
+
+
+@pytest.mark.parametrize("character", ["x", "%", "\u00e9", "\u20ac", "\N{GRINNING FACE}", " "])
+def test_a_status_message_is_cut_between_two_characters(character: str) -> None:
+    encoded = encode_status_message(character * 50)
+    for limit in range(len(encoded)):
+        cut = encode_status_message(character * 50, limit)
+        assert len(cut) <= limit
+        text = decode_grpc_message(cut.decode())
+        assert set(text.rstrip(".")) <= {character}
+        assert text.endswith("..."[:limit])
+        longest = len(encoded) // 50 + 2 * 3 * (character == " ")
+        assert limit < len(cut) + longest
+
+
+def test_metadata_has_no_spaces_at_its_ends() -> None:
+    assert encode_metadata([("a", "  x y "), ("b", "   ")]) == [(b"a", b"x y"), (b"b", b"")]

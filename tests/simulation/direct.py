@@ -28,7 +28,6 @@ class DirectCall:
         self.deadline = deadline
         self.request: Any = None
         self.answered = False
-        self.on_answered: Callable[[Status | None], None] | None = None
         self.metadata: dict[str, str] = {}
         self.peer = "simulated:"
         self.body: bytes | None = None
@@ -74,8 +73,6 @@ class DirectCall:
         self.answered = True
         self._server.live.pop(self, None)
         self._done.set()
-        if self.on_answered is not None:
-            self.on_answered(status)
 
 
 _UNREAD_RESPONSES_MAX = 2
