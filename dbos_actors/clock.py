@@ -24,6 +24,30 @@ class Clock(Protocol):
         ...
 
 
+class AgeClock:
+    """The wall clock as retention reads it: a jump forward makes nothing old.
+
+    It shows the earlier of what the wall clock says and of what it would say had it
+    not jumped since this object was made. What is dropped cannot be had back, so of
+    two clocks that differ the earlier one is right.
+    """
+
+    __slots__ = ("_clock", "_monotonic_s", "_wall_s")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wall_s = clock.wall_s()
+        self._monotonic_s = clock.monotonic_s()
+
+    def wall_s(self) -> float:
+        """Seconds since the Unix epoch, to subtract an age from."""
+        return min(self._clock.wall_s(), self.unjumped_s())
+
+    def unjumped_s(self) -> float:
+        """What the wall clock would say had it not jumped since this object was made."""
+        return self._wall_s + self._clock.monotonic_s() - self._monotonic_s
+
+
 class SystemClock:
     """The machine's clocks, with monotonic time as Trio sees it (so a `MockClock` moves it)."""
 

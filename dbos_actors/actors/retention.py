@@ -28,7 +28,7 @@ import trio
 
 from dbos_actors.actors.context import RUN
 from dbos_actors.actors.run_retention import ForgetRuns
-from dbos_actors.clock import Clock
+from dbos_actors.clock import AgeClock, Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
 from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.store import Store, escaped, pack
@@ -111,8 +111,7 @@ class Retention:
         self._agents = agents
         self._clock = clock
         self._policy = policy
-        self._wall_s = clock.wall_s()
-        self._monotonic_s = clock.monotonic_s()
+        self._age_clock = AgeClock(clock)
         self.results_deleted = 0
         self.runs_deleted = 0
 
@@ -130,7 +129,7 @@ class Retention:
     async def sweep(self) -> None:
         """Delete what is over the limits now. Raises `UnavailableError`, `OverloadedError`."""
         policy = self._policy
-        now_s = self._now_s()
+        now_s = self._age_clock.wall_s()
         keys = self._store.keys
         before = (self.results_deleted, self.runs_deleted)
         if policy.results_age_s:
@@ -148,10 +147,6 @@ class Retention:
         results, runs = self.results_deleted - before[0], self.runs_deleted - before[1]
         if results or runs:
             logger.info("swept", results=results, runs=runs)
-
-    def _now_s(self) -> float:
-        elapsed_s = self._clock.monotonic_s() - self._monotonic_s
-        return min(self._clock.wall_s(), self._wall_s + elapsed_s)
 
     async def _agent_groups(self) -> AsyncIterator[list[str]]:
         """All agents, in groups; one may come twice."""

@@ -42,7 +42,7 @@ from dbos_actors.actors.scheduler_turns import (
     SchedulerContext,
 )
 from dbos_actors.api.messages import ListTasksRequest, SubscribeTasksRequest
-from dbos_actors.clock import Clock
+from dbos_actors.clock import AgeClock, Clock
 from dbos_actors.domain import paging
 from dbos_actors.domain.task_audit import Audit
 from dbos_actors.domain.task_index import RETENTION_BATCH_S
@@ -167,6 +167,7 @@ class Scheduler:
         """``size_of`` gives the bytes that a waiting request holds."""
         self._store = store
         self._clock = clock
+        self._age_clock = AgeClock(clock)
         self._settings = settings
         self._commands = TaskCommands(store.keys)
         self._context = SchedulerContext(
@@ -407,7 +408,8 @@ class Scheduler:
         monotonic_s = self._clock.monotonic_s()
         if self._away_since_s is not None:
             monotonic_s = self._away_since_s
-        return Now(self._clock.wall_s(), monotonic_s - self._away_s)
+        unjumped_s = self._age_clock.unjumped_s()
+        return Now(self._clock.wall_s(), monotonic_s - self._away_s, unjumped_s)
 
     async def _watch_store(self) -> None:
         # From here on without a pause: the task is the first to hear of each change.
@@ -510,7 +512,7 @@ class Scheduler:
         if len(retained) > limits.completed_max:
             return True
         first = retained.first_tick()
-        return first is not None and first + limits.retention_s + RETENTION_BATCH_S <= now.wall_s
+        return first is not None and first + limits.retention_s + RETENTION_BATCH_S <= now.age_s
 
     async def _sleep(self, pause_s: float) -> None:
         now_s = self._clock.monotonic_s()

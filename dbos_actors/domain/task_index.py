@@ -208,7 +208,7 @@ class TaskIndex:
                 spans.append(first / MONOTONIC_TICKS_PER_S - now.monotonic_s)
         first = self.retained.first_tick()
         if first is not None:
-            overdue_in_s = first + retention_s + RETENTION_BATCH_S - now.wall_s
+            overdue_in_s = first + retention_s + RETENTION_BATCH_S - now.age_s
             spans.append(min(overdue_in_s, RETENTION_BATCH_S))
         if self.due:
             spans.append(WALL_CHECK_S)  # it may jump back, and they must not be early then

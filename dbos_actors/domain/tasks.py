@@ -506,7 +506,7 @@ class TaskBook:
             _count_delivery(record, change.now)
         record.status = successor(record.status, Event.ACK)
         record.settled = Settled.ACK if lease_token else Settled.ACK_UNFENCED
-        record.moment = int(change.now.wall_s)
+        record.moment = int(change.now.outcome_s)
         record.span_s = 0
         record.worker_id = ""
         change.added = change.added.plus(Ledger(completed=1))
@@ -583,7 +583,7 @@ class TaskBook:
     def retire(self, change: Change, *, limit: int) -> list[str]:
         """Drop up to ``limit`` completed tasks beyond retention; their ids."""
         too_many = len(self.index.retained) - self.limits.completed_max
-        until = int(change.now.wall_s) - self.limits.retention_s
+        until = int(change.now.age_s) - self.limits.retention_s
         dropped: list[str] = []
         for completed_at, task_id in _first(self.index.retained.ascending(), limit):
             if completed_at > until and len(dropped) >= too_many:
@@ -827,7 +827,7 @@ class TaskBook:
         now = change.now
         if dead:
             record.span_s = 0
-            record.moment = int(now.wall_s)
+            record.moment = int(now.outcome_s)
             change.put(record)
             change.ended(record, Status.DEAD)
         elif delay_s:

@@ -34,16 +34,31 @@ _SLACK = 64
 
 
 class Now(NamedTuple):
-    """One reading of both clocks.
+    """One reading of both clocks, and of the one that retention follows.
 
-    The two are never compared with each other. What the contract calls a time
+    The first two are never compared with each other. What the contract calls a time
     of day follows ``wall_s`` (seconds since the epoch, may jump either way);
     leases and delays follow ``monotonic_s`` (never goes back; whoever reads it
-    may leave out spans in which nobody could have been served).
+    may leave out spans in which nobody could have been served). ``unjumped_s`` is
+    what the wall clock would say had it not jumped, None if that is not known.
+
+    An age is the difference of `age_s` now and `outcome_s` then. Whichever way the
+    wall clock has jumped meanwhile, it is not more than the time that has passed.
     """
 
     wall_s: float
     monotonic_s: float
+    unjumped_s: float | None = None
+
+    @property
+    def age_s(self) -> float:
+        """The moment that ages are counted up to."""
+        return self.wall_s if self.unjumped_s is None else min(self.wall_s, self.unjumped_s)
+
+    @property
+    def outcome_s(self) -> float:
+        """The moment from which the age of what ends now is counted."""
+        return self.wall_s if self.unjumped_s is None else max(self.wall_s, self.unjumped_s)
 
 
 class _Period:

@@ -13,6 +13,7 @@ from dbos_actors.domain.timers import Now
 
 T = TypeVar("T")
 WALL_S = 1_700_000_000.0
+MONOTONIC_S = 500.0
 
 
 class Driver:
@@ -22,14 +23,14 @@ class Driver:
         self.limits = limits
         self.book = TaskBook(limits)
         self.wall_s = WALL_S
-        self.monotonic_s = 500.0
+        self.monotonic_s = MONOTONIC_S
         self.journal: list[bytes] = []
         self.last = Change(self.now)
         self._token = 0x1000
 
     @property
     def now(self) -> Now:
-        return Now(self.wall_s, self.monotonic_s)
+        return Now(self.wall_s, self.monotonic_s, WALL_S + self.monotonic_s - MONOTONIC_S)
 
     def sleep(self, seconds: float) -> None:
         self.wall_s += seconds

@@ -266,7 +266,7 @@ class TaskMachine(RuleBasedStateMachine):
             task.deliveries += 1
         task.status, task.deadline_s = "completed", None
         task.ended_by = "ack" if token else "ack unfenced"
-        task.finished_at = int(self.wall_s)
+        task.finished_at = int(self.driver.now.outcome_s)
         self.completed += 1
         self.ever_acked.add((task_id, task.token))
 
@@ -349,7 +349,8 @@ class TaskMachine(RuleBasedStateMachine):
             for task_id, task in self.model.items()
             if task.status == "completed"
         )
-        due = sum(at + LIMITS.retention_s <= int(self.wall_s) for at, _ in kept)
+        until = int(self.driver.now.age_s) - LIMITS.retention_s
+        due = sum(at <= until for at, _ in kept)
         dropped = self.driver.retire()
         assert len(dropped) == max(due, len(kept) - LIMITS.completed_max, 0)
         for task_id in dropped:

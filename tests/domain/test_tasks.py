@@ -572,6 +572,46 @@ def test_a_completed_task_is_dropped_after_its_retention_and_stays_counted() -> 
         driver.ack("t")
 
 
+def test_a_jump_of_the_wall_clock_makes_no_completed_task_old() -> None:
+    driver = Driver(TaskLimits(retention_s=3600))
+    driver.schedule("t", scheduled_at=NOW_S)
+    driver.ack("t")
+    driver.wall_s += 10 * 3600
+    assert driver.retire() == []
+    assert not driver.schedule("t", scheduled_at=NOW_S)  # a late copy
+    driver.sleep(3599)
+    assert driver.retire() == []
+    assert driver.book.wake_after_s(driver.now) == 60.0
+    driver.wall_s -= 10 * 3600  # it is right again
+    driver.sleep(1)
+    assert driver.retire() == ["t"]
+
+
+def test_a_wall_clock_that_is_behind_keeps_completed_tasks_longer() -> None:
+    driver = Driver(TaskLimits(retention_s=3600))
+    driver.schedule("t")
+    driver.ack("t")
+    driver.wall_s -= 1800
+    driver.sleep(5399)
+    assert driver.retire() == []
+    driver.sleep(1)
+    assert driver.retire() == ["t"]
+
+
+def test_a_task_completed_while_the_wall_clock_is_behind_is_not_old_when_it_is_right_again() -> (
+    None
+):
+    driver = Driver(TaskLimits(retention_s=3600))
+    driver.schedule("t", scheduled_at=1)
+    driver.wall_s -= 7200
+    driver.ack("t")
+    driver.wall_s += 7200
+    driver.sleep(3599)
+    assert driver.retire() == []
+    driver.sleep(1)
+    assert driver.retire() == ["t"]
+
+
 def test_completed_tasks_beyond_their_number_go_oldest_first() -> None:
     driver = Driver(TaskLimits(completed_max=2))
     for i in range(5):

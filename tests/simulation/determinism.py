@@ -59,7 +59,11 @@ class SimulatedClock:
     """Trio's simulated time, and a wall clock that can jump."""
 
     def __init__(self, wall_s: float = 1_700_000_000.0) -> None:
-        self.offset_s = wall_s
+        self.offset_s = self._right_offset_s = wall_s
+
+    def set_right(self) -> None:
+        """Take all jumps back."""
+        self.offset_s = self._right_offset_s
 
     def monotonic_s(self) -> float:
         return trio.current_time()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from tests.simulation.plan import FREQUENT, Fault
+from tests.simulation.plan import DEATHS, FREQUENT, Fault
 from tests.simulation.servers import Life
 from tests.simulation.simulated_redis import Mode, Refusal
 
@@ -33,17 +33,6 @@ REDIS_FAULTS: Final = frozenset(
     }
 )
 """One of these at a time: there is one Redis."""
-
-DEATHS: Final = frozenset(
-    {
-        Fault.KILL_SERVER,
-        Fault.CANCEL_SERVER,
-        Fault.DRAIN_SERVER,
-        Fault.ZOMBIE,
-        Fault.TAKE_OVER,
-    }
-)
-"""After one of these the server may not be there to send anything again."""
 
 LOST_S_MAX: Final = 2.0
 """What ``everysec`` may lose when the disk is slow, and a replica may lag behind."""

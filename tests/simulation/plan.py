@@ -45,6 +45,22 @@ FREQUENT: Final = frozenset(
 """Drawn three times as often as the others."""
 
 
+DEATHS: Final = frozenset(
+    {
+        Fault.KILL_SERVER,
+        Fault.CANCEL_SERVER,
+        Fault.DRAIN_SERVER,
+        Fault.ZOMBIE,
+        Fault.TAKE_OVER,
+    }
+)
+"""After one of these the server may not be there to send anything again."""
+
+STEPPED_RETENTION_S: Final = 600.0
+"""How long tasks are kept where the clock makes steps of an hour, and no run takes so long. A
+server that starts while the clock is wrong cannot know it, so none starts there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run."""
@@ -133,6 +149,8 @@ def plan_of(seed: int) -> Plan:
             "journal_entries": pick([5, 20, 100_000]),
         },
     )
+    if Fault.WALL_CLOCK_JUMP in chosen and not DEATHS.intersection(chosen):
+        plan.settings["tasks_max_age_s"] = STEPPED_RETENTION_S
     if Fault.ZOMBIE in chosen and stream_of_chance(seed, "zombie").random() < 0.6:
         # Long enough for its lease to run out while there is still work.
         return replace(plan, duration_s=20.0, operations=40, think_s=0.5)

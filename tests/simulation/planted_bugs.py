@@ -19,6 +19,7 @@ from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
 from dbos_actors.domain.task_claims import Claims
 from dbos_actors.domain.tasks import TaskBook
+from dbos_actors.domain.timers import Now
 from dbos_actors.errors import FencedError, RefusedError, UnavailableError
 from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.runtime.cell import Cell, State
@@ -459,6 +460,11 @@ async def _delete(self: Deletions, agents: Supervisor, agent_id: str, pause_s: f
     waiter = Waiter(DeleteAgentRequest(agent_id=agent_id))
     agents.deliver(agent_id, waiter)
     await waiter.wait()
+
+
+@planted
+def a_jump_of_the_clock_makes_completed_tasks_old() -> Any:
+    return patch.object(Now, "age_s", property(lambda now: now.wall_s))
 
 
 @planted

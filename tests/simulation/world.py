@@ -367,6 +367,7 @@ class World:
         redis.loaded()
         redis.resume()
         redis.primary.refusal = None
+        self.clock.set_right()
         for server in self.alive():
             server.thaw()
 
