@@ -28,6 +28,7 @@ import structlog
 import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
+from trio_util import compose_values
 
 from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.caches import RunCache, RunDirectory
@@ -73,6 +74,9 @@ _DIRECTORY_ENTRIES = 200_000
 
 _CLOSE_SHARE = 0.2
 """Of the grace, for the last commits and the release of the lease; the command line leaves it."""
+
+_RECORD_BYTES = 256 << 10
+"""Of a record in Redis besides its data and its map: texts, ids and names, at their limits."""
 
 _DELAY_S_MAX = 0.3
 """What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
@@ -368,9 +372,10 @@ def _contract() -> FileDescriptorProto:
 
 
 async def _follow_store(store: Store, health: Health) -> None:
-    """The service serves while its store does."""
-    async for state in store.state.eventual_values():
-        health.set(state is StoreState.CONNECTED)
+    """The service serves while its store does, writes included."""
+    with compose_values(state=store.state, forbidden=store.forbidden) as both:
+        async for now in both.eventual_values():
+            health.set(now.state is StoreState.CONNECTED and now.forbidden is None)
 
 
 def _limits(settings: Settings) -> Limits:
@@ -398,6 +403,8 @@ def _store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
         take_over=take_over,
         durability=settings.durability,
         require_safe=settings.require_safe_redis,
+        argument_bytes=settings.max_data_bytes + settings.max_map_bytes + _RECORD_BYTES,
+        argument_setting=f"DBOS_MAX_DATA_BYTES={settings.max_data_bytes}",
         queue_bytes=settings.commit_queue_bytes,
         kept_bytes=settings.replay_bytes,
         close_timeout_s=min(StoreSettings().close_timeout_s, settings.drain_grace_s * _CLOSE_SHARE),

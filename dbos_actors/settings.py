@@ -211,7 +211,8 @@ class Settings(BaseSettings):
         unit="boolean",
         used_by="store",
         text="Refuse, instead of warn about, a Redis that can lose acknowledged writes (no "
-        "append-only file, or an eviction policy).",
+        "append-only file, or an eviction policy): at the start, and writes whenever it is so "
+        "later.",
     )
     embedded: bool = _setting(
         "DBOS_EMBEDDED",

@@ -23,6 +23,7 @@ from dbos_actors.store.damage import Marks, failures
 from dbos_actors.store.effects import Effects
 from dbos_actors.store.ledger import Ledger, Phase
 from dbos_actors.store.patience import Patience
+from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
 
@@ -66,6 +67,8 @@ class Committer:
         settings: StoreSettings,
         clock: Clock,
         random: Random,
+        requirements: Requirements,
+        findings: Findings,
         state: AsyncValue,
         patience: Patience,
         marks_key: str,
@@ -75,6 +78,7 @@ class Committer:
     ) -> None:
         """``connection`` watches the commit key, which has the ledger's value.
 
+        ``findings`` are those of `inspect`, on that connection.
         Damaged keys are listed in ``marks_key``.
         ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
         away, with the reason, ``on_reload`` when it has lost commits for good.
@@ -83,12 +87,17 @@ class Committer:
         self.generation = 0
         self.reconnects = 0
         self.commit_seconds = 0.0
+        self.findings = findings
+        self.forbidden = AsyncValue(None)
+        """Why writes are refused: Redis is not as a setting demands; None: they are not."""
         self._wire = wire
         self._connection = connection
         self._connect = connect
         self._settings = settings
         self._clock = clock
         self._random = random
+        self._requirements = requirements
+        self._inspect_at_s = clock.monotonic_s() + settings.inspection_s
         self._state = state
         self._patience = patience
         self._marks = Marks(marks_key, clock=clock, submit=self.submit)
@@ -171,7 +180,7 @@ class Committer:
                 await self._connection.aclose()
             elif waited_s >= settings.stall_s:
                 self._go_away("no answer to a commit")
-            elif self._sleeper is not None and now_s >= self.ledger.wake_s:
+            elif self._sleeper is not None and now_s >= min(self.ledger.wake_s, self._inspect_at_s):
                 self.wake()
                 self._marks.flush()
 
@@ -181,7 +190,10 @@ class Committer:
         ledger = self.ledger
         clock = self._clock
         while ledger.phase is _KNOWN:
-            batch = ledger.next_batch(clock.monotonic_s())
+            now_s = clock.monotonic_s()
+            if now_s >= self._inspect_at_s:
+                self._adopt(await self._inspect(self._connection))
+            batch = ledger.next_batch(now_s)
             if batch is None:
                 await self._wait_for_work()
                 continue
@@ -224,6 +236,30 @@ class Committer:
             raise ConnectionLostError(effects.reconnect)
         if self._state.value is _AWAY and ledger.settled:
             self._come_back()
+
+    async def _inspect(self, connection: Connection) -> Findings:
+        """Look whether Redis is as the settings demand, before more is written to it."""
+        with answered_within(self._settings.reply_timeout_s):
+            findings = await inspect(connection, self._requirements)
+        self._inspect_at_s = self._clock.monotonic_s() + self._settings.inspection_s
+        return findings
+
+    def _adopt(self, findings: Findings) -> None:
+        """Refuse writes, or accept them again, and tell operators what has changed."""
+        before, self.findings = self.findings, findings
+        for warning in findings.warnings:
+            if warning not in before.warnings:
+                logger.warning("unsafe_redis", name=warning.name, text=warning.text)
+        if before.warnings and not findings.warnings:
+            logger.info("safe_redis")
+        if findings.violation == before.violation:
+            return
+        if findings.violation is None:
+            logger.info("writes_accepted")
+        else:
+            logger.error("writes_refused", reason=findings.violation)
+        self._carry_out(self.ledger.forbid(findings.violation))
+        self.forbidden.value = findings.violation
 
     # ------------------------------------------------------------- effects
 
@@ -295,7 +331,7 @@ class Committer:
         while True:
             await trio.sleep(backoff_s(self._failures, self._settings, self._random))
             try:
-                self._connection, value, failed = await self._armed_connection()
+                self._connection, findings, value, failed = await self._armed_connection()
             except (ConnectionLostError, AuthenticationError) as error:
                 self._patience.reason = str(error)
                 self._failures += 1
@@ -304,22 +340,24 @@ class Committer:
         self.generation += 1
         self.reconnects += 1
         self._carry_out(self.ledger.key_read(value, self._clock.monotonic_s(), failed))
+        self._adopt(findings)
         if self.ledger.settled:
             self._come_back()
 
     async def _armed_connection(
         self,
-    ) -> tuple[Connection, bytes | None, Sequence[tuple[int, str]]]:
-        """A new connection that watches the commit key, the key's value, and what is known to
-        have failed of the commit whose replies were lost.
+    ) -> tuple[Connection, Findings, bytes | None, Sequence[tuple[int, str]]]:
+        """A new connection that watches the commit key, what an inspection found, the key's
+        value, and what is known to have failed of the commit whose replies were lost.
         """
         connection = await self._connect()
         try:
             with answered_within(self._settings.connect_timeout_s):
+                findings = await self._inspect(connection)
                 value = await self._wire.arm(connection)
                 in_doubt = self.ledger.executed_in_doubt(value)
                 failed = await failures(connection, in_doubt) if in_doubt is not None else ()
-                return connection, value, failed
+                return connection, findings, value, failed
         except BaseException:
             with trio.CancelScope(shield=True):
                 await connection.aclose()

@@ -110,6 +110,8 @@ class Ledger:
         """Set to have the ownership checked even if nothing waits."""
         self.releasing = False
         """Set to give the lease up once the queue is empty."""
+        self.forbidden: str | None = None
+        """Why writes are refused; see `forbid`."""
         self._phase = Phase.KNOWN
         self._limits = limits
         self._base = base
@@ -221,7 +223,7 @@ class Ledger:
 
         Raises:
             OverloadedError: the queue is full; nothing is queued.
-            UnavailableError: the store is no longer ours, or closed.
+            UnavailableError: the store is no longer ours, or closed, or writes are forbidden.
             ValueError: it frees memory with a command that has too many arguments for that.
         """
         if submission.frees_memory:
@@ -231,6 +233,8 @@ class Ledger:
             raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
         if self._phase is _FENCED or self._phase is _CLOSED:
             raise UnavailableError("this server no longer owns the store")
+        if self.forbidden is not None and submission.commands:
+            raise UnavailableError(self.forbidden)
         self._queued_bytes += size_bytes
         self._queue.append((submission, now_s))
 
@@ -371,6 +375,29 @@ class Ledger:
         if failed and in_doubt is not None:
             self._take_failures(in_doubt, failed, effects)
         self.counts.submissions_committed += len(effects.committed)
+        return effects
+
+    def forbid(self, reason: str | None) -> Effects:
+        """Refuse all writes that are not acknowledged, for this reason. None: accept them again.
+
+        Nothing may be in flight. What is acknowledged is still sent again, and reads go on.
+        """
+        effects = Effects()
+        self.forbidden = reason
+        if reason is None:
+            return effects
+        history = self._history
+        if history and history[-1].sequence > self._acknowledged:
+            # It was in flight when the connection broke, and is not in the store.
+            batch = history.pop()
+            self._history_bytes -= batch.size_bytes
+            self._requeue(batch.entries)
+        owners = {id(s.owner): s.owner for s, _ in self._queue if s.commands}
+        if owners:
+            effects.error = UnavailableError(reason)
+            effects.owners = list(owners.values())
+            self._refuse_queued(owners, effects)
+            self.counts.submissions_refused += len(effects.refused)
         return effects
 
     def close(self) -> tuple[list[Entry], list[Entry]]:

@@ -24,7 +24,18 @@ class StoreSettings:
     """``fsync`` requires ``appendfsync always``, so that every reply implies an fsync."""
 
     require_safe: bool = False
-    """Refuse to start, instead of warning, when Redis may lose acknowledged writes."""
+    """Refuse to start and to write, instead of warning, when Redis may lose acknowledged writes."""
+
+    inspection_s: float = 5.0
+    """How often the configuration of Redis is looked at: as long as what is acknowledged meanwhile
+    can be sent again to a Redis that lost it. A look takes a tenth of a millisecond."""
+
+    argument_bytes: int = 0
+    """The longest argument of a command that may be sent; a Redis that does not read so much would
+    close the connection at each attempt. 0: any Redis will do."""
+
+    argument_setting: str = ""
+    """The setting that ``argument_bytes`` follows from, with its value, for messages."""
 
     batch_submissions: int = 2_000
     """At most so many in one commit: some 10 ms of Redis's time, which others wait for."""
@@ -121,6 +132,10 @@ class StoreStatistics:
     reloads: int
     reconnects: int
     lease_renewals_failed: int
+    warnings: int
+    """Ways in which Redis may lose acknowledged writes, now."""
+    writes_forbidden: bool
+    """Whether writes are refused, because Redis is not as a setting demands."""
     queued_submissions: int
     queued_bytes: int
     kept_batches: int

@@ -13,7 +13,12 @@ import trio
 from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
-from dbos_actors.errors import StoreUnreachableError, UnavailableError, raise_sole_cause
+from dbos_actors.errors import (
+    StoreUnreachableError,
+    UnavailableError,
+    UnsafeStoreError,
+    raise_sole_cause,
+)
 from dbos_actors.store.batch import Wire
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
@@ -31,7 +36,7 @@ from dbos_actors.store.ownership import RefusedByRedisError, take_ownership, thi
 from dbos_actors.store.patience import Patience
 from dbos_actors.store.reader import OnReplies, Reader
 from dbos_actors.store.resp import pack
-from dbos_actors.store.safety import check_safety
+from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.submission import Submission
 
@@ -56,17 +61,14 @@ class Store:
         event_ids: EventIds,
         state: AsyncValue,
         clock: Clock,
-        warnings: tuple[StoreWarning, ...],
         on_batch: list[Callable[[], None]],
         on_reload: list[Callable[[], None]],
     ) -> None:
         self.keys = keys
-        self.warnings = warnings
-        """What makes acknowledged writes unsafe in this Redis, found at the start."""
         self.submit: Callable[[Submission], None] = committer.submit
-        """Queue a submission. Raises `OverloadedError`, and `UnavailableError` once the store is
-        closed or taken over, and `ValueError` for a deletion of more than 4,000 arguments in one
-        command; nothing is queued then."""
+        """Queue a submission. Raises `OverloadedError`, `UnavailableError` once the store is
+        closed or taken over and while writes are `forbidden`, and `ValueError` for a deletion of
+        more than 4,000 arguments in one command; nothing is queued then."""
         self.next_event_id: Callable[[], bytes] = event_ids.next_id
         """A stream id above all earlier ones, for an ``XADD`` in the very next submission."""
         self._committer = committer
@@ -95,6 +97,16 @@ class Store:
             return 0.0
         oldest_s = min(self._committer.ledger.oldest_queued_s, self._reader.oldest_queued_s)
         return max(0.0, self._clock.monotonic_s() - oldest_s)
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """What makes acknowledged writes unsafe in this Redis, as last seen."""
+        return self._committer.findings.warnings
+
+    @property
+    def forbidden(self) -> AsyncValue:
+        """Why writes are refused, or None: to read or to wait on. Names the setting."""
+        return self._committer.forbidden
 
     @property
     def state(self) -> AsyncValue:
@@ -156,6 +168,8 @@ class Store:
             reloads=counts.reloads,
             reconnects=committer.reconnects,
             lease_renewals_failed=counts.renewals_failed,
+            warnings=len(committer.findings.warnings),
+            writes_forbidden=ledger.forbidden is not None,
             queued_submissions=ledger.queued_submissions,
             queued_bytes=ledger.queued_bytes,
             kept_batches=ledger.kept_batches,
@@ -269,6 +283,12 @@ class _Opening:
         self._clock = clock
         self._random = random
         self._keys = Keys(settings.partition)
+        self._requirements = Requirements(
+            durability=settings.durability,
+            require_safe=settings.require_safe,
+            argument_bytes=settings.argument_bytes,
+            argument_setting=settings.argument_setting,
+        )
         self._owner = this_process(address=settings.server_address, random=random)
         # Somebody listens there; before that there is nothing to wait for.
         self._answered = False
@@ -331,9 +351,9 @@ class _Opening:
         settings = self._settings
         keys = self._keys
         lease_ms = round(settings.lease_s * 1000)
-        warnings = await check_safety(
-            connection, durability=settings.durability, require_safe=settings.require_safe
-        )
+        findings = await inspect(connection, self._requirements)
+        if findings.violation is not None:
+            raise UnsafeStoreError(findings.violation)
         accepted, _ = await connection.call(pack("MULTI") + pack("EXEC"), 2)
         if accepted != b"OK":
             raise RefusedByRedisError(f"it does not run transactions: {accepted}")
@@ -357,7 +377,7 @@ class _Opening:
         if await wire.arm(connection) != ledger.key_value:
             # The next attempt finds out who was faster.
             raise ConnectionLostError("another server starts at the same time")
-        return self._assemble(connection, ledger, wire, EventIds(self._clock, last_id), warnings)
+        return self._assemble(connection, ledger, wire, EventIds(self._clock, last_id), findings)
 
     def _limits(self) -> LedgerLimits:
         settings = self._settings
@@ -385,7 +405,7 @@ class _Opening:
         ledger: Ledger,
         wire: Wire,
         event_ids: EventIds,
-        warnings: tuple[StoreWarning, ...],
+        findings: Findings,
     ) -> _Parts:
         state = AsyncValue(StoreState.CONNECTED)
         on_batch: list[Callable[[], None]] = []
@@ -411,6 +431,8 @@ class _Opening:
             settings=self._settings,
             clock=self._clock,
             random=self._random,
+            requirements=self._requirements,
+            findings=findings,
             state=state,
             patience=patience_to_write,
             marks_key=self._keys.to_check,
@@ -437,7 +459,6 @@ class _Opening:
             event_ids=event_ids,
             state=state,
             clock=self._clock,
-            warnings=warnings,
             on_batch=on_batch,
             on_reload=on_reload,
         )

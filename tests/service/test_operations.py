@@ -303,3 +303,33 @@ def test_an_outage_of_the_store_makes_nobody_silent(
         server.run(connector.release)
         wait_until(lambda: client.call("GetAgent", agent_id="a").agent.alive)
         wait_until(lambda: not client.call("GetAgent", agent_id="a").agent.alive)
+
+
+# ------------------------------------------------------- an unsafe Redis, seen later
+
+
+def test_a_server_that_refuses_writes_says_why_and_is_not_ready(
+    redis: ValkeyServer, start_server: Callable[..., ServerThread]
+) -> None:
+    """Reads are served meanwhile; all of it ends when Redis is as it must be again."""
+    server = start_server(require_safe_redis=True, metrics_port=0)
+    with GrpcioClient(server.address) as client, grpc.insecure_channel(server.address) as channel:
+        assert client.call("RegisterAgent", agent={"id": "a"}).success
+        redis.execute("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        try:
+            # A new connection is looked at before it is written to.
+            redis.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            wait_until(lambda: health_of(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)
+            with pytest.raises(CallError, match=r"UNAVAILABLE: DBOS_REQUIRE_SAFE_REDIS.*policy"):
+                client.call("RegisterAgent", agent={"id": "b"})
+            assert client.call("GetAgent", agent_id="a").found
+            page = f"http://127.0.0.1:{server.inside.metrics_port}/metrics"
+            with urllib.request.urlopen(page, timeout=TIMEOUT_S) as response:
+                shown = response.read().decode()
+            assert "dbos_store_writes_forbidden 1.0" in shown
+            assert "dbos_store_warnings 1.0" in shown
+        finally:
+            redis.execute("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        redis.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        wait_until(lambda: health_of(channel) == health_pb2.HealthCheckResponse.SERVING)
+        assert client.call("RegisterAgent", agent={"id": "b"}).success

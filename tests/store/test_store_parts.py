@@ -20,7 +20,7 @@ from dbos_actors.store.event_ids import EventIds
 from dbos_actors.store.ownership import Owner, is_gone, this_process
 from dbos_actors.store.patience import Patience, give_up_at_s
 from dbos_actors.store.resp import pack, unpacked
-from dbos_actors.store.safety import judge
+from dbos_actors.store.safety import Requirements, judge
 from dbos_actors.store.settings import StoreSettings
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 
@@ -252,4 +252,5 @@ def test_event_ids_rise_also_when_the_clock_goes_back() -> None:
     ],
 )
 def test_unsafe_configurations_are_named(found: dict[str, str], names: list[str]) -> None:
-    assert [warning.name for warning in judge(found)] == names
+    warnings = judge(found, Requirements()).warnings
+    assert [warning.name for warning in warnings] == names
