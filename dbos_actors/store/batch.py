@@ -166,8 +166,9 @@ class Wire:
     def __init__(self, *, commit_key: str, owner_key: str, owner: bytes, lease_ms: int) -> None:
         """``owner`` is what the owner key is set to whenever the lease is renewed."""
         self._commit_key = commit_key
-        self._read_key = pack("GET", commit_key)
-        self._watch_and_read = pack("WATCH", commit_key) + self._read_key
+        self.read_command = pack("GET", commit_key)
+        """Asks for the commit key; `key_value` is what its reply says."""
+        self._watch_and_read = pack("WATCH", commit_key) + self.read_command
         self._exec = pack("EXEC") + self._watch_and_read
         self._eval_head = (COMMIT_SCRIPT, "2", commit_key, owner_key)
         self._renew_head = (RENEW_SCRIPT, "2", commit_key, owner_key)
@@ -178,12 +179,12 @@ class Wire:
         """Watch the commit key and return its value. Raises `ConnectionLostError`."""
         watched, value = await connection.call(self._watch_and_read, 2)
         _expect_ok(watched)
-        return _key_value(value)
+        return key_value(value)
 
     async def read_key(self, connection: Connection) -> bytes | None:
         """The commit key, without watching it. Raises `ConnectionLostError`."""
-        (value,) = await connection.call(self._read_key, 1)
-        return _key_value(value)
+        (value,) = await connection.call(self.read_command, 1)
+        return key_value(value)
 
     async def send(
         self, connection: Connection, batch: Batch, *, before: bytes, after: bytes
@@ -211,7 +212,7 @@ class Wire:
             payload, batch.command_count + 1, 3
         )
         _expect_ok(watched)
-        commit = _key_value(value)
+        commit = key_value(value)
         if isinstance(result, list) and queued is None:
             result.pop()  # the reply to our own SET
             if connection.error_count != errors_before:
@@ -239,7 +240,7 @@ class Wire:
         result, unwatched, watched, value = await connection.call(payload, 4)
         _expect_ok(unwatched)
         _expect_ok(watched)
-        commit = _key_value(value)
+        commit = key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))
         if result is None:
@@ -248,8 +249,8 @@ class Wire:
 
     async def _send_renewal(self, connection: Connection, before: bytes) -> Answer:
         renewal = pack("EVAL", *self._renew_head, before, self._owner, self._lease_ms)
-        result, value = await connection.call(renewal + self._read_key, 2)
-        commit = _key_value(value)
+        result, value = await connection.call(renewal + self.read_command, 2)
+        commit = key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))
         return Answer(commit, replies=result)
@@ -274,7 +275,8 @@ def _expect_ok(reply: object) -> None:
         raise ConnectionLostError(f"unexpected reply: {reply!r}")
 
 
-def _key_value(reply: object) -> bytes | None:
+def key_value(reply: object) -> bytes | None:
+    """The commit key, from the reply to reading it. Raises `ConnectionLostError`: an error."""
     if reply is None or isinstance(reply, bytes):
         return reply
     raise ConnectionLostError(f"Redis does not show its state: {reply!r}")

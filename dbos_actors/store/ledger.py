@@ -201,10 +201,13 @@ class Ledger:
         """The commit key after the commit ``sequence`` of this epoch."""
         return b"%d:%d" % (self.epoch, sequence)
 
-    def includes(self, value: bytes | None) -> bool:
-        """Whether a store with this commit key contains everything acknowledged, and is ours."""
+    def includes(self, value: bytes | None, sequence: int | None = None) -> bool:
+        """Whether a store with this commit key is ours and contains everything acknowledged, or
+        all up to the commit ``sequence``.
+        """
         key = parse_key(value)
-        return key is not None and key[0] == self.epoch and key[1] >= self._acknowledged
+        least = self._acknowledged if sequence is None else sequence
+        return key is not None and key[0] == self.epoch and key[1] >= least
 
     def waiting(self) -> Iterator[Entry]:
         """Every submission that is neither committed nor refused, oldest first."""

@@ -54,6 +54,8 @@ return {commit, taken}
 # What the script's own refusals begin with.
 _UNUSABLE = "UNUSABLE "
 
+PROC = Path("/proc")
+
 # Each attempt fails only when the owner key changed within a round trip.
 ATTEMPTS = 10
 
@@ -113,7 +115,7 @@ def this_process(*, address: str, random: random.Random) -> Owner:
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=_started(os.getpid()) or 0,
+        started=seen[1] if (seen := _stat(os.getpid())) is not None else 0,
         boot_id=_boot_id(),
         pid_namespace=_pid_namespace(),
         instance=f"{random.getrandbits(64):016x}",
@@ -126,19 +128,31 @@ def is_gone(owner: Owner, *, seen_from: Owner) -> bool:
     here = (seen_from.host, seen_from.boot_id, seen_from.pid_namespace)
     if not all(here) or here != (owner.host, owner.boot_id, owner.pid_namespace):
         return False
-    started = _started(owner.pid)
-    return started is None or owner.started not in (0, started)
-
-
-def _started(pid: int) -> int | None:
-    """When a process started (proc(5), field 22 of ``stat``); None if there is no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no process id at all
+    seen = _stat(owner.pid)
+    if seen is None:
+        # It exists, but its entry cannot be read: /proc is not there, or hides (hidepid).
+        return False
+    state, started = seen
+    return state == "Z" or owner.started not in (0, started)
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """A process's state and when it started (proc(5), fields 3 and 22 of ``stat``); None: unknown.
+
+    The command name may hold spaces and brackets; what follows the last one does not.
+    """
+    try:
+        stat = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, ValueError, IndexError):
         return None
-    # The command name may hold spaces and brackets; what follows the last one does not.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _boot_id() -> str:

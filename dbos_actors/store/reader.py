@@ -3,8 +3,9 @@
 All reads that wait go out as one pipeline; while it is in flight others gather.
 What they see is never older than what has been acknowledged:
 - nothing is read while the commit connection is lost or in doubt;
-- a new read connection is first shown to lead to a store that contains
-  everything acknowledged; if not, the committer is told to look;
+- each batch begins with the commit key, which shows that it was answered by a
+  store with everything that was acknowledged when the batch was sent. If not (a
+  replica behind the same address, which lags), the committer is told to look;
 - when the commit connection is replaced, so is this one, and what was in flight
   on it is read again.
 """
@@ -23,7 +24,7 @@ from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
-from dbos_actors.store.batch import Wire
+from dbos_actors.store.batch import Wire, key_value
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
     AuthenticationError,
@@ -233,13 +234,15 @@ class Reader:
         batch = self._batch = self._take()
         if not batch:
             return
-        payload = b"".join([command for read in batch for command in read.commands])
-        count = sum([len(read.commands) for read in batch])
+        commands = [command for read in batch for command in read.commands]
+        sequence = self._committer.ledger.sequence
         errors = connection.error_count
         with answered_within(self._settings.reply_timeout_s):
-            replies = await connection.call(payload, count)
+            payload = self._wire.read_command + b"".join(commands)
+            value, *replies = await connection.call(payload, 1 + len(commands))
         if self._generation != self._committer.generation or not self._committer.ledger.settled:
             raise ConnectionLostError("the commit connection was lost meanwhile")
+        self._expect_current(key_value(value), sequence)
         failed = connection.error_count != errors
         if failed:
             _expect_ready(replies)
@@ -293,13 +296,17 @@ class Reader:
             return self._connection
         await self._drop_connection()
         connection = self._connection = await self._connect()
-        with answered_within(self._settings.connect_timeout_s):
-            value = await self._wire.read_key(connection)
-        if not self._committer.ledger.includes(value):
-            self._committer.suspect()
-            raise ConnectionLostError("the store lacks what was acknowledged")
         self._generation = generation
         return connection
+
+    def _expect_current(self, value: bytes | None, sequence: int) -> None:
+        """Raises `ConnectionLostError` if a store with this commit key lacks the commit."""
+        if not self._committer.ledger.includes(value, sequence):
+            self._committer.suspect()
+            raise ConnectionLostError(
+                "what is read lacks what was acknowledged: it is another server than the one that "
+                "is written to, a replica that lags perhaps"
+            )
 
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -732,3 +732,50 @@ async def test_whatever_happens_everything_acknowledged_is_there_once_and_in_ord
         assert found == expected
     assert statistics.batches_lost == 0
     assert statistics.command_errors == 0
+
+
+# ---------------------------------------------------------------- a stale replica
+
+
+class SplitConnector(BreakingConnector):
+    """Leads the first connection to one server and all others to another."""
+
+    def __init__(self, first: ValkeyServer, others: ValkeyServer) -> None:
+        super().__init__(connector_for(first.address))
+        self._others = connector_for(others.address)
+
+    async def connect(self) -> trio.abc.Stream:
+        if self.streams:
+            self._inner = self._others
+        return await super().connect()
+
+
+async def test_a_replica_that_lags_behind_the_same_address_is_not_read(
+    start_valkey: Callable[..., ValkeyServer],
+) -> None:
+    """Catches a load that was answered by a replica which was level when it was connected to."""
+    primary, replica = start_valkey(), start_valkey()
+    owner = RecordingOwner()
+    async with opened(SplitConnector(primary, replica)) as store:
+
+        async def write(value: str) -> None:
+            submission = RecordingSubmission(owner, pack("SET", "k", value))
+            store.submit(submission)
+            await submission.wait()
+
+        def replicate() -> None:
+            for key in ("k", "dbos:{p0}:commit"):
+                replica.execute("SET", key, primary.execute("GET", key))
+
+        await write("old")
+        replicate()
+        assert await store.read(pack("GET", "k")) == [b"old"]
+        await write("new")
+        stale: list[object] = []
+        store.submit_read([pack("GET", "k")], stale.append, deadline_s=trio.current_time() + 0.2)
+        await until(lambda: bool(stale))
+        assert isinstance(stale[0], UnavailableError)
+        assert "replica" in str(stale[0])
+        replicate()
+        assert await store.read(pack("GET", "k")) == [b"new"]
+        assert store.is_current

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 import trio.testing
 
 from dbos_actors.clock import SystemClock
+from dbos_actors.store import ownership
 from dbos_actors.store.batch import Batch, Form, Wire
 from dbos_actors.store.committer import backoff_s
 from dbos_actors.store.connection import Connection, ConnectionLostError
@@ -131,6 +133,28 @@ def test_a_process_that_ended_is_gone_also_as_a_zombie() -> None:
     child.wait()
     assert is_gone(owner, seen_from=HERE)
     child.stdout.close()
+
+
+def test_a_process_whose_entry_cannot_be_read_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a hidden /proc (hidepid, a sandbox) taken for a dead owner."""
+    monkeypatch.setattr(ownership, "PROC", tmp_path)
+    assert not is_gone(HERE, seen_from=HERE)
+    assert not is_gone(replace(HERE, pid=1), seen_from=HERE)
+    assert is_gone(replace(HERE, pid=2**22 + 1), seen_from=HERE)
+
+
+@pytest.mark.parametrize("content", ["", "1 (x", "1 (x) R 1 2"])
+def test_an_entry_that_makes_no_sense_is_nobodys_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(ownership, "PROC", tmp_path)
+    entry = tmp_path / str(HERE.pid)
+    entry.mkdir()
+    (entry / "stat").write_text(content)
+    assert not is_gone(HERE, seen_from=HERE)
+    assert not is_gone(replace(HERE, pid=2**70), seen_from=HERE)
 
 
 def test_a_reused_process_id_is_another_process() -> None:
