@@ -63,6 +63,8 @@ class Misfortune:
         world = self._world
         if fault in REDIS_FAULTS:
             return not self._redis_is_busy
+        if fault is Fault.WALL_CLOCK_JUMP and "tasks_max_age_s" in world.plan.settings:
+            return world.current.life is Life.SERVING
         if fault is Fault.KILL_SERVER and world.current.life is Life.STARTING:
             return len(world.alive()) == 1
         return fault not in DEATHS or world.may_die(world.current)
