@@ -14,7 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+import structlog
 import trio
+
+from dbos_actors.log_limits import log_limited
+
+logger = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 16
 """Open at once. A scraper needs one for some milliseconds."""
@@ -141,7 +146,11 @@ async def _answer(stream: trio.SocketStream, sources: Mapping[str, _Source]) -> 
     elif source is None:
         page = _error("404 Not Found")
     else:
-        page = await source.get()
+        try:
+            page = await source.get()
+        except Exception as failure:  # noqa: BLE001 - logged, and dealt with here
+            log_limited(logger.error, "page_failed", path=path, exc_info=failure)
+            page = _error("500 Internal Server Error")
     await _send(stream, page, has_body=method != "HEAD")
 
 

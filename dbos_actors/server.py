@@ -44,6 +44,7 @@ from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
 from dbos_actors.errors import ConfigurationError, raise_sole_cause
+from dbos_actors.log_limits import LIMITS
 from dbos_actors.metrics import CallMetrics, gauges_of, metrics_page
 from dbos_actors.pages import serve_pages
 from dbos_actors.rpc.descriptors import connections_that_fit
@@ -230,6 +231,10 @@ async def open_supervisor(
                         **gauges_of("agents", agents.statistics()),
                         **gauges_of("tasks", tasks.statistics()),
                         **gauges_of("rpc", rpc.statistics()),
+                        "dbos_log_lines_left_out": (
+                            "Log lines of clients' doing that were not written.",
+                            float(LIMITS.left_out_total),
+                        ),
                     },
                 )
                 metrics_port = await nursery.start(

@@ -40,6 +40,7 @@ from dbos_actors.errors import (
     UnavailableError,
 )
 from dbos_actors.ingest import store_results
+from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.stream import Stream
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 from dbos_actors.runtime import Call, Supervisor
@@ -73,7 +74,7 @@ def status_of(error: Exception) -> tuple[Status, str]:
             return Status.FAILED_PRECONDITION, str(error)
         case GRPCError():
             return error.status, error.message or ""
-    logger.error("internal_error", exc_info=error)
+    log_limited(logger.error, "internal_error", exc_info=error)
     return Status.INTERNAL, "internal error"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import settings
 
+from dbos_actors.log_limits import LIMITS
 from tests.support.valkey import ValkeyServer
 
 # The gate tries the same examples each time, so that what it says depends on the code alone.
@@ -35,3 +36,9 @@ def start_valkey() -> Iterator[Callable[..., ValkeyServer]]:
 def valkey(start_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
     """A private, empty, durable Valkey on a unix socket."""
     return start_valkey()
+
+
+@pytest.fixture(autouse=True)
+def _log_lines_of_earlier_tests_are_forgotten() -> None:
+    """The limits of log lines are the process's, and this process runs many tests a second."""
+    LIMITS._events.clear()

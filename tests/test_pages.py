@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -98,6 +99,27 @@ async def test_half_requests_start_no_threads_and_keep_nobody_out() -> None:
         assert ended == 18 * CONNECTIONS_MAX
         for half in halves:
             await half.aclose()
+
+
+async def test_a_page_that_cannot_be_made_is_an_error_of_its_request_alone() -> None:
+    def broken() -> Page:
+        raise LookupError("no such number")
+
+    async with served(broken) as port:
+        for _ in range(2):
+            response = await ask(port, b"GET /page HTTP/1.1\r\n\r\n")
+            assert response.startswith(b"HTTP/1.1 500 ")
+
+
+async def test_a_client_that_goes_away_in_the_middle_harms_nobody() -> None:
+    async with served(lambda: Page(b"x" * (1 << 20))) as port:
+        for _ in range(10):
+            stream = await connect(port)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await stream.send_all(b"GET /page HTTP/1.1\r\n\r\n")
+            await stream.receive_some(1)
+            await stream.aclose()
+        assert len(await ask(port, b"GET /page HTTP/1.1\r\n\r\n")) > 1 << 20
 
 
 async def test_half_a_request_ends_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import structlog
 import trio
 from grpclib.const import Status
 
+from dbos_actors.log_limits import log_limited
+
 log = structlog.get_logger(__name__)
 
 Observer: TypeAlias = Callable[[Status | None], None]
@@ -50,5 +52,5 @@ def tell(call: Any, status: Status | None) -> None:
         call.observer(status)
     except PASSING:
         raise
-    except BaseException:
-        log.exception("an observer of a call's end failed", path=call.path)
+    except BaseException:  # noqa: BLE001 - logged, and the failure of its call alone
+        log_limited(log.exception, "an observer of a call's end failed", path=call.path)

@@ -10,6 +10,7 @@ import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.admission import Authenticator, OpenCalls, Strangers
 from dbos_actors.rpc.deadlines import Deadlines
 from dbos_actors.rpc.interceptors import Interceptor
@@ -135,8 +136,10 @@ class ServerCore:
                 return Status.INTERNAL, INTERNAL_ERROR, []
             text = message if message is None else str(message)
             return Status(status), text, details_fields(error)
-        except Exception:
-            log.exception("no status for an error", path=path, error=type(error).__name__)
+        except Exception:  # noqa: BLE001 - logged, and the failure of its call alone
+            log_limited(
+                log.exception, "no status for an error", path=path, error=type(error).__name__
+            )
             return Status.INTERNAL, INTERNAL_ERROR, []
 
 

@@ -25,6 +25,7 @@ import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip, compress
 from dbos_actors.rpc.containment import PASSING, tell
 from dbos_actors.rpc.core import Driver, ServerCore
@@ -208,7 +209,12 @@ class ServerConnection:
             self._engine.receive(data)
             self._handle_events(now_s)
         except Http2Error as error:
-            log.info("connection refused by the HTTP/2 engine", peer=self.peer, error=str(error))
+            log_limited(
+                log.info,
+                "connection refused by the HTTP/2 engine",
+                peer=self.peer,
+                error=str(error),
+            )
             self.lost()
         finally:
             self._receiving = False
@@ -507,7 +513,9 @@ class ServerConnection:
         except PASSING:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the codec raises is about this call
-            log.info("undecodable request", path=call.path, peer=self.peer, error=str(error))
+            log_limited(
+                log.info, "undecodable request", path=call.path, peer=self.peer, error=str(error)
+            )
             self._end(call, Status.INTERNAL, "the request message cannot be decoded")
             return
         try:
@@ -517,8 +525,8 @@ class ServerConnection:
                 self.fail(call, error)
         except PASSING:
             raise
-        except BaseException:
-            log.exception("handler failed", path=call.path, peer=self.peer)
+        except BaseException:  # noqa: BLE001 - logged, and the failure of its call alone
+            log_limited(log.exception, "handler failed", path=call.path, peer=self.peer)
             if not call.answered:
                 self._end(call, Status.INTERNAL, INTERNAL_ERROR)
 
@@ -831,7 +839,9 @@ class ServerConnection:
             return self._engine.output(amount)
         except Http2Error as error:
             if not self.closed:
-                log.warning("the HTTP/2 engine failed", peer=self.peer, error=str(error))
+                log_limited(
+                    log.warning, "the HTTP/2 engine failed", peer=self.peer, error=str(error)
+                )
                 self.lost()
             return b""
 
@@ -905,7 +915,7 @@ class ServerConnection:
         for call in list(self._senders):
             call.on_change()
         if self._is_stalled(now_s, accepted_bytes):
-            log.warning("connection closed: it does not read", peer=self.peer)
+            log_limited(log.warning, "connection closed: it does not read", peer=self.peer)
             self.lost()
             return
         if self._shutdown_s is not None and now_s >= self._shutdown_s + UNANSWERED_SHUTDOWN_S:
@@ -920,7 +930,9 @@ class ServerConnection:
                 self.announce_shutdown(now_s)
                 self._answered_outside()
             case Action.CLOSE:
-                log.info("connection closed: too old, or not answering", peer=self.peer)
+                log_limited(
+                    log.info, "connection closed: too old, or not answering", peer=self.peer
+                )
                 self.lost()
 
     def _is_stalled(self, now_s: float, accepted_bytes: int) -> bool:
@@ -950,7 +962,7 @@ class ServerConnection:
         """End the connection of a client that asks too much."""
         if self._ending:
             return
-        log.warning("connection closed", reason=reason, peer=self.peer)
+        log_limited(log.warning, "connection closed", reason=reason, peer=self.peer)
         with suppress(Http2Error):
             self._engine.shut_down(ErrorCode.ENHANCE_YOUR_CALM, reason.encode("ascii"))
         self._ending = True

@@ -26,6 +26,7 @@ import structlog
 import trio
 
 from dbos_actors.clock import Clock, SystemClock
+from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.admission import Authenticator
 from dbos_actors.rpc.core import Servable, ServerCore
 from dbos_actors.rpc.interceptors import Interceptor
@@ -217,13 +218,15 @@ class Server:
             except OSError as error:
                 if error.errno not in _ACCEPT_RETRY_ERRNOS:
                     raise
-                log.warning("cannot accept a connection", error=str(error))
+                log_limited(log.warning, "cannot accept a connection", error=str(error))
                 self._dismiss(_DISMISSED_AT_ONCE)
                 await trio.sleep(_ACCEPT_RETRY_S)
                 continue
             sock = _plain_socket(stream)
             if not self._make_place():
-                log.warning("connection refused: too many", limit=self._limits.connections_max)
+                log_limited(
+                    log.warning, "connection refused: too many", limit=self._limits.connections_max
+                )
                 self._refused_total += 1
                 sock.close()
                 continue
@@ -261,8 +264,8 @@ class Server:
                 pacer=self._pacer,
                 age_factor=self._age_factor(),
             )
-        except Exception:
-            log.exception("connection failed", peer=peer_name(sock))
+        except Exception as failure:  # noqa: BLE001 - logged, and dealt with here
+            log_limited(log.error, "connection failed", peer=peer_name(sock), exc_info=failure)
             sock.close()
             return
         self._connections[connection] = None
@@ -275,8 +278,8 @@ class Server:
         peer = peer_name(sock)
         try:
             await connection.run()
-        except Exception:
-            log.exception("connection failed", peer=peer)
+        except Exception as failure:  # noqa: BLE001 - logged, and dealt with here
+            log_limited(log.error, "connection failed", peer=peer, exc_info=failure)
         finally:
             trio.lowlevel.notify_closing(sock)
             sock.close()
@@ -412,7 +415,7 @@ class _Connection:
     def _failed(self, error: Exception) -> None:
         """The connection cannot go on."""
         if not isinstance(error, OSError):  # a client that goes without a word is no news
-            log.error("connection failed", peer=self._protocol.peer, exc_info=error)
+            log_limited(log.error, "connection failed", peer=self._protocol.peer, exc_info=error)
         self._protocol.lost()
 
     async def _read(self) -> None:
@@ -453,12 +456,14 @@ class _Connection:
             for plain in tls.open(data):
                 protocol.receive(plain, self._clock.monotonic_s())
         except ssl.SSLError as error:
-            log.info("TLS failed", peer=protocol.peer, error=error.reason or str(error))
+            log_limited(
+                log.info, "TLS failed", peer=protocol.peer, error=error.reason or str(error)
+            )
             with suppress(OSError):
                 self._sock.send(tls.seal(b""))  # the alert; lost if the socket is full
             return False
         except AlpnError:
-            log.info("TLS client without h2", peer=protocol.peer)
+            log_limited(log.info, "TLS client without h2", peer=protocol.peer)
             return False
         if protocol.peer_certificate is None and tls.ready:
             protocol.peer_certificate = tls.peer_certificate

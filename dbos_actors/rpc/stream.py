@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import sole_cause
+from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.containment import Observer, split_failure
 from dbos_actors.rpc.core import ServerCore
 from dbos_actors.rpc.http2 import Headers
@@ -240,7 +241,7 @@ class Stream(Generic[RequestT, ReplyT]):
         if self._sent or self._call.method.server_streaming:
             self._call.end(Status.OK)
         else:
-            log.error("handler returned without an answer", path=self.path)
+            log_limited(log.error, "handler returned without an answer", path=self.path)
             self._call.end(Status.INTERNAL, INTERNAL_ERROR)
 
 
@@ -291,10 +292,10 @@ def _fail(call: StreamCall, core: ServerCore, error: BaseException) -> None:
         unexpected = group.split((StreamTerminatedError, GRPCError))[1]
         if unexpected is not None:
             error = sole_cause(unexpected)
-            log.error("handler failed after its call", path=call.path, exc_info=error)
+            log_limited(log.error, "handler failed after its call", path=call.path, exc_info=error)
         return
     status, message, fields = core.status(error, call.path)
     if not isinstance(error, GRPCError) and status in {Status.INTERNAL, Status.UNKNOWN}:
-        log.error("handler failed", path=call.path, peer=call.peer, exc_info=error)
+        log_limited(log.error, "handler failed", path=call.path, peer=call.peer, exc_info=error)
         status, message = Status.INTERNAL, INTERNAL_ERROR
     call.end(status, message, fields)

@@ -267,6 +267,38 @@ async def test_what_a_handler_raises_is_the_calls_status(
     assert [answer.body for answer in answers[:5]] == [frame(b"some") * after] * 5
 
 
+async def test_tasks_of_a_handler_that_find_its_client_gone_are_no_error(
+    serve: Serve, connect: Connect
+) -> None:
+    ended = trio.Event()
+
+    async def send_until_gone(stream: Stream[Raw, Raw]) -> None:
+        with trio.CancelScope(shield=True):
+            while True:
+                await stream.send_message(b"x" * 1_000)
+
+    async def handler(stream: Stream[Raw, Raw]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_until_gone, stream)
+                nursery.start_soon(send_until_gone, stream)
+        finally:
+            ended.set()
+
+    async with serve(server_of(handler, DOWN)) as address:
+        client = await connect(address)
+        with capture_logs() as logs:
+            stream_id = client.raw.request(b"")
+            await client.flush()
+            assert await client.receive()
+            client.raw.reset(stream_id)
+            await client.flush()
+            with trio.fail_after(10):
+                await ended.wait()
+            await trio.testing.wait_all_tasks_blocked()
+    assert logs == []
+
+
 async def test_status_details_reach_the_client(serve: Serve) -> None:
     from google.protobuf.wrappers_pb2 import StringValue  # noqa: PLC0415
 
