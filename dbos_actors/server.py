@@ -35,6 +35,7 @@ from dbos_actors.actors.caches import RunCache, RunDirectory
 from dbos_actors.actors.context import AgentContext
 from dbos_actors.actors.deletion import Deletions
 from dbos_actors.actors.event_log import EventLog
+from dbos_actors.actors.listings import ListingBudget
 from dbos_actors.actors.liveness import Liveness
 from dbos_actors.actors.queries import Queries
 from dbos_actors.actors.retention import Retention, RetentionPolicy
@@ -182,7 +183,7 @@ async def open_supervisor(
             agents = _agents(settings, store, clock, directory, tasks=tasks, deletions=deletions)
             for forget in (directory.clear, agents.reload_all, tasks.reload):
                 store.on_reload(forget)
-            queries = Queries(store, limit_bytes=limits.message_bytes)
+            queries = Queries(store, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes)
             liveness = _liveness(settings, store, agents, clock)
             retention = _retention(settings, store, agents, clock)
             service = DbosService(
@@ -191,6 +192,9 @@ async def open_supervisor(
                 queries=queries,
                 directory=directory,
                 limits=limits,
+                listing_budget=ListingBudget(
+                    settings.listing_bytes, message_bytes=limits.message_bytes
+                ),
                 heard=None if liveness is None else liveness.heard,
             )
             health = Health([SERVICE.full_name])

@@ -19,6 +19,7 @@ from grpclib.exceptions import GRPCError
 
 from dbos_actors.actors.agent import no_such_run
 from dbos_actors.actors.caches import RunDirectory
+from dbos_actors.actors.listings import ListingBudget, Room
 from dbos_actors.actors.queries import Queries
 from dbos_actors.actors.scheduler import Scheduler
 from dbos_actors.api import messages
@@ -50,11 +51,11 @@ logger = structlog.get_logger(__name__)
 
 SERVICE: Final = messages.DESCRIPTOR.services_by_name["DBOS"]
 
-_LISTINGS_RUNNING_MAX = 64
-"""Each may hold a response of `Limits.message_bytes`: 256 MiB in all by default."""
+_LISTINGS_MAX = 1_000
+"""At the same time, waiting ones included. What they hold in all is `ListingBudget`'s matter."""
 
-_LISTINGS_WAITING_MAX = 1_000
-"""Each holds a request only."""
+Listing = Callable[[Any, Room], Awaitable[bytes]]
+"""A query that answers with a list: its request, and what it may hold in memory meanwhile."""
 
 _FILTER_STATES_MAX = 64
 """Names in a listing's state filter; runs have six states, modules a few of their own."""
@@ -89,6 +90,7 @@ class DbosService:
         queries: Queries,
         directory: RunDirectory,
         limits: Limits,
+        listing_budget: ListingBudget,
         heard: Callable[[str], None] | None = None,
     ) -> None:
         """``heard`` is called with the agent id of everything that agents report."""
@@ -99,7 +101,7 @@ class DbosService:
         self._directory = directory
         self._limits = limits
         self._nursery: trio.Nursery | None = None
-        self._running = trio.CapacityLimiter(_LISTINGS_RUNNING_MAX)
+        self._listing_budget = listing_budget
         self._listings = 0
         self._draining = trio.Event()
 
@@ -296,21 +298,20 @@ class DbosService:
 
     # -------------------------------------------------------------- listings
 
-    def _start_listing(self, query: Callable[[Any], Awaitable[bytes]], call: UnaryCall) -> None:
+    def _start_listing(self, query: Listing, call: UnaryCall) -> None:
         assert self._nursery is not None, "a call before run()"
-        limit = _LISTINGS_RUNNING_MAX + _LISTINGS_WAITING_MAX
-        if self._listings >= limit:
-            raise OverloadedError("the queue of listings", limit=limit, unit="calls")
+        if self._listings >= _LISTINGS_MAX:
+            raise OverloadedError("the queue of listings", limit=_LISTINGS_MAX, unit="calls")
         self._listings += 1
         self._nursery.start_soon(self._run_listing, query, call)
 
-    async def _run_listing(self, query: Callable[[Any], Awaitable[bytes]], call: UnaryCall) -> None:
+    async def _run_listing(self, query: Listing, call: UnaryCall) -> None:
         deadline = math.inf if call.deadline is None else call.deadline
         try:
             with trio.CancelScope(deadline=deadline):
-                async with self._running:
+                async with self._listing_budget.room() as room:
                     if not call.answered:
-                        call.reply(await query(call.request))
+                        call.reply(await query(call.request, room))
         except Exception as error:  # noqa: BLE001 - the call's outcome, whatever it is
             call.fail(error)
         finally:

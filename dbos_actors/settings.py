@@ -327,6 +327,15 @@ class Settings(BaseSettings):
         le=1 << 30,
         text="Largest gRPC message, either way. Clients have a limit of their own, mostly 4 MiB.",
     )
+    listing_bytes: Size = _setting(
+        "DBOS_LISTING_BYTES",
+        64 << 20,
+        unit="size",
+        used_by="service",
+        ge=1 << 20,
+        text="Memory of all listings together that hold more than 64 KiB each; at twice "
+        "`DBOS_MAX_MESSAGE_BYTES` and 2 MiB for each, six at once by default. Others wait.",
+    )
     max_id_bytes: Size = _setting(
         "DBOS_MAX_ID_BYTES",
         256,

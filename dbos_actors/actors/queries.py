@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from dbos_actors.actors.agent import embedded, found
+from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.api.messages import (
     GetEventsRequest,
     GetResultRequest,
@@ -31,10 +32,20 @@ from dbos_actors.store import Store, pack
 from dbos_actors.store.keys import escaped
 
 _STEP = 256
-"""Records read at once: at 8 KB each, 2 MiB."""
+"""Entries of one step; how many of their records one read brings, their sizes decide."""
+
+_FIRST_STEP = 16
+"""Entries of the first step if a filter may drop them; each further one has four times as many.
+So a small page of what is frequent reads little, and one of what is rare takes few round trips."""
 
 _SCANNED_MAX: Final = 20_000
 """Entries looked at for one page: a filter that few pass gives short pages, not stalls."""
+
+_SCANNED_BYTES_MAX: Final = 64 << 20
+"""Likewise in bytes: 0.1 s of reading."""
+
+_EVENTS_BYTES: Final = 4 << 20
+"""Events of one step together, by the largest that the limits of ids allow."""
 
 _ENVELOPE_BYTES = 4096
 """Kept free in a response for its page token."""
@@ -55,6 +66,11 @@ class Page:
         if not self._page_size:
             return _STEP
         return min(_STEP, self._page_size - len(self._records) + 1)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it may end before the listing does."""
+        return self._page_size > 0
 
     def add(self, record: bytes) -> bool:
         """Take one more; False when the page is full.
@@ -89,9 +105,12 @@ class Page:
 class Queries:
     """The reading half of the service."""
 
-    def __init__(self, store: Store, *, limit_bytes: int) -> None:
+    def __init__(self, store: Store, *, limit_bytes: int, id_bytes: int) -> None:
+        """``limit_bytes`` bounds a response, ``id_bytes`` an id or a name."""
         self._store = store
         self._limit_bytes = limit_bytes
+        # An event has three ids or names, each twice, and JSON may take six bytes for one.
+        self._events_step = max(1, min(_STEP, _EVENTS_BYTES // (36 * id_bytes + 4096)))
 
     def get_result(
         self,
@@ -145,7 +164,7 @@ class Queries:
     # Each raises `RefusedError` for what the request says wrong,
     # `ResponseTooLargeError`, `UnavailableError` or `OverloadedError`.
 
-    async def list_agents(self, request: ListAgentsRequest) -> bytes:
+    async def list_agents(self, request: ListAgentsRequest, room: Room) -> bytes:
         """Agents by id."""
         listing = paging.Listing("ListAgents")
         after = listing.position(request.page_token)
@@ -159,13 +178,16 @@ class Queries:
             )
             if not members:
                 return page.response()
-            (records,) = await self._store.read(pack("HMGET", keys.agents, *members))
-            for member, record in zip(members, records, strict=True):
-                if record is not None and not page.add(record):
+            sizes = await record_sizes(self._store, keys.agents, members)
+            for first, behind, size_bytes in reads(sizes):
+                part = members[first:behind]
+                taken = await self._take(page, room, keys.agents, part, size_bytes=size_bytes)
+                if taken:
+                    last = part[taken - 1]
+                if taken < len(part):
                     return page.response(listing.token(0, (last or b"").decode()))
-                last = member
 
-    async def list_states(self, request: ListModuleStatesRequest) -> bytes:
+    async def list_states(self, request: ListModuleStatesRequest, room: Room) -> bytes:
         """States of an agent by time of last change, oldest first: one that changes
         while the list is paged through comes (again) at its end and is never missed.
         """
@@ -182,13 +204,14 @@ class Queries:
 
         return await self._list(
             request,
+            room,
             listing=paging.Listing("ListModuleStates", agent_id, module_name, sorted(states)),
             index=Index(self._store, index),
             records=keys.states + name,
             is_wanted=is_wanted if states else None,
         )
 
-    async def list_results(self, request: ListResultsRequest) -> bytes:
+    async def list_results(self, request: ListResultsRequest, room: Room) -> bytes:
         """Results of an agent by time received, oldest first unless asked otherwise."""
         agent_id, module_name = request.agent_id, request.module_name
         since, until, newest_first = request.since, request.until, request.newest_first
@@ -200,6 +223,7 @@ class Queries:
 
         return await self._list(
             request,
+            room,
             listing=paging.Listing(
                 "ListResults", agent_id, module_name, since, until, newest_first
             ),
@@ -214,25 +238,29 @@ class Queries:
             is_wanted=is_wanted if module_name else None,
         )
 
-    async def list_events(self, request: GetEventsRequest) -> bytes:
+    async def list_events(self, request: GetEventsRequest, room: Room) -> bytes:
         """Events, newest first."""
         types = frozenset(request.types)
         listing = paging.Listing("GetEvents", sorted(types), request.agent_id)
         after = listing.position(request.page_token)
         page = Page(page_size=paging.event_count(request.limit), limit_bytes=self._limit_bytes)
         last = None if after is None else after.id.encode()
+        is_filtered = bool(types or request.agent_id)
         scanned = 0
         while True:
             newest = b"+" if last is None else b"(" + last
+            count = self._events_step if is_filtered else min(page.wanted, self._events_step)
             (entries,) = await self._store.read(
-                pack("XREVRANGE", self._store.keys.events, newest, "-", "COUNT", page.wanted)
+                pack("XREVRANGE", self._store.keys.events, newest, "-", "COUNT", count)
             )
             if not entries:
                 return page.response()
             for entry_id, fields in entries:
                 event = fields[1]
-                if _is_wanted_event(event, types, request.agent_id) and not page.add(event):
-                    return page.response(listing.token(0, (last or b"").decode()))
+                if not is_filtered or _is_wanted_event(event, types, request.agent_id):
+                    if not page.add(event):
+                        return page.response(listing.token(0, (last or b"").decode()))
+                    await room.reserve(len(event))
                 last = entry_id
             scanned += len(entries)
             if scanned >= _SCANNED_MAX:
@@ -244,6 +272,7 @@ class Queries:
     async def _list(
         self,
         request: ListModuleStatesRequest | ListResultsRequest,
+        room: Room,
         *,
         listing: paging.Listing,
         index: Index,
@@ -253,21 +282,51 @@ class Queries:
         after = listing.position(request.page_token)
         last = None if after is None else (after.score, after.id.encode())
         page = self._page(request.page_size)
-        scanned = 0
+        step = _FIRST_STEP
+        scanned = scanned_bytes = 0
         while True:
-            entries = await index.entries_after(last, page.wanted)
+            count = page.wanted
+            if is_wanted is not None:
+                count = min(max(count, step), _STEP)
+                step *= 4
+            entries = await index.entries_after(last, count)
             if not entries:
                 return page.response()
             members = [member for _, member in entries]
-            (values,) = await self._store.read(pack("HMGET", records, *members))
-            for entry, value in zip(entries, values, strict=True):
-                wanted = value is not None and (is_wanted is None or is_wanted(value))
-                if wanted and not page.add(value):
+            sizes = await record_sizes(self._store, records, members)
+            for first, behind, size_bytes in reads(sizes):
+                part = members[first:behind]
+                taken = await self._take(
+                    page, room, records, part, size_bytes=size_bytes, is_wanted=is_wanted
+                )
+                if taken:
+                    last = entries[first + taken - 1]
+                scanned += taken
+                scanned_bytes += size_bytes
+                is_long = scanned >= _SCANNED_MAX or scanned_bytes >= _SCANNED_BYTES_MAX
+                if taken < len(part) or (page.is_bounded and is_long):
                     return page.response(_token(listing, last))
-                last = entry
-            scanned += len(entries)
-            if request.page_size and scanned >= _SCANNED_MAX:
-                return page.response(_token(listing, last))
+
+    async def _take(
+        self,
+        page: Page,
+        room: Room,
+        records: str,
+        members: Sequence[bytes],
+        *,
+        size_bytes: int,
+        is_wanted: Callable[[bytes], bool] | None = None,
+    ) -> int:
+        """Read these records and add what is wanted to the page; how many of them it covers."""
+        await room.reserve(size_bytes)
+        (values,) = await self._store.read(pack("HMGET", records, *members))
+        for number, value in enumerate(values):
+            wanted = value is not None and (is_wanted is None or is_wanted(value))
+            if wanted and not page.add(value):
+                return number
+            if value is not None and not wanted:
+                room.release(len(value))
+        return len(members)
 
 
 class Index:

@@ -26,6 +26,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.queries import Page
 from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
 from dbos_actors.actors.scheduler_store import TaskCommands, overlaid
@@ -279,7 +280,7 @@ class Scheduler:
 
     # ----------------------------------------------------------------- listing
 
-    async def list_tasks(self, request: ListTasksRequest) -> bytes:
+    async def list_tasks(self, request: ListTasksRequest, room: Room) -> bytes:
         """Tasks by id: of a status, an agent, a module.
 
         Raises `RefusedError` for what the request says wrong, `ResponseTooLargeError`,
@@ -295,14 +296,18 @@ class Scheduler:
         if not page_size and len(found) > _LISTED_MAX:
             raise ResponseTooLargeError(limit=self._settings.message_bytes_max)
         for start in range(0, len(found), _READ_AT_ONCE):
-            records = found[start : start + _READ_AT_ONCE]
-            (kept,) = await self._store.read(self._commands.fetch(records))
-            for record, task in zip(records, kept, strict=True):
-                if task is None:
-                    continue
-                if not page.add(overlaid(task, record)):
-                    return page.response(listing.token(0, last))
-                last = record.task_id
+            step = found[start : start + _READ_AT_ONCE]
+            ids = [record.task_id.encode() for record in step]
+            sizes = await record_sizes(self._store, self._store.keys.tasks, ids)
+            for first, behind, size_bytes in reads(sizes):
+                await room.reserve(size_bytes)
+                (kept,) = await self._store.read(self._commands.fetch(step[first:behind]))
+                for record, task in zip(step[first:behind], kept, strict=True):
+                    if task is None:
+                        continue
+                    if not page.add(overlaid(task, record)):
+                        return page.response(listing.token(0, last))
+                    last = record.task_id
         return page.response()
 
     async def _matching(

@@ -456,6 +456,11 @@ def hexists(db: Database, args: Arguments) -> int:
     return int(args[2] in (db.get(args[1], HashMap) or {}))
 
 
+@command("HSTRLEN", 3)
+def hstrlen(db: Database, args: Arguments) -> int:
+    return len((db.get(args[1], HashMap) or {}).get(args[2], b""))
+
+
 @command("HLEN", 2)
 def hlen(db: Database, args: Arguments) -> int:
     return len(db.get(args[1], HashMap) or {})

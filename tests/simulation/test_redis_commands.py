@@ -193,6 +193,7 @@ DATA_COMMANDS = st.one_of(
     flat("HGETALL", KEYS),
     flat("HKEYS", KEYS),
     flat("HEXISTS", KEYS, MEMBERS),
+    flat("HSTRLEN", KEYS, MEMBERS),
     flat("HLEN", KEYS),
     flat("HDEL", KEYS, some(MEMBERS)),
     flat("HINCRBY", KEYS, MEMBERS, "3"),
