@@ -28,8 +28,9 @@ import trio
 
 from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.queries import Page
+from dbos_actors.actors.scheduler_commands import TaskCommands
 from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
-from dbos_actors.actors.scheduler_store import TaskCommands, overlaid
+from dbos_actors.actors.scheduler_store import overlaid
 from dbos_actors.actors.scheduler_turns import (
     ADVANCED_AT_ONCE,
     DEFAULT_LEASE_S,

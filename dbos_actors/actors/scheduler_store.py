@@ -13,7 +13,7 @@ all this. What an interrupted snapshot left behind is overwritten by the next on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,8 +28,7 @@ from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
 from dbos_actors.errors import raise_sole_cause
-from dbos_actors.store import Store, pack, pack_argument, pack_head
-from dbos_actors.store.keys import Keys
+from dbos_actors.store import Store, pack
 
 T = TypeVar("T")
 
@@ -49,51 +48,6 @@ class Recovered:
     """Of the snapshot in force; 0 if there is none."""
     sequence: int
     """The journal holds the entries after this one."""
-
-
-class TaskCommands:
-    """The commands a turn is written with."""
-
-    __slots__ = ("_journal_head", "_keys")
-
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
-        self._journal_head = pack_head(5, "XADD", keys.tasks_journal)
-
-    def journal(self, sequence: int, entry: bytes) -> bytes:
-        """Append a turn's entry."""
-        return b"%b%b$1\r\ne\r\n%b" % (
-            self._journal_head,
-            pack_argument(b"%d-0" % sequence),
-            pack_argument(entry),
-        )
-
-    def keep(self, task: Task) -> bytes:
-        """Write a task as it is scheduled."""
-        return pack("HSET", self._keys.tasks, task.id, task.SerializeToString())
-
-    def forget(self, task_ids: Iterable[str]) -> bytes:
-        """Drop what `keep` has written."""
-        return pack("HDEL", self._keys.tasks, *task_ids)
-
-    def fetch(self, records: Iterable[TaskRecord]) -> bytes:
-        """Read what `keep` has written; one value or None for each."""
-        return pack("HMGET", self._keys.tasks, *(record.task_id for record in records))
-
-    def add_chunk(self, generation: int, chunk: bytes, *, is_first: bool) -> list[bytes]:
-        """Append a chunk to the snapshot of a generation."""
-        key = f"{self._keys.tasks_snapshots}{generation}"
-        commands = [pack("UNLINK", key)] if is_first else []
-        return [*commands, pack("RPUSH", key, chunk)]
-
-    def switch(self, generation: int, sequence: int) -> list[bytes]:
-        """Let a complete snapshot stand for the journal up to and with ``sequence``."""
-        keys = self._keys
-        return [
-            pack("HSET", keys.tasks_snapshot, "generation", generation, "sequence", sequence),
-            pack("XTRIM", keys.tasks_journal, "MINID", "=", f"{sequence + 1}-0"),
-            pack("UNLINK", f"{keys.tasks_snapshots}{generation - 1}"),
-        ]
 
 
 async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:

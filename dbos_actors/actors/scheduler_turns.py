@@ -25,7 +25,8 @@ from typing import Any, Final, Protocol
 
 from dbos_actors.actors.agent import embedded, found, guarded
 from dbos_actors.actors.event_log import EventLog
-from dbos_actors.actors.scheduler_store import Recovered, TaskCommands, listed, overlaid, recover
+from dbos_actors.actors.scheduler_commands import TaskCommands
+from dbos_actors.actors.scheduler_store import Recovered, listed, overlaid, recover
 from dbos_actors.api.messages import (
     AckTaskRequest,
     AckTaskResponse,

@@ -39,6 +39,10 @@ _STATUSES = {int(status): status for status in Status}
 _SETTLEDS = {int(settled): settled for settled in Settled}
 
 
+ROW_ERRORS = (KeyError, struct.error, UnicodeDecodeError)
+"""What `TaskRecord.decode` raises about a row that is none, or is of an unknown lane."""
+
+
 class TaskRecord:
     """The resident part of one task.
 

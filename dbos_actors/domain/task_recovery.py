@@ -19,6 +19,7 @@ from dbos_actors.domain.task_journal import (
     decode_chunk,
     decode_entry,
 )
+from dbos_actors.domain.task_record import ROW_ERRORS
 from dbos_actors.domain.tasks import SHARDS, TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
 
@@ -119,8 +120,8 @@ class Recovery:
         for number, rows in enumerate(self._shards):
             try:
                 book.restore_rows(number, rows, now, claims)
-            except KeyError as error:
-                raise JournalError(f"no lane {error} is known") from error
+            except ROW_ERRORS as error:
+                raise JournalError(f"a row is damaged or of an unknown lane: {error!r}") from error
             self._shards[number] = {}
             yield
         claims.finish(book.claims, now)
