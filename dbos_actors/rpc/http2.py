@@ -217,6 +217,16 @@ class Http2Connection:
         """From now on interleave the stream's body with the others' (server)."""
         self._engine.set_stream_priority(stream_id, INCREMENTAL, ignore_client_signal=True)
 
+    def remote_window_bytes(self, stream_id: int) -> int:
+        """What the peer takes on a stream (0 if that has ended); with 0, on the connection."""
+        engine = self._engine
+        if stream_id == 0:
+            return engine.remote_window_size
+        try:
+            return engine.stream_remote_window_size(stream_id)
+        except StreamError:
+            return 0
+
     def can_send_trailers(self, stream_id: int) -> bool:
         """Whether nothing queued on the stream is held back by its peer's windows."""
         engine = self._engine

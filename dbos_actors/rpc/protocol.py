@@ -47,9 +47,11 @@ from dbos_actors.rpc.http2 import (
     StreamError,
     StreamReset,
     TrailersReceived,
+    WindowUpdated,
 )
 from dbos_actors.rpc.keepalive import UNANSWERED_SHUTDOWN_S, Action, Keepalive
 from dbos_actors.rpc.metadata import MetadataError, decode_timeout
+from dbos_actors.rpc.senders import Senders
 from dbos_actors.rpc.status import (
     INTERNAL_ERROR,
     OK_TRAILERS,
@@ -184,7 +186,7 @@ class ServerConnection:
         # Request bytes not handed to handlers yet, and how many of them are shared memory.
         self._held = 0
         self._held_charged = 0
-        self._senders: set[StreamCall] = set()
+        self._senders = Senders(engine, queue_bytes_max=limits.stream_backlog_bytes)
         self._uploads = Uploads(core.limits.upload_bytes_max)
         self._receiving = False
         self._charged = 0
@@ -258,12 +260,15 @@ class ServerConnection:
                 header_bytes = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
                 if header_bytes is not None:
                     self.header_bytes_max = min(header_bytes, HEADER_BYTES_MAX)
+                self._senders.windows_changed()
             elif kind is PingReceived:
                 if self._keepalive.client_pinged(now_s, busy=self.is_busy):
                     self._calm_down("too_many_pings")
             elif kind is PingAcknowledged:
                 if event.opaque_data == _SHUTDOWN_PING:
                     self._finish_shutdown()
+            elif kind is WindowUpdated:
+                self._senders.window_opened(event.stream_id)
             elif kind is ConnectionClosed:
                 self.lost()
 
@@ -754,14 +759,15 @@ class ServerConnection:
 
     def can_send(self, call: StreamCall, size: int) -> bool:
         """Whether a message of so many bytes may be queued; if not, ``on_change`` will tell."""
-        limits = self._core.limits
-        if self._engine.queued_bytes(call.stream_id) < limits.stream_backlog_bytes:
-            backlog = self.backlog + size
-            if backlog <= limits.backlog_bytes_free or self._charge(backlog):
-                self._senders.discard(call)
-                return True
-        self._senders.add(call)
-        return False
+        if self._senders.is_queue_full(call):
+            self._senders.wait_for_queue(call)
+            return False
+        backlog = self.backlog + size
+        if backlog > self._backlog_free and not self._charge(backlog):
+            self._senders.wait_for_room(call, size)
+            return False
+        self._senders.discard(call)
+        return True
 
     def send_headers(self, call: StreamCall, fields: Fields) -> None:
         """Queue the response headers of a call that is not over."""
@@ -776,6 +782,8 @@ class ServerConnection:
         self.backlog += len(framed)
         with suppress(*StreamError):
             self._send_data(call.stream_id, framed)
+            if len(framed) > SHARED_RESPONSE_BYTES and not call.method.server_streaming:
+                self._engine.share_fairly(call.stream_id)
         self._answered_outside()
 
     def end_stream(self, call: StreamCall, status: Status, fields: Fields) -> None:
@@ -870,12 +878,18 @@ class ServerConnection:
                 again = self._resume() or again
         finally:
             self._receiving = False
-        if self._senders:
-            for call in list(self._senders):
-                call.on_change()
+        senders = self._senders
+        if senders.for_queue:
+            senders.flushed()
+        if senders.for_room:
+            self._wake_for_room()
         if self._ending and not unsent_bytes:
             self.lost()
         return again
+
+    def _wake_for_room(self) -> None:
+        allowance = self._backlog_free + self._charged - self.backlog
+        self._senders.wake_for_room(allowance + self._core.backlog_free)
 
     def _reset_discarded(self) -> bool:
         """Reset the streams whose trailers are on their way; whether any was."""
@@ -912,8 +926,7 @@ class ServerConnection:
             self.lost()
         if self.closed:
             return
-        for call in list(self._senders):
-            call.on_change()
+        self._wake_for_room()  # others may have given memory back
         if self._is_stalled(now_s, accepted_bytes):
             log_limited(log.warning, "connection closed: it does not read", peer=self.peer)
             self.lost()

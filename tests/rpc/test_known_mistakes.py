@@ -84,11 +84,17 @@ async def test_a_unary_call_does_not_wait_behind_a_large_stream(
     def large(call: UnaryCall) -> None:
         call.reply(bytes(16 << 20))
 
-    service = Service("Pour", pour, Cardinality.UNARY_STREAM)
+    async def large_of_grpclib(stream: Stream[Blob, Blob]) -> None:
+        await stream.send_message(Blob(bytes(16 << 20)))
+
+    services = [
+        Service("Pour", pour, Cardinality.UNARY_STREAM),
+        Service("LargeToo", large_of_grpclib, Cardinality.UNARY_UNARY),
+    ]
     limits = ServerLimits(backlog_bytes_max=32 << 20)
-    server = server_of({"Echo": echo, "Large": large}, service, limits=limits)
+    server = server_of({"Echo": echo, "Large": large}, *services, limits=limits)
     async with serve(server) as address:
-        for path in (b"/test.Test/Pour", b"/test.Test/Large"):
+        for path in (b"/test.Test/Pour", b"/test.Test/Large", b"/test.Test/LargeToo"):
             client = await connect(address, options=Http2Options(stream_window_bytes=1 << 24))
             big = client.raw.request(b"", path=path)
             await client.flush()
