@@ -6,8 +6,11 @@ settled: stored, known before, or rejected for what they say. So a client that
 loses the stream sends again whatever lies behind that count.
 
 Bounded by what may be unsettled at once: beyond it nothing is read, flow control
-stops the client, and memory does not grow however slow Redis is. An infrastructure
-error ends the stream with its status.
+stops the client, and memory does not grow however slow Redis is. A rejected message
+counts as unsettled until its rejection is on its way, so a client that does not read its
+responses is stopped too. An infrastructure error ends the stream with its status.
+
+`durable` passes a rejected message only with the response that names it or a later one.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from typing import Any, Final
 import trio
 from trio_util import move_on_when
 
-from dbos_actors.actors.agent import DUPLICATE
+from dbos_actors.actors.agent import DUPLICATE, embedded
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
-from dbos_actors.domain.limits import Limits, check_result
+from dbos_actors.domain.limits import Limits, check_result, echoed
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.stream import Stream
 from dbos_actors.runtime import Call
@@ -32,8 +35,21 @@ _UNSETTLED_MESSAGES_MAX: Final = 4_000
 _UNSETTLED_BYTES_MAX: Final = 16 << 20
 """Likewise, in bytes of two full commits."""
 
+_REJECTED_BYTES_MAX: Final = 32 << 10
+"""Rejections that wait to be sent, in bytes; beyond it nothing is read. Half of what the
+transport queues for a stream before its handler has to wait."""
+
+_REJECTION_BYTES: Final = 300
+"""What a rejection takes in memory besides its text; measured."""
+
+_RESPONSE_BYTES_MAX: Final = 32 << 10
+"""Of the rejections in one response; the rest follows in the next."""
+
 _READ_MESSAGES: Final = 500
 """Taken before other tasks run: about 5 ms."""
+
+_READ_MESSAGES_REFUSED: Final = 50
+"""Likewise, after messages of which some were rejected: each may leave a rejection to be sent."""
 
 _OVERLOAD_PAUSE_S: Final = 0.02
 """Before a message that found a queue full is tried again."""
@@ -56,9 +72,11 @@ async def store_results(
         nursery.start_soon(ingest.send_responses, stream)
         nursery.start_soon(ingest.deliver_postponed)
         async with move_on_when(draining.wait):
-            while messages := await stream.recv_messages(_READ_MESSAGES):
-                for message in messages:
-                    ingest.take(message)
+            count = _READ_MESSAGES
+            while messages := await stream.recv_messages(count):
+                rejected = sum([ingest.take(message) for message in messages])
+                count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
+                del messages  # or they would stay while it waits
                 await ingest.wait_for_room()
         await ingest.wait_until_reported()
         nursery.cancel_scope.cancel()
@@ -79,6 +97,9 @@ class _Message:
         "request",
         "size_bytes",
     )
+
+    request: StoreResultRequest | None
+    """None once the message is rejected: the client has it."""
 
     def __init__(
         self, ingest: _Ingest, index: int, request: StoreResultRequest, size_bytes: int
@@ -123,7 +144,9 @@ class _Ingest:
         self._postponed: list[_Message] = []
         self._durable = 0
         self._duplicates = 0
-        self._rejected: list[tuple[_Message, str]] = []
+        # Each with its part of a response. They are settled as that is taken from here.
+        self._rejected: deque[tuple[_Message, bytes]] = deque()
+        self._rejected_bytes = 0
         self._reported = 0
         self._error: Exception | None = None
         self._news = trio.Event()
@@ -132,8 +155,8 @@ class _Ingest:
 
     # ---------------------------------------------------------------- messages
 
-    def take(self, request: StoreResultRequest) -> None:
-        """Begin to store one message."""
+    def take(self, request: StoreResultRequest) -> bool:
+        """Begin to store one message; whether it was rejected at once."""
         size_bytes = request.ByteSize()
         message = _Message(self, self._taken, request, size_bytes)
         self._taken += 1
@@ -143,8 +166,9 @@ class _Ingest:
             agent_id = check_result(request, self._limits).agent_id
         except RefusedError as error:
             message.fail(error)
-        else:
-            self._deliver(agent_id, message)
+            return True
+        self._deliver(agent_id, message)
+        return False
 
     def postpone(self, message: _Message) -> None:
         """A queue was full: the message is delivered again soon."""
@@ -159,6 +183,7 @@ class _Ingest:
             await trio.sleep(_OVERLOAD_PAUSE_S)
             postponed, self._postponed = self._postponed, []
             for message in postponed:
+                assert message.request is not None
                 self._deliver(message.request.result.agent_id, message)
             self._progress.set()
 
@@ -168,6 +193,7 @@ class _Ingest:
             self._postponed
             or len(self._unsettled) >= _UNSETTLED_MESSAGES_MAX
             or self._unsettled_bytes >= _UNSETTLED_BYTES_MAX
+            or self._rejected_bytes >= _REJECTED_BYTES_MAX
         ):
             await self._wait_for_progress()
 
@@ -200,11 +226,26 @@ class _Ingest:
     def failed(self, message: _Message, error: Exception) -> None:
         """A message is rejected for what it says, or the stream cannot go on."""
         if isinstance(error, RefusedError):
-            self._rejected.append((message, str(error)))
-            self.settled(message)
+            self._reject(message, error)
         elif self._error is None:
             self._error = error
         self._news.set()
+
+    def _reject(self, message: _Message, error: RefusedError) -> None:
+        assert message.request is not None
+        result = message.request.result
+        rejected = StoreResultsResponse.Rejected(
+            index=message.index,
+            agent_id=echoed(result.agent_id, self._limits),
+            id=echoed(result.id, self._limits),
+            error=str(error),
+        )
+        part = embedded(3, rejected.SerializeToString())
+        self._unsettled_bytes -= message.size_bytes
+        message.size_bytes = 0
+        message.request = None
+        self._rejected.append((message, part))
+        self._rejected_bytes += len(part) + _REJECTION_BYTES
 
     async def send_responses(
         self, stream: Stream[StoreResultRequest, StoreResultsResponse]
@@ -218,24 +259,30 @@ class _Ingest:
             self._news = trio.Event()
             while self._durable > self._reported or self._rejected:
                 response = self._response()
+                reported = self._durable
                 await stream.send_message(response)
-                self._reported = response.durable
+                self._reported = reported
+                self._progress.set()
             if self._error is not None:
                 raise self._error
             self._progress.set()
 
-    def _response(self) -> StoreResultsResponse:
-        rejected, self._rejected = self._rejected, []
-        return StoreResultsResponse(
-            durable=self._durable,
-            duplicates=self._duplicates,
-            rejected=[
-                StoreResultsResponse.Rejected(
-                    index=message.index,
-                    agent_id=message.request.result.agent_id,
-                    id=message.request.result.id,
-                    error=error,
-                )
-                for message, error in rejected
-            ],
-        )
+    def _response(self) -> bytes:
+        """A serialised response with as many rejections as it has room for."""
+        rejected = self._rejected
+        parts = [b""]
+        size = 0
+        limit = min(_RESPONSE_BYTES_MAX, self._limits.message_bytes - _COUNTS_BYTES)
+        while rejected and (size == 0 or size + len(rejected[0][1]) <= limit):
+            message, part = rejected.popleft()
+            size += len(part)
+            self._rejected_bytes -= len(part) + _REJECTION_BYTES
+            parts.append(part)
+            self.settled(message)
+        counts = StoreResultsResponse(durable=self._durable, duplicates=self._duplicates)
+        parts[0] = counts.SerializeToString()
+        return b"".join(parts)
+
+
+_COUNTS_BYTES: Final = 32
+"""What the two counts of a response take at most."""

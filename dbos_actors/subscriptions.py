@@ -9,7 +9,9 @@ When the stream ends, the tasks it holds return at once: whoever worked on them
 has gone. Not so when the server drains: the client is told to come back, goes on
 working, and settles by its tokens wherever it connects next.
 
-Bounded by the client's own `max_in_flight` and by what may be unsettled here.
+Bounded by the client's own `max_in_flight` and by what may be unsettled here. An outcome
+counts as unsettled until it is on its way, so a client that does not read its responses
+is stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dbos_actors.actors.scheduler import Scheduler
 from dbos_actors.actors.scheduler_push import Subscriber
 from dbos_actors.actors.scheduler_turns import Settle, outcome_bytes
 from dbos_actors.api.messages import SubscribeTasksRequest, SubscribeTasksResponse
-from dbos_actors.domain.limits import Limits, check_id, check_text
+from dbos_actors.domain.limits import Limits, check_id, check_text, echoed
 from dbos_actors.errors import (
     InvalidFieldError,
     MissingFieldError,
@@ -34,13 +36,17 @@ from dbos_actors.errors import (
 )
 from dbos_actors.rpc.stream import Stream
 
-_READ_MESSAGES: Final = 200
-"""Settled in one turn: 5 ms."""
+_READ_MESSAGES: Final = 100
+"""Settled in one turn: 3 ms."""
 
 _UNSETTLED_MESSAGES_MAX: Final = 2_000
 """Beyond it nothing is read, and flow control stops the client."""
 
-_RESPONSE_BYTES: Final = 256 << 10
+_UNSETTLED_BYTES_MAX: Final = 64 << 10
+"""Likewise, of requests that wait for their outcomes and of outcomes that wait to be sent:
+what the transport queues for a stream before its handler has to wait."""
+
+_RESPONSE_BYTES: Final = 32 << 10
 """Parts are joined into one message up to about this size."""
 
 _OVERLOAD_PAUSE_S: Final = 0.02
@@ -73,6 +79,7 @@ async def subscribe_tasks(
             async with move_on_when(draining.wait):
                 while messages := await stream.recv_messages(_READ_MESSAGES):
                     subscription.take(messages)
+                    del messages  # or they would stay while it waits
                     await subscription.wait_for_room()
             if draining.is_set():
                 subscriber.close()
@@ -98,11 +105,12 @@ def _checked_start(first: SubscribeTasksRequest, limits: Limits) -> SubscribeTas
 class _Batch:
     """What one read brought, as the scheduler's actor sees it; a `runtime.Call`."""
 
-    __slots__ = ("answered", "deadline", "request", "subscription")
+    __slots__ = ("answered", "deadline", "request", "size_bytes", "subscription")
 
     def __init__(
         self, subscription: _Subscription, messages: Sequence[SubscribeTasksRequest]
     ) -> None:
+        self.size_bytes = sum(message.ByteSize() for message in messages)
         self.subscription = subscription
         self.request = Settle(messages)
         self.deadline: float | None = None
@@ -139,6 +147,8 @@ class _Subscription:
         self._outbox: list[tuple[bytes, int]] = []
         self._is_sending = False
         self._unsettled = 0
+        # Of what is unsettled, and of the outcomes in the outbox.
+        self._unsettled_bytes = 0
         self._postponed: list[_Batch] = []
         self._error: Exception | None = None
         self._news = trio.Event()
@@ -153,6 +163,7 @@ class _Subscription:
         Raises `InvalidFieldError`, which ends the stream, for what has no outcome.
         """
         sound = []
+        refused = []
         for message in messages:
             kind = message.WhichOneof("request")
             if kind is None or kind == "start":
@@ -163,12 +174,16 @@ class _Subscription:
                 if kind == "nack":
                     check_text("nack.reason", one.reason, self._limits.text_bytes)
             except RefusedError as error:
-                self._put(outcome_bytes(one.task_id, str(error)), 0)
+                refused.append(outcome_bytes(echoed(one.task_id, self._limits), str(error)))
             else:
                 sound.append(message)
+        if refused:
+            self._put_outcomes(b"".join(refused))
         if sound:
-            self._unsettled += len(sound)
-            self._tasks.deliver(_Batch(self, sound))
+            batch = _Batch(self, sound)
+            self._unsettled += batch.size
+            self._unsettled_bytes += batch.size_bytes
+            self._tasks.deliver(batch)
 
     def postpone(self, batch: _Batch) -> None:
         """A queue was full: the batch is delivered again soon."""
@@ -188,7 +203,11 @@ class _Subscription:
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
-        while self._postponed or self._unsettled >= _UNSETTLED_MESSAGES_MAX:
+        while (
+            self._postponed
+            or self._unsettled >= _UNSETTLED_MESSAGES_MAX
+            or self._unsettled_bytes >= _UNSETTLED_BYTES_MAX
+        ):
             await self._wait_for_progress()
 
     async def wait_until_answered(self) -> None:
@@ -209,12 +228,17 @@ class _Subscription:
     def settled(self, batch: _Batch, outcomes: bytes) -> None:
         """A batch has its outcomes."""
         self._unsettled -= batch.size
-        self._put(outcomes, 0)
+        self._unsettled_bytes -= batch.size_bytes
+        self._put_outcomes(outcomes)
 
     def fail(self, error: Exception) -> None:
         """The stream cannot go on."""
         self._error = self._error or error
         self._news.set()
+
+    def _put_outcomes(self, outcomes: bytes) -> None:
+        self._unsettled_bytes += len(outcomes)
+        self._put(outcomes, 0)
 
     def _put(self, part: bytes, tasks_bytes: int) -> None:
         self._outbox.append((part, tasks_bytes))
@@ -241,6 +265,8 @@ class _Subscription:
                 del self._outbox[:taken]
                 await stream.send_message(b"".join(parts))
                 self.subscriber.sent(tasks_bytes)
+                self._unsettled_bytes -= size - tasks_bytes
+                self._progress.set()
             self._is_sending = False
             if self._error is not None:
                 raise self._error

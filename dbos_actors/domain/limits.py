@@ -60,6 +60,17 @@ def check_text(field: str, text: str, limit_bytes: int) -> None:
             raise FieldLimitError(field, size=size, limit=limit_bytes)
 
 
+def echoed(identifier: str, limits: Limits) -> str:
+    """An identifier as an answer about a refused request repeats it.
+
+    Cut to the length of the longest valid one, so that no answer is much larger than that.
+    """
+    encoded = identifier.encode()
+    if len(encoded) <= limits.id_bytes:
+        return identifier
+    return encoded[: limits.id_bytes].decode(errors="ignore")
+
+
 def check_id(field: str, identifier: str, limits: Limits) -> None:
     """Raises `MissingFieldError` or `FieldLimitError` unless this can be an id."""
     if not identifier:

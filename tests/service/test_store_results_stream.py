@@ -138,9 +138,9 @@ class FakeStream:
         taken, self._requests = self._requests[:count_max], self._requests[count_max:]
         return taken
 
-    async def send_message(self, response: StoreResultsResponse) -> None:
+    async def send_message(self, response: bytes) -> None:
         await trio.lowlevel.checkpoint()
-        self.responses.append(response)
+        self.responses.append(StoreResultsResponse.FromString(response))
 
 
 async def test_durable_never_passes_a_message_that_failed() -> None:
