@@ -1,15 +1,18 @@
 """Bearer tokens: who may call, by a file of tokens (RFC 6750, section 2.1).
 
-With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with
-one of the file's tokens, except health checks, which load balancers make. The server asks
-when a call's headers arrive (`dbos_actors.rpc.admission`). The file
-is looked at every second, so that tokens are rotated without a restart: add the
-new one, move the clients, remove the old one.
+With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with one of the
+file's tokens, except health checks, which load balancers make. The server asks when a call's
+headers arrive (`dbos_actors.rpc.admission`).
+
+The file is followed, so that tokens are rotated without a restart: add the new one, move the
+clients, remove the old one. What a token that is gone had begun is ended with it: streams, and
+calls that wait. A file without tokens revokes them all. A file that is missing or cannot be read
+changes nothing, since that is more often an accident than a decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from hmac import compare_digest
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +24,12 @@ from dbos_actors.errors import ConfigurationError
 
 logger = structlog.get_logger(__name__)
 
-_RELOAD_S = 1.0
+_LOOK_S = 0.5
+"""Between looks at the file. It is read when it was the same at two looks in a row: whoever
+writes it in place empties it first, and that is no reason to end everybody's streams."""
+
+_SCHEME = b"bearer "
+"""In any case (RFC 9110, section 11.1)."""
 
 _TOKENS_MAX = 100
 """Each call is compared with every token, whichever fits, so that time tells nothing."""
@@ -34,36 +42,43 @@ class BearerAuth:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
         self._path = path
         self._stamp = _stamp(path)
-        # What an `authorization` header must be, each.
-        self._accepted = _read(path)
+        self._tokens = _read(path)
+        if not self._tokens:
+            raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: has no token")
 
-    async def watch(self) -> NoReturn:
-        """Follow the file, until cancelled; one that cannot be used changes nothing."""
+    async def watch(self, on_change: Callable[[], Awaitable[None]]) -> NoReturn:
+        """Follow the file, until cancelled; ``on_change`` is awaited when tokens have changed."""
+        seen = self._stamp
         while True:
-            await trio.sleep(_RELOAD_S)
-            stamp = _stamp(self._path)
-            if stamp == self._stamp:
+            await trio.sleep(_LOOK_S)
+            before, seen = seen, _stamp(self._path)
+            if seen != before or seen == self._stamp:
                 continue
-            self._stamp = stamp
+            self._stamp = seen
             try:
-                self._accepted = _read(self._path)
+                self._tokens = _read(self._path)
             except ConfigurationError as error:
                 logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
             else:
-                logger.info("tokens_reloaded", tokens=len(self._accepted))
+                log = logger.info if self._tokens else logger.warning
+                log("tokens_reloaded", tokens=len(self._tokens))
+                await on_change()
 
     def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
         """The token that a call presents, if it is one of the file's."""
         presented = headers.get(b"authorization", b"")
+        if presented[: len(_SCHEME)].lower() != _SCHEME:
+            return None
+        presented = presented[len(_SCHEME) :].strip(b" ")
         client = None
-        for expected in self._accepted:
-            if compare_digest(presented, expected):
-                client = expected
+        for token in self._tokens:
+            if compare_digest(presented, token):
+                client = token
         return client
 
     def is_valid(self, client: Hashable) -> bool:
         """Whether a token is still one of the file's."""
-        return client in self._accepted
+        return client in self._tokens
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -80,8 +95,8 @@ def _read(path: Path) -> list[bytes]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: {error}") from error
     tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not 0 < len(tokens) <= _TOKENS_MAX:
+    if len(tokens) > _TOKENS_MAX:
         raise ConfigurationError(
-            f"DBOS_AUTH_TOKEN_FILE={path}: has {len(tokens)} tokens, must have 1 to {_TOKENS_MAX}"
+            f"DBOS_AUTH_TOKEN_FILE={path}: has {len(tokens)} tokens, the limit is {_TOKENS_MAX}"
         )
-    return [b"Bearer " + token.encode() for token in tokens]
+    return [token.encode() for token in tokens]

@@ -220,7 +220,7 @@ async def open_supervisor(
             if retention is not None:
                 nursery.start_soon(retention.run)
             if auth is not None:
-                nursery.start_soon(auth.watch)
+                nursery.start_soon(auth.watch, rpc.reauthenticate)
             await nursery.start(service.run)
             if listeners is None:
                 listeners = await _listen(settings, tls)

@@ -167,8 +167,9 @@ class Settings(BaseSettings):
     auth_token_file: Path | None = _setting(
         "DBOS_AUTH_TOKEN_FILE",
         unit="file",
-        used_by="rpc",
-        text="Tokens, one a line; with it every call needs `authorization: Bearer <token>`.",
+        used_by="auth",
+        text="Tokens, one a line; with it every call needs `authorization: Bearer <token>`. The "
+        "file is followed: a token that leaves it loses its live calls, an empty file revokes all.",
     )
     metrics_port: int | None = _setting(
         "DBOS_METRICS_PORT",

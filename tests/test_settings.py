@@ -127,7 +127,7 @@ def test_a_misspelt_variable_is_noticed_and_a_foreign_one_is_not() -> None:
 
 
 def test_every_setting_says_what_it_is_and_who_uses_it() -> None:
-    parts = {"server", "rpc", "cli", "store", "actors", "runtime", "scheduler", "service"}
+    parts = {"server", "rpc", "auth", "cli", "store", "actors", "runtime", "scheduler", "service"}
     for item in descriptions():
         assert item.unit, item.variable
         assert item.used_by in parts, item.variable

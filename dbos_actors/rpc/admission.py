@@ -8,6 +8,7 @@ its first call of a method that is not open.
 Rules:
 - A call is authenticated when its headers arrive. One that is not is refused there: nothing of
   its message is kept, and it counts as live nowhere.
+- Who loses the right to call loses the calls that are live (`Server.reauthenticate`).
 - Open calls do not count towards `ServerLimits.calls_live_max`. They have their own bounds, for
   each connection and in all, and those of strangers are apart from those of known clients.
 - When such a bound is reached in all, the oldest call (or idle connection) makes room for the

@@ -81,6 +81,7 @@ _ANYBODY: Final = "anybody"
 """The client of a server that authenticates none."""
 
 _NO_CREDENTIALS: Final = "valid credentials are required"
+_REVOKED: Final = "the credentials of this call are no longer valid"
 _TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
 
 _OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
@@ -367,6 +368,21 @@ class ServerConnection:
                         core.open_calls_of_strangers.discard(call)
                         core.open_calls_of_clients.add(call)
         self._client = client
+
+    def reauthenticate(self) -> None:
+        """End the calls whose client the authenticator knows no longer."""
+        core = self._core
+        authenticator = core.authenticator
+        if authenticator is None or self.closed:
+            return
+        if self._client is not None and not authenticator.is_valid(self._client):
+            self._client = None
+            core.strangers.add(self)
+        for call in list(self._streams.values()):
+            if isinstance(call, _Discarded) or (type(call) is StreamCall and call.method.is_open):
+                continue
+            if authenticator.identify(dict(call.headers)) is None:
+                self._refuse_call(call, call.request_ended, Status.UNAUTHENTICATED, _REVOKED)
 
     @property
     def is_busy(self) -> bool:

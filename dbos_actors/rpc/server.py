@@ -174,6 +174,16 @@ class Server:
                 await self._connection_ended.park()
         self._running.cancel()
 
+    async def reauthenticate(self) -> None:
+        """End every live call whose client the authenticator knows no longer.
+
+        To be called when clients may have lost their right to call. Other tasks run between
+        two connections. If cancelled, the rest of the connections was not looked at.
+        """
+        for connection in list(self._connections):
+            connection.reauthenticate()
+            await trio.lowlevel.checkpoint()
+
     def flush(self) -> None:
         """Send answers given since the last flush now, instead of at the end of the batch."""
         self._core.flush()
@@ -496,6 +506,10 @@ class _Connection:
         self._protocol.tick(now_s, self._accepted_bytes)
         if self._protocol.closed:
             self._reading.cancel()
+
+    def reauthenticate(self) -> None:
+        """End the calls of who may call no longer."""
+        self._protocol.reauthenticate()
 
     def dismiss(self) -> None:
         """Close at once, with a GOAWAY if the socket takes it."""

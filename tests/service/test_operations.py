@@ -118,7 +118,7 @@ def test_tokens_are_rotated_without_a_restart(guarded: grpc.Channel, tokens: Pat
 def test_a_file_that_cannot_be_used_leaves_the_tokens_as_they_were(
     guarded: grpc.Channel, tokens: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tokens.write_text("\n")
+    tokens.write_text("token\n" * 101)
     output = ""
 
     def is_logged() -> bool:
@@ -128,6 +128,76 @@ def test_a_file_that_cannot_be_used_leaves_the_tokens_as_they_were(
 
     wait_until(is_logged)
     assert status_with(guarded, "first") is grpc.StatusCode.OK
+
+
+def test_a_file_without_tokens_revokes_them_all(guarded: grpc.Channel, tokens: Path) -> None:
+    assert status_with(guarded, "first") is grpc.StatusCode.OK
+    tokens.write_text("# nobody\n")
+    wait_until(lambda: status_with(guarded, "first") is grpc.StatusCode.UNAUTHENTICATED, 5.0)
+    tokens.write_text("second\n")
+    wait_until(lambda: status_with(guarded, "second") is grpc.StatusCode.OK, 5.0)
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer "])
+def test_the_scheme_of_the_header_may_be_in_any_case(guarded: grpc.Channel, scheme: str) -> None:
+    method = guarded.unary_unary("/dbos.DBOS/GetAgent")
+    for token, is_known in (("first", True), ("third", False)):
+        metadata = [("authorization", f"{scheme} {token}")]
+        call = method.future(b"\x0a\x01a", timeout=TIMEOUT_S, metadata=metadata)
+        code = grpc.StatusCode.OK if is_known else grpc.StatusCode.UNAUTHENTICATED
+        assert call.code() is code
+
+
+def test_a_revoked_token_ends_its_streams_and_its_calls_that_wait(
+    guarded: grpc.Channel, tokens: Path, redis: ValkeyServer
+) -> None:
+    def subscribe(token: str) -> Any:
+        method = guarded.stream_stream("/dbos.DBOS/SubscribeTasks")
+        requests: queue.Queue[bytes | None] = queue.Queue()
+        requests.put(b"\x0a\x00")  # start, of any task
+        metadata = [("authorization", f"Bearer {token}")]
+        return method(iter(requests.get, None), timeout=TIMEOUT_S, metadata=metadata), requests
+
+    store = guarded.unary_unary("/dbos.DBOS/StoreResult")
+    result = StoreResultRequest()
+    result.result.id, result.result.agent_id, result.result.module_name = "r", "a", "m"
+    body = result.SerializeToString()
+    revoked, revoked_requests = subscribe("first")
+    kept, kept_requests = subscribe("second")
+    store(body, timeout=TIMEOUT_S, metadata=[("authorization", "Bearer second")])
+    redis.pause()
+    try:
+        waiting = store.future(
+            body, timeout=TIMEOUT_S, metadata=[("authorization", "Bearer first")]
+        )
+        tokens.write_text("second\n")
+        started_s = time.monotonic()
+        for call in (waiting, revoked):
+            assert call.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert time.monotonic() - started_s < 4.0
+    finally:
+        redis.resume()
+    assert kept.is_active()
+    assert status_with(guarded, "second") is grpc.StatusCode.OK
+    kept.cancel()
+    for requests in (revoked_requests, kept_requests):
+        requests.put(None)
+
+
+def test_writing_the_file_in_place_ends_no_stream(guarded: grpc.Channel, tokens: Path) -> None:
+    watched = guarded.stream_stream("/dbos.DBOS/SubscribeTasks")
+    requests: queue.Queue[bytes | None] = queue.Queue()
+    requests.put(b"\x0a\x00")
+    metadata = [("authorization", "Bearer first")]
+    stream = watched(iter(requests.get, None), timeout=TIMEOUT_S, metadata=metadata)
+    assert status_with(guarded, "first") is grpc.StatusCode.OK
+    with tokens.open("w") as file:  # empty from here on
+        time.sleep(0.4)  # less than two looks are apart
+        file.write("first\nthird\n")
+    wait_until(lambda: status_with(guarded, "third") is grpc.StatusCode.OK)
+    assert stream.is_active()
+    stream.cancel()
+    requests.put(None)
 
 
 def test_a_missing_token_file_is_a_configuration_error(
