@@ -251,6 +251,11 @@ class ClientConnection:
     def _reset(self, stream_id: int) -> None:
         with suppress(*StreamError):
             self._engine.reset(stream_id, ErrorCode.CANCEL)
+        if not self.draining and self._engine.has_lost_window(self._held_bytes):
+            self._drain("resets have used up the connection's window")
+
+    def _held_bytes(self) -> int:
+        return sum([call.unacknowledged for call in self._streams.values() if call is not None])
 
     def _forget(self, call: ClientCall) -> None:
         """The call is over, its stream may not be."""

@@ -129,6 +129,7 @@ class Http2Connection:
 
     __slots__ = (
         "_engine",
+        "_window_bytes",
         "acknowledge",
         "events",
         "output",
@@ -187,7 +188,8 @@ class Http2Connection:
         else:
             settings[Setting.ENABLE_PUSH] = 0
         engine.initiate_connection({**settings, **options.settings})
-        engine.set_local_window_size(options.connection_window_bytes)
+        self._window_bytes = options.connection_window_bytes
+        engine.set_local_window_size(self._window_bytes)
 
     @classmethod
     def server(cls, options: Http2Options) -> Http2Connection:
@@ -216,6 +218,20 @@ class Http2Connection:
     def share_fairly(self, stream_id: int) -> None:
         """From now on interleave the stream's body with the others' (server)."""
         self._engine.set_stream_priority(stream_id, INCREMENTAL, ignore_client_signal=True)
+
+    def has_lost_window(self, held_bytes: Callable[[], int]) -> bool:
+        """Whether the peer will run out of the connection's window; ``held_bytes``: received, not
+        acknowledged yet.
+
+        The engine neither delivers nor credits the rest of a DATA frame that our reset has cut,
+        so each such frame takes a part of the window away for good. It also gives a window back
+        by halves, and does not say how much it withholds. What is missing beyond that half is
+        lost. A connection that has lost a quarter should be replaced: raising the window instead
+        raises what the engine withholds, too.
+        """
+        missing = self._window_bytes - self._engine.local_window_size
+        limit = self._window_bytes // 2 + self._window_bytes // 4
+        return missing > limit and missing - held_bytes() > limit
 
     def remote_window_bytes(self, stream_id: int) -> int:
         """What the peer takes on a stream (0 if that has ended); with 0, on the connection."""

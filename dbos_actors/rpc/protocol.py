@@ -110,6 +110,7 @@ class ServerConnection:
         "_ending",
         "_engine",
         "_handlers",
+        "_has_reset",
         "_held",
         "_held_charged",
         "_is_gated",
@@ -183,6 +184,8 @@ class ServerConnection:
         self._is_gated = True
         # Streams to reset after a flush; whether a body precedes their trailers.
         self._resets: dict[int, bool] = {}
+        # Whether a stream was reset since the window was looked at.
+        self._has_reset = False
         self._parked: deque[UnaryCall] = deque()
         # Request bytes not handed to handlers yet, and how many of them are shared memory.
         self._held = 0
@@ -821,6 +824,7 @@ class ServerConnection:
         self._settle_stream(call, None)
         with suppress(*StreamError):
             self._engine.reset(call.stream_id, ErrorCode.CANCEL)
+            self._has_reset = True
         self._answered_outside()
 
     def stream_finished(self, call: StreamCall) -> None:
@@ -892,6 +896,8 @@ class ServerConnection:
                 again = self._reset_discarded()
             if self._parked and backlog <= self._backlog_max:
                 again = self._resume() or again
+            if self._has_reset:
+                again = self._replace_leaking(now_s) or again
         finally:
             self._receiving = False
         senders = self._senders
@@ -918,11 +924,24 @@ class ServerConnection:
                 if has_body and not self._engine.can_send_trailers(stream_id):
                     continue
                 self._engine.reset(stream_id, ErrorCode.NO_ERROR)
-                any_reset = True
+                self._has_reset = any_reset = True
             except StreamError:
                 self._streams.pop(stream_id, None)
             del self._resets[stream_id]
         return any_reset
+
+    def _replace_leaking(self, now_s: float) -> bool:
+        """Send the client away if our resets have used up the window; whether that is so."""
+        self._has_reset = False
+        if self._shutdown_s is not None or not self._engine.has_lost_window(self._held_bytes):
+            return False
+        log.info("connection ends: resets have used up its window", peer=self.peer)
+        self.announce_shutdown(now_s)
+        return True
+
+    def _held_bytes(self) -> int:
+        calls = self._streams.values()
+        return sum([one.unacknowledged for one in calls if not isinstance(one, _Discarded)])
 
     def _resume(self) -> bool:
         """Begin parked calls until the backlog is full again; whether any was."""
@@ -949,6 +968,8 @@ class ServerConnection:
             return
         if self._shutdown_s is not None and now_s >= self._shutdown_s + UNANSWERED_SHUTDOWN_S:
             self._finish_shutdown()
+        if self._replace_leaking(now_s):
+            self._answered_outside()
         busy = self.is_busy
         match self._keepalive.tick(now_s, busy=busy):
             case Action.PING:

@@ -805,3 +805,30 @@ def test_no_bytes_of_a_server_raise_or_leave_a_call_without_an_end(data: st.Data
         list(messages(call))
         call.end()
         assert call.status is not None
+
+
+def test_a_connection_whose_window_half_read_downloads_have_used_up_is_replaced() -> None:
+    """The engine gives nothing back for the rest of a DATA frame that a reset has cut."""
+    options = Http2Options(concurrent_streams_max=20, reset_burst=10**9)
+    client = Client(http2=options)
+    running = client.start(b"x")
+    downloads = 0
+    while not client.connection.draining:
+        assert downloads < 800
+        downloads += 1
+        call = client.start(b"", streaming=True)
+        client.server.headers(call.stream_id)
+        client.server.data(call.stream_id, frame(bytes(20_000)))
+        data = client.server.output()
+        client.connection.receive(data[:1_000], NOW_S)
+        call.cancel()
+        client.output()
+        client.connection.receive(data[1_000:], NOW_S)
+        client.run()
+    assert client.server.engine.remote_window_bytes(0) > 20 * 65_535 // 5
+    assert not client.connection.can_start
+    assert not client.connection.closed
+    client.server.answer(running.stream_id, b"done")
+    client.run()
+    assert list(messages(running)) == [b"done"]
+    assert client.connection.closed

@@ -134,6 +134,47 @@ def test_cancelled_uploads_give_their_window_back(
     assert pipe.client.answers[stream].status is Status.OK
 
 
+def test_a_connection_whose_window_refused_uploads_have_used_up_is_replaced(
+    make_pipe: MakePipe,
+) -> None:
+    """The engine gives nothing back for the rest of a DATA frame that a reset has cut."""
+    calls: list[UnaryCall] = []
+    limits = ServerLimits(http2=Http2Options(concurrent_streams_max=100))
+    pipe = make_pipe({"Echo": calls.append}, limits=limits)
+    running = pipe.client.request(b"x")
+    pipe.run()
+    uploads = 0
+    while pipe.client.goaway is None:
+        assert uploads < 16_000
+        uploads += 1
+        refused = pipe.client.request(bytes(20_000), path=b"/no/Where")
+        pipe.to_server(chunk=1_000)
+        pipe.run()
+        assert pipe.client.answers[refused].status is Status.UNIMPLEMENTED
+    # Long before it is empty, and what runs there goes on.
+    assert pipe.client.engine.remote_window_bytes(0) > 100 * 65_535 // 5
+    calls[0].reply(b"done")
+    pipe.core.flush()
+    pipe.run()
+    assert pipe.client.answers[running].body == frame(b"done")
+    assert pipe.client.closed
+
+
+def test_a_window_that_handlers_hold_back_is_not_taken_for_lost(make_pipe: MakePipe) -> None:
+    limits = ServerLimits(http2=Http2Options(concurrent_streams_max=4))
+    services = [Service("Both", unused, Cardinality.STREAM_STREAM)]
+    pipe = make_pipe({}, limits=limits, services=services)
+    for _ in range(4):
+        stream = pipe.client.request(b"", end=False, path=b"/test.Test/Both")
+        pipe.client.send(stream, frame(bytes(100_000)))
+    pipe.run()
+    assert pipe.server._engine._engine.local_window_size < 4 * 65_535 // 4
+    pipe.started[0].cancel()
+    pipe.core.flush()
+    pipe.run()
+    assert pipe.client.goaway is None
+
+
 async def test_a_message_larger_than_every_window_does_not_deadlock(
     serve: Serve, connect: Connect
 ) -> None:
