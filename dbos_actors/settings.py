@@ -290,7 +290,8 @@ class Settings(BaseSettings):
         128 << 20,
         unit="size",
         used_by="actors",
-        text="Finished runs kept in memory, over all agents; older ones are read from Redis.",
+        text="Memory for finished runs, over all agents, at 400 bytes beside each record; older "
+        "ones are read from Redis.",
     )
     heartbeat_timeout_s: Duration = _setting(
         "DBOS_HEARTBEAT_TIMEOUT",
@@ -401,7 +402,8 @@ class Settings(BaseSettings):
         0,
         unit="size",
         used_by="scheduler",
-        text="All results together; beyond it the oldest are deleted. 0 = no limit.",
+        text="Memory in Redis of all results together, with their index; beyond it the oldest are "
+        "deleted. 0 = no limit.",
     )
     runs_max_age_s: Duration = _setting(
         "DBOS_RUNS_MAX_AGE",
@@ -415,7 +417,8 @@ class Settings(BaseSettings):
         0,
         unit="size",
         used_by="scheduler",
-        text="All finished runs together; beyond it the oldest are deleted. 0 = no limit.",
+        text="Memory in Redis of all finished runs together, with their indexes, as far as it can "
+        "be estimated; beyond it the oldest are deleted. 0 = no limit.",
     )
     tasks_max_age_s: Duration = _setting(
         "DBOS_TASKS_MAX_AGE",

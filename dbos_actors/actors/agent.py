@@ -189,20 +189,14 @@ class AgentActor:
             self._known = value
             return
         assert isinstance(part, str)
-        record, finished = value
-        self._runs[part] = record
-        if finished:
-            self._context.runs.keep(self, part, len(record))
-        else:
-            self._context.runs.forget(self, part)
+        self._runs[part] = value[0]
+        # Until this is committed, and for good if the run goes on, it cannot leave.
+        self._context.runs.forget(self, part)
 
-    def evict(self, part: str) -> bool:
-        """Drop a finished run from memory; False while it is not in Redis yet."""
-        if self._cell.uncommitted:
-            return False
+    def evict(self, part: str) -> None:
+        """Drop a finished run from memory; it is in Redis."""
         self._runs.pop(part, None)
         self._complete = False
-        return True
 
     def released(self) -> None:
         for part in self._runs:
@@ -284,10 +278,17 @@ class AgentActor:
         return commands, (part, (data, runs.is_finished(record)))
 
     def _states_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002
-        directory = self._context.directory
-        for part, _ in turn.changes:
-            if isinstance(part, str) and part[0] == RUN:
-                directory.changed(part[1:], self._agent_id)
+        context = self._context
+        for part, value in turn.changes:
+            if not isinstance(part, str):
+                continue
+            if part[0] == RUN:
+                context.directory.changed(part[1:], self._agent_id)
+            record: bytes = value[0]
+            finished = value[1]
+            # A later turn may have changed it again, and keeps it then.
+            if finished and self._runs.get(part) is record and self._cell.behaviour is self:
+                context.runs.keep(self, part, len(record))
         return turn.answer
 
     def get_state(self, request: GetModuleStateRequest) -> Turn:
@@ -431,8 +432,7 @@ class AgentActor:
 
     def forget_runs(self, request: ForgetRuns) -> Job:
         """Delete old finished runs; the answer is how many. The module's own states stay."""
-        before_ms = request.before_ms
-        return Job(lambda cell: forget_runs(cell, self._context, self._agent_id, before_ms))
+        return Job(lambda cell: forget_runs(cell, self._context, self._agent_id, request))
 
     def delete(self, request: DeleteAgentRequest) -> Job:  # noqa: ARG002 - it names this actor
         return Job(partial(self._forget_agent, DELETED))

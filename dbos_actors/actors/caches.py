@@ -8,21 +8,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
-# Runs looked at for one to evict at each addition: those of actors with uncommitted turns
-# have to stay, and a cache that is over its budget by them gets smaller as they settle.
-_EVICTION_PROBES = 8
+RUN_OVERHEAD_BYTES = 400
+"""What a run in memory takes beside its record and its name: the headers of both, their entry in
+the actor's dict, and the cache's own entry with its key. 280 for an agent with many runs, 460 for
+one with two."""
 
 
 class RunHolder(Protocol):
     """An actor with finished runs in memory."""
 
-    def evict(self, part: str, /) -> bool:
-        """Drop a finished run from memory; False while it is not in Redis yet."""
+    def evict(self, part: str, /) -> None:
+        """Drop a finished run from memory."""
         ...
 
 
 class RunCache:
-    """What finished runs may hold of memory, over all agents, least recently used first out."""
+    """What finished runs may hold of memory, over all agents, least recently used first out.
+
+    Only runs that are in Redis as they are in memory are counted here, so each can leave at any
+    time. A run whose change is not committed yet is part of what may wait for its commit.
+    """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
@@ -32,24 +37,18 @@ class RunCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keep(self, actor: RunHolder, part: str, size_bytes: int) -> None:
+    def keep(self, actor: RunHolder, part: str, record_bytes: int) -> None:
         """Count a run as just used; makes the oldest ones leave while over the budget."""
         entries = self._entries
         key = (actor, part)
+        size_bytes = record_bytes + len(part) + RUN_OVERHEAD_BYTES
         self.size_bytes += size_bytes - entries.get(key, 0)
         entries[key] = size_bytes
         entries.move_to_end(key)
-        # Runs whose actor has uncommitted turns stay: Redis does not have them yet.
-        for _ in range(
-            min(len(entries), _EVICTION_PROBES) if self.size_bytes > self.budget_bytes else 0
-        ):
-            oldest, size = entries.popitem(last=False)
-            if oldest[0].evict(oldest[1]):
-                self.size_bytes -= size
-                if self.size_bytes <= self.budget_bytes:
-                    break
-            else:
-                entries[oldest] = size
+        while self.size_bytes > self.budget_bytes:
+            (holder, oldest), size = entries.popitem(last=False)
+            self.size_bytes -= size
+            holder.evict(oldest)
 
     def used(self, actor: RunHolder, part: str) -> None:
         """Count a run as just used, if it is counted at all."""

@@ -6,10 +6,15 @@ results are deleted by commits of their own; old runs by their agent's actor,
 whose memory may hold them. Each step is bounded, and waits for its commit
 before the next: retention takes what others leave.
 
-By bytes means memory in Redis, overhead included, as it estimates it itself
-(``MEMORY USAGE``). Where all agents together exceed the limit, the oldest go,
-whosever they are: a search over the indexes finds the moment before which just
-enough is stored, counting an agent's records at their average size.
+By bytes means memory in Redis, overhead and indexes included, as it estimates it
+itself (``MEMORY USAGE``). Where all agents together exceed the limit, the oldest
+go, whosever they are: a search over the indexes finds the moment before which
+just enough is stored, counting an agent's records at their average size.
+
+Unfinished runs and the modules' own states are not deleted, so they are not
+counted either: what the finished ones need is estimated from some of each
+agent's. The indexes do not tell one from the other; when what is deleted before a
+moment was too little, since others were older, the search goes on to a later one.
 
 Ages are by the wall clock, which may jump: the time that counts is the earlier
 of what it says and of what it would say had it not jumped since the start. A
@@ -19,7 +24,8 @@ jump forward deletes nothing too early.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -50,6 +56,14 @@ _COUNTS_AT_ONCE: Final = 500
 
 _RUNS_LOOKED_AT: Final = 50
 """Oldest states looked at to see whether an agent has an old run at all."""
+
+
+_SAMPLES: Final = 20
+"""Of an agent's records whose sizes stand for all of them."""
+
+_RUN_OVERHEAD_BYTES: Final = 250
+"""What Redis needs for a finished run beside its record and four times its name: the entries of
+the hash and of two indexes, and the key of its request id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,21 +98,22 @@ class Holding:
 
 
 class Excess:
-    """Stored beyond a limit: what is old enough to go, until so many bytes have gone."""
+    """Stored beyond a limit: so many bytes have to go."""
 
-    def __init__(self, before: int, size_bytes: float, holdings: Iterable[Holding]) -> None:
-        self.before = before
-        self._left_bytes = size_bytes
+    def __init__(self, size_bytes: float, holdings: Iterable[Holding]) -> None:
+        self.left_bytes = size_bytes
         self._record_bytes = {holding.name: holding.record_bytes for holding in holdings}
 
-    def allowance(self, name: str, records: int) -> int:
-        """How many of an agent's ``records`` to delete, which then count as gone."""
+    def allowance(self, name: str) -> int:
+        """How many of an agent's records may be deleted."""
         record_bytes = self._record_bytes.get(name)
-        if record_bytes is None or self._left_bytes <= 0:
+        if record_bytes is None or self.left_bytes <= 0:
             return 0
-        allowed = min(records, math.ceil(self._left_bytes / record_bytes))
-        self._left_bytes -= allowed * record_bytes
-        return allowed
+        return math.ceil(self.left_bytes / record_bytes)
+
+    def deleted(self, name: str, records: int) -> None:
+        """So many of the agent's have gone."""
+        self.left_bytes -= records * self._record_bytes[name]
 
 
 class Retention:
@@ -135,15 +150,17 @@ class Retention:
         if policy.results_age_s:
             await self._delete_results(int(now_s - policy.results_age_s), None)
         if policy.results_bytes:
-            excess = await self._excess(keys.results, keys.results_at, policy.results_bytes)
-            if excess is not None:
-                await self._delete_results(excess.before, excess)
+            holdings = await self._holdings(keys.results, keys.results_at)
+            await self._delete_excess(
+                holdings, keys.results_at, policy.results_bytes, self._delete_results
+            )
         if policy.runs_age_s:
-            await self._delete_runs(int((now_s - policy.runs_age_s) * 1000))
+            await self._delete_runs(int((now_s - policy.runs_age_s) * 1000), None)
         if policy.runs_bytes:
-            excess = await self._excess(keys.states, keys.states_at, policy.runs_bytes)
-            if excess is not None:
-                await self._delete_runs(excess.before)
+            holdings = await self._finished_runs()
+            await self._delete_excess(
+                holdings, keys.states_at, policy.runs_bytes, self._delete_runs
+            )
         results, runs = self.results_deleted - before[0], self.runs_deleted - before[1]
         if results or runs:
             logger.info("swept", results=results, runs=runs)
@@ -162,12 +179,26 @@ class Retention:
 
     # ----------------------------------------------------------------- bytes
 
-    async def _excess(self, records: str, index: str, limit_bytes: int) -> Excess | None:
-        """What of a kind has to go for the rest to fit."""
-        holdings = await self._holdings(records, index)
-        size_bytes = sum(holding.size_bytes for holding in holdings) - limit_bytes
-        if size_bytes <= 0:
-            return None
+    async def _delete_excess(
+        self,
+        holdings: list[Holding],
+        index: str,
+        limit_bytes: int,
+        delete: Callable[[int, Excess | None], Awaitable[None]],
+    ) -> None:
+        """Have the oldest of a kind deleted until the rest fits."""
+        excess = Excess(sum(holding.size_bytes for holding in holdings) - limit_bytes, holdings)
+        if excess.left_bytes <= 0:
+            return
+        newest = max(holding.newest for holding in holdings)
+        before, size_bytes = 0, excess.left_bytes
+        while excess.left_bytes > 0 and before <= newest:
+            before = await self._moment(holdings, index, size_bytes)
+            await delete(before, excess)
+            size_bytes *= 2
+
+    async def _moment(self, holdings: list[Holding], index: str, size_bytes: float) -> int:
+        """The moment before which so much is stored, or the one after everything."""
         low = min(holding.oldest for holding in holdings)
         high = max(holding.newest for holding in holdings) + 1
         while high - low > 1:
@@ -176,28 +207,86 @@ class Retention:
                 low = middle
             else:
                 high = middle
-        return Excess(high, size_bytes, holdings)
+        return high
 
     async def _holdings(self, records: str, index: str) -> list[Holding]:
         holdings: dict[str, Holding] = {}
         async for group in self._agent_groups():
             names = [escaped(agent_id) for agent_id in group]
-            sizes, counts, oldest, newest = [
+            sizes, index_sizes, counts, oldest, newest = [
                 await self._store.read(*commands)
                 for commands in (
-                    [pack("MEMORY", "USAGE", records + name, "SAMPLES", 20) for name in names],
+                    [
+                        pack("MEMORY", "USAGE", records + name, "SAMPLES", _SAMPLES)
+                        for name in names
+                    ],
+                    [pack("MEMORY", "USAGE", index + name, "SAMPLES", _SAMPLES) for name in names],
                     [pack("ZCARD", index + name) for name in names],
                     [pack("ZRANGE", index + name, 0, 0, "WITHSCORES") for name in names],
                     [pack("ZRANGE", index + name, -1, -1, "WITHSCORES") for name in names],
                 )
             ]
-            for name, size, count, first, last in zip(
-                names, sizes, counts, oldest, newest, strict=True
+            for name, size, index_size, count, first, last in zip(
+                names, sizes, index_sizes, counts, oldest, newest, strict=True
             ):
                 if size and count and first and last:
                     ends = int(float(first[1])), int(float(last[1]))
-                    holdings[name] = Holding(name, size, count, *ends)
+                    holdings[name] = Holding(name, size + (index_size or 0), count, *ends)
         return list(holdings.values())
+
+    async def _finished_runs(self) -> list[Holding]:
+        """What agents have stored of finished runs, by a sample of each agent's states."""
+        keys = self._store.keys
+        found: list[Holding] = []
+        async for group in self._agent_groups():
+            names = [escaped(agent_id) for agent_id in group]
+            counts, oldest, newest, samples = [
+                await self._store.read(*commands)
+                for commands in (
+                    [pack("ZCARD", keys.states_at + name) for name in names],
+                    [pack("ZRANGE", keys.states_at + name, 0, 0, "WITHSCORES") for name in names],
+                    [pack("ZRANGE", keys.states_at + name, -1, -1, "WITHSCORES") for name in names],
+                    [pack("ZRANDMEMBER", keys.states_at + name, _SAMPLES) for name in names],
+                )
+            ]
+            sizes = await self._finished_sizes(names, samples)
+            for name, count, first, last, sample in zip(
+                names, counts, oldest, newest, samples, strict=True
+            ):
+                records = round(count * len(sizes[name]) / len(sample)) if sample else 0
+                if records and first and last:
+                    size_bytes = round(records * sum(sizes[name]) / len(sizes[name]))
+                    ends = int(float(first[1])), int(float(last[1]))
+                    found.append(Holding(name, size_bytes, records, *ends))
+        return found
+
+    async def _finished_sizes(
+        self, names: Sequence[str], samples: Sequence[Sequence[bytes]]
+    ) -> dict[str, list[int]]:
+        """What Redis needs for each of the finished runs among some states of each agent."""
+        keys = self._store.keys
+        parts = [
+            (name, part)
+            for name, sample in zip(names, samples, strict=True)
+            for part in sample
+            if part[:1] == RUN.encode()
+        ]
+        commands = (
+            command
+            for name, part in parts
+            for command in (
+                pack("SISMEMBER", keys.unfinished + name, part[1:]),
+                pack("HSTRLEN", keys.states + name, part),
+            )
+        )
+        replies = await self._store.read(*commands) if parts else []
+        found: dict[str, list[int]] = {name: [] for name in names}
+        for (name, part), unfinished, length in zip(
+            parts, replies[::2], replies[1::2], strict=True
+        ):
+            if not unfinished:
+                found[name].append(length + 4 * len(part) + _RUN_OVERHEAD_BYTES)
+        return found
 
     async def _bytes_before(self, moment: int, holdings: Sequence[Holding], index: str) -> float:
         total = 0.0
@@ -239,13 +328,15 @@ class Retention:
         )
         unfinished: list[str] = []
         for name, found in zip(names, old, strict=True):
-            members = found if excess is None else found[: excess.allowance(name, len(found))]
+            members = found if excess is None else found[: excess.allowance(name)]
             if members:
                 await self._commit(
                     pack("HDEL", keys.results + name, *members),
                     pack("ZREM", keys.results_at + name, *members),
                 )
                 self.results_deleted += len(members)
+                if excess is not None:
+                    excess.deleted(name, len(members))
             if len(members) == _RESULTS_AT_ONCE:
                 unfinished.append(name)
         return unfinished
@@ -257,7 +348,7 @@ class Retention:
 
     # ------------------------------------------------------------------ runs
 
-    async def _delete_runs(self, before_ms: int) -> None:
+    async def _delete_runs(self, before_ms: int, excess: Excess | None) -> None:
         states_at = self._store.keys.states_at
         async for group in self._agent_groups():
             if not group:
@@ -273,9 +364,23 @@ class Retention:
             )
             for agent_id, parts in zip(group, old, strict=True):
                 if len(parts) == _RUNS_LOOKED_AT or any(part[:1] == RUN.encode() for part in parts):
-                    waiter = Waiter(ForgetRuns(before_ms))
-                    self._agents.deliver(agent_id, waiter)
-                    self.runs_deleted += await waiter.wait()
+                    await self._delete_runs_of(agent_id, before_ms, excess)
+
+    async def _delete_runs_of(self, agent_id: str, before_ms: int, excess: Excess | None) -> None:
+        name = escaped(agent_id)
+        limit = sys.maxsize if excess is None else excess.allowance(name)
+        if not limit:
+            return
+        waiter = Waiter(ForgetRuns(before_ms, limit))
+        self._agents.deliver(agent_id, waiter)
+        deleted = await waiter.wait()
+        self.runs_deleted += deleted
+        if excess is not None:
+            excess.deleted(name, deleted)
+
+
+def _usage(key: str) -> bytes:
+    return pack("MEMORY", "USAGE", key, "SAMPLES", _SAMPLES)
 
 
 class _Deletion:

@@ -6,6 +6,7 @@ hold them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from dbos_actors.actors.context import RUN, AgentContext
@@ -18,15 +19,19 @@ _STEP = 1_000
 
 
 class ForgetRuns:
-    """A message to an agent's actor: delete finished runs that last changed before a moment."""
+    """A message to an agent's actor: delete finished runs that last changed before a moment.
 
-    __slots__ = ("before_ms",)
+    The oldest ones first, and at most ``limit``.
+    """
 
-    def __init__(self, before_ms: int) -> None:
+    __slots__ = ("before_ms", "limit")
+
+    def __init__(self, before_ms: int, limit: int = sys.maxsize) -> None:
         self.before_ms = before_ms
+        self.limit = limit
 
 
-async def forget_runs(cell: Cell, context: AgentContext, agent_id: str, before_ms: int) -> int:
+async def forget_runs(cell: Cell, context: AgentContext, agent_id: str, request: ForgetRuns) -> int:
     """Delete old finished runs, from within a job of the agent's actor; returns how many.
 
     The module's own states stay. Raises `UnavailableError` or `OverloadedError`; then some are
@@ -36,7 +41,8 @@ async def forget_runs(cell: Cell, context: AgentContext, agent_id: str, before_m
     keys = store.keys
     name = escaped(agent_id)
     deleted = looked_at = 0
-    while True:
+    before_ms = request.before_ms
+    while deleted < request.limit:
         parts, unfinished = await store.read(
             pack(
                 *("ZRANGE", keys.states_at + name, "-inf", f"({before_ms}", "BYSCORE"),
@@ -49,9 +55,11 @@ async def forget_runs(cell: Cell, context: AgentContext, agent_id: str, before_m
         kept = {RUN.encode() + request_id for request_id in unfinished}
         old = [part for part in parts if part[:1] == RUN.encode() and part not in kept]
         looked_at += len(parts) - len(old)
+        old = old[: request.limit - deleted]
         if old:
             await _delete_runs(cell, context, agent_id, old)
             deleted += len(old)
+    return deleted
 
 
 async def _delete_runs(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import trio
 
+from dbos_actors.actors.agent import AgentActor
+from dbos_actors.actors.caches import RUN_OVERHEAD_BYTES
 from dbos_actors.domain.runs import STATES, TERMINAL_STATES
 from tests.support.clients import CallError, Client, GrpcioClient, outcome_of
 from tests.support.keyspace import Keyspace
@@ -57,6 +62,43 @@ def test_finished_runs_that_have_left_memory_are_read_and_judged_as_before(
                 assert read(client, run, agent_id=agent_id).version == 1
         calls = [client.start("GetModuleState", request_id="a1") for _ in range(50)]
         assert all(outcome_of(call).found for call in calls)
+
+
+def test_an_agent_that_is_never_idle_keeps_the_budget_of_finished_runs(
+    start_server: Callable[..., ServerThread],
+) -> None:
+    budget = 20_000
+    server = start_server(run_cache_bytes=budget)
+    with GrpcioClient(server.address) as client:
+        done = threading.Event()
+
+        def stay_busy(number: int) -> None:
+            """Results of the same agent: while one is committed the next ones are submitted."""
+            for turn in itertools.count():
+                if done.is_set():
+                    return
+                result = {"id": f"{number}-{turn}", "agent_id": "a", "module_name": "m"}
+                client.call("StoreResult", result=result)
+
+        with ThreadPoolExecutor(8) as pool:
+            workers = [pool.submit(stay_busy, number) for number in range(8)]
+            try:
+                for number in range(200):
+                    assert report(client, "a", f"r{number}", "completed").success
+            finally:
+                done.set()
+            for worker in workers:
+                worker.result()
+
+        def held() -> int:
+            cell = server.inside.agents.get("a")
+            assert cell is not None
+            behaviour = cell.behaviour
+            assert isinstance(behaviour, AgentActor)
+            return len(behaviour._runs)
+
+        assert server.run(held) <= budget // RUN_OVERHEAD_BYTES
+        assert read(client, "r0", agent_id="a").state == "completed"
 
 
 def test_after_a_restart_the_run_last_changed_under_an_id_is_still_known(
@@ -216,7 +258,7 @@ class Walk:
 
     def _started(self) -> ServerThread:
         return self._start(
-            run_cache_bytes=self._random.choice([0, 200, 1 << 20]),
+            run_cache_bytes=self._random.choice([0, 2_000, 1 << 20]),
             max_resident_agents=self._random.choice([1, 2, 100]),
         )
 

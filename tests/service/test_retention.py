@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,17 @@ def store(client: GrpcioClient, agent_id: str, numbers: range, **fields: Any) ->
 def listed(client: GrpcioClient, agent_id: str) -> list[str]:
     results = client.call("ListResults", agent_id=agent_id).results
     return [result.id for result in results]
+
+
+def memory_of_results(redis: ValkeyServer, agent_id: str) -> int:
+    """What Redis needs for the results of an agent and for their index."""
+    keys = (f"dbos:{{p0}}:results:{agent_id}", f"dbos:{{p0}}:results-at:{agent_id}")
+    return sum(redis.execute("MEMORY", "USAGE", key) or 0 for key in keys)
+
+
+def report(client: GrpcioClient, agent_id: str, request_id: str, state: str, **more: Any) -> None:
+    fields = {"agent_id": agent_id, "module_name": "m", "request_id": request_id, "state": state}
+    assert client.call("SetModuleState", state={**fields, **more}).success
 
 
 def test_results_older_than_their_age_are_deleted_with_their_index(
@@ -86,21 +98,17 @@ def test_finished_runs_older_than_their_age_leave_every_index(
     clock.now_s = NOW_S - 1_000.0
     server = start_server(runs_max_age_s=10)
 
-    def report(client: GrpcioClient, request_id: str, state: str) -> None:
-        fields = {"agent_id": "a", "module_name": "m", "request_id": request_id, "state": state}
-        assert client.call("SetModuleState", state=fields).success
-
     with GrpcioClient(server.address) as client:
         for number in range(60):
-            report(client, f"open{number}", "running")
+            report(client, "a", f"open{number}", "running")
         for number in range(5):
-            report(client, f"done{number}", "completed")
-        report(client, "", "stopped")
+            report(client, "a", f"done{number}", "completed")
+        report(client, "a", "", "stopped")
     server.stop()
     clock.now_s = float(NOW_S)
     server = start_server(runs_max_age_s=10)
     with GrpcioClient(server.address) as client:
-        report(client, "new", "completed")
+        report(client, "a", "new", "completed")
 
         def runs() -> set[str]:
             return {s.request_id for s in client.call("ListModuleStates", agent_id="a").states}
@@ -110,7 +118,7 @@ def test_finished_runs_older_than_their_age_leave_every_index(
         assert not client.call("GetModuleState", request_id="done1").found
         assert client.call("GetModuleState", request_id="open1").found
         # The id is free again: a later run under it begins anew.
-        report(client, "done1", "created")
+        report(client, "a", "done1", "created")
     assert redis.execute("EXISTS", "dbos:{p0}:request:done2") == 0
     assert redis.execute("ZCARD", "dbos:{p0}:states-of:a:m") == 63
 
@@ -123,11 +131,11 @@ def test_results_over_their_bytes_go_oldest_first(
         for start in range(0, 1_000, 100):
             store(client, "a", range(start, start + 100), received_at=NOW_S - 2_000 + start)
     server.stop()
-    total = redis.execute("MEMORY", "USAGE", "dbos:{p0}:results:a")
+    total = memory_of_results(redis, "a")
     server = start_server(results_max_bytes=total // 2)
     with GrpcioClient(server.address) as client:
         wait_until(lambda: len(listed(client, "a")) < 1_000)
-        wait_until(lambda: redis.execute("MEMORY", "USAGE", "dbos:{p0}:results:a") <= total * 0.55)
+        wait_until(lambda: memory_of_results(redis, "a") <= total * 0.52)
         left = listed(client, "a")
         assert left[-1] == "r999"
         assert len(left) >= 300
@@ -142,9 +150,52 @@ def test_of_results_received_at_once_no_more_go_than_must(
         clock.now_s += 1
         store(client, "b", range(400), received_at=NOW_S + 1)
     server.stop()
-    sizes = [redis.execute("MEMORY", "USAGE", f"dbos:{{p0}}:results:{a}") for a in "ab"]
+    sizes = [memory_of_results(redis, agent) for agent in "ab"]
     server = start_server(results_max_bytes=sum(sizes) - sizes[0] // 2)
     with GrpcioClient(server.address) as client:
         wait_until(lambda: len(listed(client, "a")) < 400)
         assert 150 <= len(listed(client, "a")) <= 250
         assert len(listed(client, "b")) == 400
+
+
+def test_the_index_of_small_results_counts_for_the_limit(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        store(client, "a", range(3_000), data=b"")
+    server.stop()
+    limit = memory_of_results(redis, "a") // 2
+    start_server(results_max_bytes=limit)
+    wait_until(lambda: redis.execute("ZCARD", "dbos:{p0}:results-at:a") < 3_000)
+    time.sleep(2)
+    assert memory_of_results(redis, "a") <= limit * 1.15
+
+
+def test_finished_runs_are_not_deleted_to_pay_for_what_has_to_stay(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
+) -> None:
+    """Unfinished runs and modules' own states are large and old; the finished runs fit."""
+    large = {"text": "x" * 5_000}
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        for number in range(100):
+            report(client, "a", f"open{number}", "running", details=large)
+        report(client, "a", "", "stopped", details=large)
+        clock.now_s += 1
+        for number in range(100):
+            report(client, "a", f"done{number}", "completed")
+    server.stop()
+    server = start_server(runs_max_bytes=100_000)
+    time.sleep(1)
+    assert server.run(lambda: server.inside.store.statistics().read_round_trips) > 0
+    assert redis.execute("HLEN", "dbos:{p0}:states:a") == 201
+    server.stop()
+    # With half of that limit some of the finished ones go, though all others are older.
+    start_server(runs_max_bytes=20_000)
+    wait_until(lambda: redis.execute("HLEN", "dbos:{p0}:states:a") < 201)
+    wait_until(lambda: redis.execute("EXISTS", "dbos:{p0}:request:done0") == 0)
+    time.sleep(0.5)
+    left = redis.execute("HLEN", "dbos:{p0}:states:a") - 101
+    assert 40 <= left <= 70
+    assert redis.execute("SCARD", "dbos:{p0}:unfinished:a") == 100

@@ -132,7 +132,7 @@ def plan_of(seed: int) -> Plan:
         settings={
             "max_resident_agents": pick([1, 2, 100]),
             "idle_passivation_s": pick([0.3, 2.0, 300.0]),
-            "run_cache_bytes": pick([0, 150, 1_000_000]),
+            "run_cache_bytes": pick([0, 1_000, 1_000_000]),
             "event_results": random.random() < 0.3,
         },
         store={
