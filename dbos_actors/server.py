@@ -50,7 +50,7 @@ from dbos_actors.metrics import CallMetrics, gauges_of, metrics_page
 from dbos_actors.pages import serve_pages
 from dbos_actors.rpc.descriptors import connections_that_fit
 from dbos_actors.rpc.health import FILE as HEALTH_FILE
-from dbos_actors.rpc.health import Health
+from dbos_actors.rpc.health import OVERALL, Health
 from dbos_actors.rpc.interceptors import Interceptor
 from dbos_actors.rpc.limits import ServerLimits
 from dbos_actors.rpc.listeners import Listener, bound_address, open_listeners
@@ -70,6 +70,9 @@ from dbos_actors.store import (
 )
 
 logger = structlog.get_logger(__name__)
+
+TASKS_HEALTH = "dbos.DBOS.tasks"
+"""What the health service says about the tasks alone."""
 
 _DIRECTORY_ENTRIES = 200_000
 """Recently changed runs found by request id without asking Redis; about 40 MB when full."""
@@ -155,9 +158,9 @@ async def open_supervisor(
     closed connection. Call `RunningServer.drain` before for a graceful end.
 
     Raises `ConfigurationError`, `StoreUnreachableError`, `OwnedElsewhereError`,
-    `UnsafeStoreError`, `UnusableStoreError`, `JournalError` (the tasks cannot be read back)
-    or `OSError` (an address in use) at start, and `FencedError` out of the block when
-    another server has taken the store over.
+    `UnsafeStoreError`, `UnusableStoreError` or `OSError` (an address in use) at start, and
+    `FencedError` out of the block when another server has taken the store over. Tasks
+    that cannot be read back are refused, and all else is served.
     """
     settings = settings or load_settings()
     clock = clock or SystemClock()
@@ -197,7 +200,7 @@ async def open_supervisor(
                 ),
                 heard=None if liveness is None else liveness.heard,
             )
-            health = Health([SERVICE.full_name])
+            health = Health([SERVICE.full_name, TASKS_HEALTH])
             rpc = Server(
                 unary=service.methods(),
                 services=[service, *reflection_services([_contract(), HEALTH_FILE])],
@@ -225,7 +228,7 @@ async def open_supervisor(
             if listeners is None:
                 listeners = await _listen(settings, tls)
             await nursery.start(rpc.serve, listeners)
-            nursery.start_soon(_follow_store, store, health)
+            nursery.start_soon(_tell_health, store, tasks, health)
             metrics_port = None
             if calls is not None:
                 page = metrics_page(
@@ -380,11 +383,15 @@ def _contract() -> FileDescriptorProto:
     return file
 
 
-async def _follow_store(store: Store, health: Health) -> None:
-    """The service serves while its store does, writes included."""
-    with compose_values(state=store.state, forbidden=store.forbidden) as both:
-        async for now in both.eventual_values():
-            health.set(now.state is StoreState.CONNECTED and now.forbidden is None)
+async def _tell_health(store: Store, tasks: Scheduler, health: Health) -> None:
+    """The service serves while its store does, writes included; its tasks if they are readable."""
+    with compose_values(
+        state=store.state, forbidden=store.forbidden, readable=tasks.readable
+    ) as values:
+        async for now in values.eventual_values():
+            serving = now.state is StoreState.CONNECTED and now.forbidden is None
+            health.set(serving, OVERALL, SERVICE.full_name)
+            health.set(serving and now.readable, TASKS_HEALTH)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -179,6 +179,8 @@ class DbosService:
     def _delete_agent(self, call: UnaryCall) -> None:
         agent_id = call.request.agent_id
         check_id("agent_id", agent_id, self._limits)
+        # Its tasks go too. Begun and not finished, the deletion would keep the agent away.
+        self._tasks.require_readable()
         self._agents.deliver(agent_id, call)
 
     def _list_agents(self, call: UnaryCall) -> None:

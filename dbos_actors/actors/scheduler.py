@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import structlog
 import trio
+from trio_util import AsyncValue
 
 from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.queries import Page
@@ -152,6 +153,8 @@ class SchedulerStatistics:
     audit_misplaced: int
     audit_strangers: int
     audit_imbalances: int
+    readable: bool
+    """Whether tasks are served; all counts are 0 if not."""
 
 
 class Scheduler:
@@ -197,7 +200,9 @@ class Scheduler:
         self._roster = Roster(self._wake)
         # Nothing is pushed before: a store that has just refused would refuse that too.
         self._push_after_s = 0.0
-        self._error: JournalError | None = None
+        # What every call is told while the tasks in the store cannot be read.
+        self._refusal = ""
+        self._readable = AsyncValue(True)
         # Leases of vanished subscribers that could not be ended yet.
         self._releases: list[_Release] = []
         self._woken = trio.Event()
@@ -226,7 +231,20 @@ class Scheduler:
 
     def deliver(self, call: Call) -> None:
         """Hand the actor a message: a request of the contract, or one of `scheduler_turns`."""
-        self._supervisor.deliver(_ACTOR, call)
+        if self._refusal:
+            call.fail(UnavailableError(self._refusal))
+        else:
+            self._supervisor.deliver(_ACTOR, call)
+
+    @property
+    def readable(self) -> AsyncValue[bool]:
+        """Whether the tasks in the store can be read; if not, every call is refused."""
+        return self._readable
+
+    def require_readable(self) -> None:
+        """Raise `UnavailableError` if the tasks in the store cannot be read."""
+        if self._refusal:
+            raise UnavailableError(self._refusal)
 
     async def forget_agent(self, agent_id: str) -> None:
         """Delete an agent's tasks, except completed ones, in bounded steps.
@@ -244,8 +262,9 @@ class Scheduler:
     ) -> Subscriber:
         """Have due tasks pushed; ``received`` is called with serialised responses.
 
-        Call `unsubscribe` in the end. Raises `InvalidFieldError`.
+        Call `unsubscribe` in the end. Raises `InvalidFieldError`, `UnavailableError`.
         """
+        self.require_readable()
         lease_s = start.lease_seconds or DEFAULT_LEASE_S
         if not 1 <= lease_s <= LEASE_S_MAX:
             raise InvalidFieldError("start.lease_seconds", f"must be between 0 and {LEASE_S_MAX}")
@@ -385,9 +404,15 @@ class Scheduler:
         self._push_after_s = self._clock.monotonic_s() + _RETRY_S
         self._wake()
 
-    def broken(self, error: JournalError) -> None:
-        self._error = error
+    def unreadable(self, error: JournalError) -> UnavailableError:
+        self._refusal = (
+            f"tasks are not served, because what Redis holds of them is damaged: {error}. "
+            "Stop the server and run 'dbos-actors repair'"
+        )
+        self._readable.value = False
+        logger.error("tasks_unreadable", error=str(error), remedy="dbos-actors repair")
         self._wake()
+        return UnavailableError(self._refusal)
 
     def applied(self, change: Change) -> None:
         counts = self._context.counts
@@ -430,9 +455,9 @@ class Scheduler:
             self._wake()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Recover, then do what time brings until cancelled; started once recovered.
+        """Recover, then do what time brings until cancelled.
 
-        Raises `JournalError`: what is stored cannot be read back.
+        Started once recovered, or once it is known that the tasks cannot be read.
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(self._supervisor.run)
@@ -450,26 +475,26 @@ class Scheduler:
 
     def reload(self) -> None:
         """The store is not where we left it: start again from it."""
+        self._refusal = ""
+        self._readable.value = True
+        self._wake()
         self._supervisor.reload_all()
 
     async def _recover(self) -> None:
-        """Have the actor loaded."""
-        while self._actor is None:
+        """Have the actor loaded, if it can be."""
+        while self._actor is None and not self._refusal:
             waiter = Waiter(Barrier())
             self.deliver(waiter)
             try:
                 await waiter.wait()
             except (UnavailableError, OverloadedError):
-                if self._error is not None:
-                    raise self._error from None
-                await trio.sleep(_RETRY_S)
+                if not self._refusal:
+                    await trio.sleep(_RETRY_S)
 
     async def _step(self) -> float:
         """Do a little of what is to be done; how long to sleep then, in seconds."""
         actor = self._actor
         if actor is None or actor.cell.state is not State.READY:
-            if self._error is not None:
-                raise self._error
             self._woken = trio.Event()
             if self._supervisor.get(_ACTOR) is None:
                 self.deliver(_Quiet(Barrier()))
@@ -665,6 +690,7 @@ class Scheduler:
             audit_misplaced=self._misplaced,
             audit_strangers=self._strangers,
             audit_imbalances=self._imbalances,
+            readable=self._readable.value,
         )
 
 

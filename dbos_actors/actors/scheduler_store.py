@@ -13,7 +13,7 @@ all this. What an interrupted snapshot left behind is overwritten by the next on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ import trio
 
 from dbos_actors.actors.agent import embedded
 from dbos_actors.api.messages import Task
+from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.domain.task_recovery import Recovery
 from dbos_actors.domain.task_states import Status
@@ -59,19 +60,43 @@ async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:
     """
     keys = store.keys
     recovery = Recovery(limits)
-    values, length = await store.read(
+    await _check_types(
+        store, {keys.tasks: b"hash", keys.tasks_snapshot: b"hash", keys.tasks_journal: b"stream"}
+    )
+    values, length, records = await store.read(
         pack("HMGET", keys.tasks_snapshot, "generation", "sequence"),
         pack("XLEN", keys.tasks_journal),
+        pack("HLEN", keys.tasks),
     )
+    if not all(value is None or value.isdigit() for value in values):
+        raise JournalError(f"{keys.tasks_snapshot} holds {values}, not two numbers")
     generation, sequence = (int(value or 0) for value in values)
     if generation:
-        await _read_snapshot(store, recovery, f"{keys.tasks_snapshots}{generation}")
+        key = f"{keys.tasks_snapshots}{generation}"
+        await _check_types(store, {key: b"list"})
+        await _read_snapshot(store, recovery, key)
     recovery.expect(sequence)
     if length:
         await _read_journal(store, recovery)
     for _ in recovery.build(now):
         await trio.lowlevel.checkpoint()
+    if records > len(recovery.book):
+        # The journal's end is lost, or all of it: an entry's tasks are written with the entry.
+        raise JournalError(
+            f"{keys.tasks} holds {records} tasks, snapshot and journal know {len(recovery.book)}"
+        )
     return Recovered(book=recovery.book, generation=generation, sequence=sequence)
+
+
+async def _check_types(store: Store, expected: Mapping[str, bytes]) -> None:
+    found = await store.read(*(pack("TYPE", key) for key in expected))
+    for (key, kind), actual in zip(expected.items(), found, strict=True):
+        if actual not in (kind, b"none"):
+            raise JournalError(f"{key} is a {_text(actual)}, not a {_text(kind)}")
+
+
+def _text(reply: object) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 async def _read_snapshot(store: Store, recovery: Recovery, key: str) -> None:
@@ -96,7 +121,7 @@ async def _read_journal(store: Store, recovery: Recovery) -> None:
     async with _read_ahead(read, b"%d-0" % recovery.sequence) as pages:
         async for entries in pages:
             for number, (_, fields) in enumerate(entries):
-                recovery.replay(fields[1])
+                recovery.replay(fields[1] if len(fields) > 1 else b"")
                 if number % _ENTRIES_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
 

@@ -201,8 +201,8 @@ class Keeper(Protocol):
         """The book has changed."""
         ...
 
-    def broken(self, error: JournalError) -> None:
-        """What is stored cannot be read: nothing can go on."""
+    def unreadable(self, error: JournalError) -> UnavailableError:
+        """What is stored cannot be read, until the store is another; what to tell callers."""
         ...
 
 
@@ -257,8 +257,7 @@ class SchedulerActor:
         try:
             self.recovered = await recover(context.store, context.limits, context.now())
         except JournalError as error:
-            context.keeper.broken(error)
-            raise UnavailableError("the scheduler's journal cannot be read") from error
+            raise context.keeper.unreadable(error) from error
         self._book = self.recovered.book
         context.keeper.loaded(self)
 

@@ -19,7 +19,6 @@ from typing import Protocol
 import structlog
 import trio
 
-from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.errors import (
     ConfigurationError,
     FencedError,
@@ -235,7 +234,6 @@ def _refusal(cause: BaseException, settings: Settings) -> str | None:
             return f"{cause}. Stop it first, or use --take-over"
         case (
             ConfigurationError()
-            | JournalError()
             | EmbeddedStoreError()
             | OwnedElsewhereError()
             | UnsafeStoreError()

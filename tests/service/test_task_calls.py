@@ -429,18 +429,6 @@ def test_a_wall_clock_that_jumps_either_way_makes_no_task_early_and_skips_none(
     assert client.call("AckTask", task_id="held", lease_token=held.lease_token).success
 
 
-def test_a_journal_with_a_gap_is_not_served_from(
-    start_server: Callable[..., ServerThread], redis: ValkeyServer
-) -> None:
-    server = start_server()
-    with GrpcioClient(server.address) as client:
-        schedule(client, "t", "u", "v")
-    server.stop()
-    redis.execute("XDEL", "dbos:{p0}:tasks:journal", "2-0")
-    with pytest.raises(Exception, match="journal entry 2 is missing, 3 is next"):
-        start_server()
-
-
 def test_a_task_that_redis_refuses_to_write_never_was(
     client: Client, server: ServerThread, redis: ValkeyServer
 ) -> None:
