@@ -38,6 +38,9 @@ _KNOWN: Final = Phase.KNOWN
 # How exactly renewals and stalls are timed; a tenth of the shortest of those times, or less.
 WATCH_S = 0.05
 
+# The shortest wait for the window, lest rounding make it none; a twentieth of a portion's time.
+HELD_S_MIN = 0.001
+
 # Doubling further would overflow before it mattered.
 BACKOFF_DOUBLINGS = 10
 
@@ -195,7 +198,10 @@ class Committer:
                 self._adopt(await self._inspect(self._connection))
             batch = ledger.next_batch(now_s)
             if batch is None:
-                await self._wait_for_work()
+                if ledger.held:
+                    await trio.sleep(max(HELD_S_MIN, ledger.wake_s - now_s))
+                else:
+                    await self._wait_for_work()
                 continue
             await self._exchange(batch)
 

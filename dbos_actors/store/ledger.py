@@ -37,6 +37,7 @@ from dbos_actors.store.batch import (
     check_for_script,
 )
 from dbos_actors.store.effects import Counts, Effects, owners_of, without
+from dbos_actors.store.pace import Pace
 from dbos_actors.store.submission import Submission
 
 # What an entry of the queue costs besides its commands; bounds barriers, which have none.
@@ -46,10 +47,6 @@ ENTRY_BYTES = 256
 # sent when that is answered, and Redis works on it while the callers of the first are told. All in
 # one batch, server and Redis would take turns at waiting for each other.
 WHOLE_QUEUE = 32
-
-# While the history is full, how often to renew the lease: a write that Redis accepts and that is
-# not kept, so that the history may be trimmed.
-PROBE_S = 0.1
 
 
 # The error of a server that is no longer the primary: a new connection may lead to the one that is.
@@ -67,6 +64,7 @@ class LedgerLimits:
     kept_bytes: int
     lease_s: float
     renewal_s: float
+    patience_s: float
 
 
 class Phase(Enum):
@@ -119,6 +117,9 @@ class Ledger:
         first.confirmed_s = now_s
         self._history: deque[Batch] = deque([first])
         self._history_bytes = first.size_bytes
+        self._pace = Pace(window_bytes=limits.kept_bytes, window_s=limits.kept_s, now_s=now_s)
+        # The queue waits although nothing is in flight: the window of what is kept allows no more.
+        self._held = False
         self._position = 0
         self._acknowledged = 0
         # The commit key as last seen: what the next commit starts from. Empty: there is none.
@@ -158,9 +159,18 @@ class Ledger:
     @property
     def wake_s(self) -> float:
         """When `next_batch` may return something although nothing was submitted."""
-        if self._queue:
-            return min(self._sent_s + PROBE_S, self._renew_at_s)
-        return self._renew_at_s
+        if not self._held:
+            return self._renew_at_s
+        if self._history_bytes >= self._limits.kept_bytes:
+            # Only an accepted write lets the oldest go; a renewal is one.
+            return self._renew_at_s
+        portion = self._pace.portion(self._queued_bytes)
+        return min(self._pace.ready_at_s(portion), self._renew_at_s)
+
+    @property
+    def held(self) -> bool:
+        """Whether the queue waits, not for an answer, but for the window: look at `wake_s`."""
+        return self._held
 
     @property
     def sequence(self) -> int:
@@ -225,7 +235,8 @@ class Ledger:
         """Queue a submission.
 
         Raises:
-            OverloadedError: the queue is full; nothing is queued.
+            OverloadedError: the queue is full, or its turn would come after its deadline; nothing
+                is queued.
             UnavailableError: the store is no longer ours, or closed, or writes are forbidden.
             ValueError: it frees memory with a command that has too many arguments for that.
         """
@@ -238,8 +249,24 @@ class Ledger:
             raise UnavailableError("this server no longer owns the store")
         if self.forbidden is not None and submission.commands:
             raise UnavailableError(self.forbidden)
+        if self._held:
+            self._expect_in_time(submission, size_bytes, now_s)
         self._queued_bytes += size_bytes
         self._queue.append((submission, now_s))
+
+    def _expect_in_time(self, submission: Submission, size_bytes: int, now_s: float) -> None:
+        """Raise `OverloadedError` if what waits already takes longer than the caller will wait."""
+        turn_s = self._pace.ready_at_s(self._queued_bytes + size_bytes)
+        deadline_s = submission.deadline_s
+        if deadline_s is None:
+            deadline_s = now_s + self._limits.patience_s
+        if turn_s > deadline_s:
+            limit = self._limits.kept_bytes
+            raise OverloadedError(
+                "the window of writes kept to be sent again (DBOS_REPLAY_BYTES)",
+                limit=limit,
+                unit="bytes",
+            )
 
     def next_batch(self, now_s: float) -> Batch | None:
         """What to send now; None: nothing, until a submission or `wake_s`.
@@ -263,24 +290,31 @@ class Ledger:
         if now_s >= self._renew_at_s:
             return self._beside(Form.RENEWAL, [])
         if self._queue:
-            if self._history_bytes < self._limits.kept_bytes:
-                return self._cut()
-            if now_s < self._sent_s + PROBE_S:
-                return None
-            return self._beside(Form.RENEWAL, [])
+            allowed = self._pace.allowance(now_s)
+            if self._history_bytes >= self._limits.kept_bytes:
+                allowed = 0.0
+            if allowed >= self._pace.portion(self._queued_bytes) > 0.0:
+                return self._cut(allowed)
+            if not self._queue[0][0].commands:
+                return self._cut(0.0)
+            self._held = True
+            return None
         if self.releasing:
             return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
         if self.check_wanted:
             return self._beside(Form.CHECK, [])
         return None
 
-    def _cut(self) -> Batch:
-        """Take what goes into one batch from the head of the queue."""
+    def _cut(self, allowed_bytes: float) -> Batch:
+        """Take what goes into one batch from the head of the queue.
+
+        If any bytes are allowed, one submission may have more than that.
+        """
         queue = self._queue
         limits = self._limits
         entries: list[Entry] = []
         size_bytes = 0
-        limit_bytes = limits.batch_bytes
+        limit_bytes = min(limits.batch_bytes, allowed_bytes)
         freeing: bool | None = None
         count_max = min(limits.batch_submissions, max(WHOLE_QUEUE, (len(queue) + 1) // 2))
         while queue and len(entries) < count_max:
@@ -292,11 +326,14 @@ class Ledger:
                         limit_bytes = min(limit_bytes, SCRIPT_BYTES)
                 elif freeing is not submission.frees_memory:
                     break
-                if size_bytes and size_bytes + submission.size_bytes > limit_bytes:
+                if size_bytes + submission.size_bytes > limit_bytes and (
+                    size_bytes or not allowed_bytes
+                ):
                     break
                 size_bytes += submission.size_bytes
             entries.append(queue.popleft())
         self._queued_bytes -= _cost(entries)
+        self._held = self._held and bool(queue)
         if freeing is None:
             return self._beside(Form.CHECK, entries)
         form = Form.SCRIPT if freeing else Form.TRANSACTION
@@ -306,6 +343,7 @@ class Ledger:
         batch.sequence = self._acknowledged + 1
         self._history.append(batch)
         self._history_bytes += batch.size_bytes
+        self._pace.spend(batch.size_bytes)
         return batch
 
     def _beside(self, form: Form, entries: list[Entry]) -> Batch:
@@ -536,6 +574,7 @@ class Ledger:
         for batch in history:
             # A store that has come back may go again: what it has counts from now.
             batch.confirmed_s = now_s if batch.sequence <= position else None
+        self._pace.restart(self._history_bytes, now_s)
 
     def _position_of(self, value: bytes | None) -> int:
         """The sequence a commit key's value stands for: -1 is `base`, -2 something older."""

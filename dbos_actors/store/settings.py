@@ -52,8 +52,8 @@ class StoreSettings:
     one second, two when the disk is slow; the rest is margin."""
 
     kept_bytes: int = 512 << 20
-    """At most so much is kept; when it is full of younger commits the next one waits. A hundred
-    megabytes a second for ``kept_s``: six times the design load."""
+    """At most so much is kept. An eighth of it may be written at once, the rest in each ``kept_s``
+    (see `pace`): 94 MB a second, six times the design load."""
 
     lease_s: float = 5.0
     """A second server that respects the lease waits this long after the owner is silent."""

@@ -389,6 +389,7 @@ class _Opening:
             kept_bytes=settings.kept_bytes,
             lease_s=settings.lease_s,
             renewal_s=settings.renewal_s,
+            patience_s=settings.patience_s,
         )
 
     def _patience(self, told: Callable[[], None]) -> Patience:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
+from dbos_actors.errors import OverloadedError
 from dbos_actors.store.batch import Answer, Batch, Form
 from dbos_actors.store.ledger import Ledger, LedgerLimits
 from dbos_actors.store.resp import pack
@@ -24,6 +26,7 @@ def ledger(**changes: Any) -> Ledger:
         "kept_bytes": 10_000,
         "lease_s": 5.0,
         "renewal_s": 1.0,
+        "patience_s": 5.0,
     }
     return Ledger(base=None, epoch=EPOCH, limits=LedgerLimits(**{**limits, **changes}), now_s=0.0)
 
@@ -82,7 +85,8 @@ def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_writ
     [(1, 1), (32, 32), (33, 32), (64, 32), (65, 33), (101, 51), (1_000, 300)],
 )
 def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int) -> None:
-    books = ledger(batch_submissions=300, batch_bytes=100_000, queue_bytes=1_000_000)
+    limits = {"batch_bytes": 100_000, "queue_bytes": 1_000_000, "kept_bytes": 1_000_000}
+    books = ledger(batch_submissions=300, **limits)
     submissions = [RecordingSubmission(RecordingOwner(), pack("INCR", "n")) for _ in range(waiting)]
     for submission in submissions:
         books.submit(submission, 0.0)
@@ -110,22 +114,121 @@ def test_the_innocent_of_a_refused_batch_stay_before_what_they_submitted_later()
     assert [submission for submission, _ in again.entries] == [first, later]
 
 
-def test_a_full_history_is_trimmed_by_early_renewals_and_then_goes_on() -> None:
-    books = ledger(kept_bytes=100_000, queue_bytes=1_000_000, renewal_s=1_000.0)
+def test_a_full_history_is_trimmed_by_renewals_and_then_goes_on() -> None:
+    books = ledger(kept_bytes=100_000, queue_bytes=1_000_000)
     for _ in range(2):
         books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
     first = books.next_batch(0.0)
     assert first is not None
     accept(books, first, 0.0)
-    now_s = 0.05
-    assert books.next_batch(now_s) is None
-    renewals = 0
+    now_s = 0.0
     while (batch := books.next_batch(now_s)) is None or batch.form is Form.RENEWAL:
-        if batch is not None:
-            renewals += 1
+        if batch is None:
+            assert books.held
+            assert books.wake_s > now_s
+            now_s = books.wake_s + 0.001
+        else:
             accept(books, batch, now_s)
-        now_s += 0.05
-        assert now_s < KEPT_S + 1.0
-    assert now_s >= KEPT_S
-    assert renewals > 10
+    assert KEPT_S <= now_s <= KEPT_S + 2.0
     assert batch.form is Form.TRANSACTION
+
+
+MIB = 1 << 20
+
+
+class Writers:
+    """Callers that each send one write after the other, and a Redis that answers in 1 ms."""
+
+    def __init__(self, count: int, size_bytes: int, **limits: Any) -> None:
+        self.books = ledger(batch_submissions=2_000, batch_bytes=8 * MIB, **limits)
+        self.value = "x" * size_bytes
+        self.now_s = 0.0
+        self.stored = 0
+        self.waits_s: list[float] = []
+        for _ in range(count):
+            self.submit()
+
+    def submit(self) -> None:
+        submission = RecordingSubmission(RecordingOwner(), pack("SET", "k", self.value))
+        self.books.submit(submission, self.now_s)
+
+    def step(self) -> None:
+        """One millisecond."""
+        batch = self.books.next_batch(self.now_s)
+        self.now_s += 0.001
+        if batch is None:
+            return
+        answered = list(batch.entries)
+        accept(self.books, batch, self.now_s)
+        for _, since_s in answered:
+            self.stored += 1
+            self.waits_s.append(self.now_s - since_s)
+            self.submit()
+
+    def rates(self, seconds: int) -> list[int]:
+        """What is stored in each second."""
+        rates = []
+        for _ in range(seconds):
+            before, end_s = self.stored, self.now_s + 1.0
+            while self.now_s < end_s:
+                self.step()
+                assert self.books.kept_bytes <= self.limit_bytes
+            rates.append(self.stored - before)
+        return rates
+
+    # The window, and one submission: the last one of a portion may be larger than what is left.
+    limit_bytes = 16 * MIB + 4_700
+
+
+def test_a_small_window_lets_writes_through_evenly() -> None:
+    """64 writers of 4 KB. Catches two seconds of everything, and then four of nothing."""
+    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    rates = writers.rates(30)
+    mean = sum(rates) / len(rates)
+    assert min(rates) > 0.8 * mean
+    # The rate that the window allows, but for the burst's share.
+    assert mean * 4_096 > 0.8 * 16 * MIB / KEPT_S
+    # No longer than the others before it take, and a portion.
+    assert max(writers.waits_s) < 64 * 4_200 / (0.8 * 16 * MIB / KEPT_S) + 0.05
+
+
+def test_a_window_that_starts_again_is_shared_out_evenly_too() -> None:
+    """After a reconnect everything kept stays for the whole time again."""
+    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    writers.rates(10)
+    writers.books.connection_lost()
+    writers.books.key_read(writers.books.key_value, writers.now_s)
+    rates = writers.rates(5)
+    assert min(rates) > 0.5 * sum(rates) / len(rates)
+    assert min(writers.rates(10)[1:]) > 400
+
+
+def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() -> None:
+    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    writers.rates(3)
+    books = writers.books
+    while not books.held:
+        writers.step()
+    owner = RecordingOwner()
+    now_s = writers.now_s
+    write = pack("SET", "k", writers.value)
+    with pytest.raises(OverloadedError, match="DBOS_REPLAY_BYTES"):
+        books.submit(RecordingSubmission(owner, write, deadline_s=now_s + 0.01), now_s)
+    books.submit(RecordingSubmission(owner, write, deadline_s=now_s + 1.0), now_s)
+    # Without a deadline, what is queued is five seconds at most.
+    more = [RecordingSubmission(owner, write) for _ in range(10_000)]
+    with pytest.raises(OverloadedError, match="DBOS_REPLAY_BYTES"):
+        list(map(books.submit, more, itertools.repeat(now_s)))
+    assert books.queued_bytes / (7 / 8 * 16 * MIB / KEPT_S) == pytest.approx(5.0, rel=0.02)
+
+
+def test_reads_do_not_wait_for_a_window_that_only_holds_up_writes() -> None:
+    books = ledger(kept_bytes=100_000, queue_bytes=1_000_000)
+    books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
+    first = books.next_batch(0.0)
+    assert first is not None
+    accept(books, first, 0.0)
+    books.submit(RecordingSubmission(RecordingOwner()), 0.0)
+    batch = books.next_batch(0.0)
+    assert batch is not None
+    assert batch.form is Form.CHECK
