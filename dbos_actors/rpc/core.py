@@ -64,6 +64,7 @@ class ServerCore:
         "deadlines",
         "dirty",
         "held_free",
+        "inflated_free",
         "limits",
         "open_calls_of_clients",
         "open_calls_of_strangers",
@@ -109,6 +110,7 @@ class ServerCore:
         self.shed_total = 0
         self.backlog_free = limits.backlog_bytes_shared
         self.held_free = limits.held_bytes_shared
+        self.inflated_free = limits.inflated_bytes_shared
         self.dirty: list[ServerConnection] = []
         self.wake: Callable[[], None] = _nobody
         """Called when the first connection becomes dirty; `flush` is to be called soon."""

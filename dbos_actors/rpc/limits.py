@@ -59,6 +59,14 @@ class ServerLimits:
     """Request bytes of the whole server beyond those. The connection that needs more is ended
     (ENHANCE_YOUR_CALM): flow control alone lets each one have 64 MiB waiting."""
 
+    inflated_bytes_max: int = 16 * _MIB
+    """Decompressed bytes of a connection's request messages that calls hold: four of the largest
+    messages. One more is RESOURCE_EXHAUSTED; one alone always has a place."""
+
+    inflated_bytes_shared: int = 256 * _MIB
+    """Decompressed bytes of the whole server's request messages that calls hold; one that does
+    not fit is RESOURCE_EXHAUSTED. As much as there is for request bytes as they were sent."""
+
     backlog_bytes_max: int = 8 * _MIB
     """Unsent response bytes beyond which no further call of the connection is begun, and,
     while its socket accepts nothing, nothing more is read from it. Two of the largest messages

@@ -49,6 +49,7 @@ from dbos_actors.rpc.http2 import (
     TrailersReceived,
     WindowUpdated,
 )
+from dbos_actors.rpc.inflation import Inflation
 from dbos_actors.rpc.keepalive import UNANSWERED_SHUTDOWN_S, Action, Keepalive
 from dbos_actors.rpc.metadata import MetadataError, decode_timeout
 from dbos_actors.rpc.senders import Senders
@@ -61,7 +62,7 @@ from dbos_actors.rpc.status import (
     fitting,
     status_fields,
 )
-from dbos_actors.rpc.streaming import StreamCall, StreamMethod, framing_failure, restore
+from dbos_actors.rpc.streaming import StreamCall, StreamMethod, framing_failure
 from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 from dbos_actors.rpc.uploads import Uploads
 
@@ -113,6 +114,7 @@ class ServerConnection:
         "_has_reset",
         "_held",
         "_held_charged",
+        "_inflation",
         "_is_gated",
         "_keepalive",
         "_message_max",
@@ -190,6 +192,7 @@ class ServerConnection:
         # Request bytes not handed to handlers yet, and how many of them are shared memory.
         self._held = 0
         self._held_charged = 0
+        self._inflation = Inflation(core)
         self._senders = Senders(engine, queue_bytes_max=limits.stream_backlog_bytes)
         self._uploads = Uploads(core.limits.upload_bytes_max)
         self._receiving = False
@@ -527,7 +530,7 @@ class ServerConnection:
                 self._end(call, *problem)
                 return
             try:
-                body = restore(call.encoding, body, self._message_max)
+                body = self._inflate_unary(call, body)
             except GRPCError as error:
                 self._end(call, error.status, error.message)
                 return
@@ -553,6 +556,11 @@ class ServerConnection:
             log_limited(log.exception, "handler failed", path=call.path, peer=self.peer)
             if not call.answered:
                 self._end(call, Status.INTERNAL, INTERNAL_ERROR)
+
+    def _inflate_unary(self, call: UnaryCall, body: bytes) -> bytes:
+        data = self._inflation.inflate(call.encoding, body, self._message_max)
+        call.when_answered(lambda _: self._inflation.release(len(data)))
+        return data
 
     # ------------------------------------------------------- stream requests
 
@@ -601,6 +609,17 @@ class ServerConnection:
                 call.end(Status.INTERNAL, "truncated request message")
             else:
                 self._start(call)
+
+    def inflate(self, call: StreamCall, body: bytes) -> bytes:
+        """Decompress a message for a handler. Raises `grpclib.GRPCError`."""
+        data = self._inflation.inflate(call.encoding, body, call.reader.limit)
+        call.inflated_bytes += len(data)
+        return data
+
+    def release_inflated(self, call: StreamCall) -> None:
+        """The handler has done with the decompressed messages that it took."""
+        self._inflation.release(call.inflated_bytes)
+        call.inflated_bytes = 0
 
     def messages_taken(self, call: StreamCall, size: int) -> None:
         """The handler took messages of so many bytes as sent, prefixes included."""
@@ -852,6 +871,7 @@ class ServerConnection:
 
     def _stream_done(self, call: StreamCall) -> None:
         """The call is over and has no handler."""
+        self.release_inflated(call)
         core = self._core
         core.calls_live -= 1
         core.streams_live -= 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from dbos_actors.rpc.protocol import ServerConnection
 
 
+_INFLATED_AT_ONCE_BYTES: Final = 1024 * 1024
+"""A handler that asks for many messages gets no more of them once these have come out of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
     """How a method of a grpclib service is served."""
@@ -72,6 +76,7 @@ class StreamCall:
         "handling",
         "headers",
         "headers_sent",
+        "inflated_bytes",
         "message_bytes",
         "method",
         "observer",
@@ -103,6 +108,8 @@ class StreamCall:
         self.accepts_gzip = False
         """Whether responses may be compressed: the client said so, and the server is set to."""
         self.reader = MessageReader(limit)
+        self.inflated_bytes = 0
+        """Of the decompressed messages that the handler took last."""
         self.unacknowledged = 0
         self.message_bytes = 0
         """Size of the message being uploaded, once it has room of its own; else 0."""
@@ -151,32 +158,61 @@ class StreamCall:
         """
         if self.failure is not None:
             raise self.failure
+        if self.inflated_bytes:
+            self._connection.release_inflated(self)
+        if self.encoding is not None:
+            return self._take_inflated(count_max)
         try:
             messages = self.reader.next_many(count_max)
         except FramingError as error:
             self.failure = framing_failure(error)
             raise self.failure from error
         if not messages:
-            if self.request_ended and self.reader.buffered_bytes:
-                self.failure = GRPCError(Status.INTERNAL, "truncated request message")
-                raise self.failure
+            self._check_end()
             return []
         self._connection.messages_taken(
             self, sum([PREFIX_BYTES + len(body) for _, body in messages])
         )
         bodies: list[bytes] = []
         for compressed, body in messages:
-            if not compressed:
-                bodies.append(body)
-                continue
-            try:
-                bodies.append(restore(self.encoding, body, self.reader.limit))
-            except GRPCError as error:
-                self.failure = error
+            if compressed:
+                self.failure = GRPCError(
+                    Status.INTERNAL, "compressed message without grpc-encoding"
+                )
                 break
+            bodies.append(body)
         if self.failure is not None and not bodies:
             raise self.failure
         return bodies
+
+    def _take_inflated(self, count_max: int) -> list[bytes]:
+        """One message after the other: those behind wait as they came, compressed."""
+        bodies: list[bytes] = []
+        taken_bytes = 0
+        try:
+            while len(bodies) < count_max and self.inflated_bytes < _INFLATED_AT_ONCE_BYTES:
+                message = self.reader.next()
+                if message is None:
+                    break
+                compressed, body = message
+                taken_bytes += PREFIX_BYTES + len(body)
+                bodies.append(self._connection.inflate(self, body) if compressed else body)
+        except FramingError as error:
+            self.failure = framing_failure(error)
+        except GRPCError as error:
+            self.failure = error
+        if taken_bytes:
+            self._connection.messages_taken(self, taken_bytes)
+        if not bodies:
+            if self.failure is not None:
+                raise self.failure
+            self._check_end()
+        return bodies
+
+    def _check_end(self) -> None:
+        if self.request_ended and self.reader.buffered_bytes:
+            self.failure = GRPCError(Status.INTERNAL, "truncated request message")
+            raise self.failure
 
     # ------------------------------------------------------------- responses
 
