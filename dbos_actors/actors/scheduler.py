@@ -31,11 +31,13 @@ from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.queries import Page
 from dbos_actors.actors.scheduler_commands import TaskCommands
 from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
-from dbos_actors.actors.scheduler_store import overlaid
+from dbos_actors.actors.scheduler_store import described, is_readable, overlaid
 from dbos_actors.actors.scheduler_turns import (
     ADVANCED_AT_ONCE,
+    BURIED_AT_ONCE,
     DEFAULT_LEASE_S,
     Barrier,
+    Bury,
     Expire,
     ForgetTasks,
     Push,
@@ -136,6 +138,8 @@ class SchedulerStatistics:
     expired: int
     released: int
     retired: int
+    damaged: int
+    """Tasks that died because their record cannot be read."""
     lateness_ms_sum: int
     lateness_ms_max: int
     subscribers: int
@@ -205,6 +209,8 @@ class Scheduler:
         self._readable = AsyncValue(True)
         # Leases of vanished subscribers that could not be ended yet.
         self._releases: list[_Release] = []
+        # Tasks whose record cannot be read, and that live.
+        self._damaged: list[TaskRecord] = []
         self._woken = trio.Event()
         # When the clock's task will look again by itself, on its monotonic clock.
         self._planned_s = math.inf
@@ -325,7 +331,8 @@ class Scheduler:
                 for record, task in zip(step[first:behind], kept, strict=True):
                     if task is None:
                         continue
-                    if not page.add(overlaid(task, record)):
+                    shown = task if is_readable(task) else described(record)
+                    if not page.add(overlaid(shown, record)):
                         return page.response(listing.token(0, last))
                     last = record.task_id
         return page.response()
@@ -396,6 +403,11 @@ class Scheduler:
             seconds=round(self._recovery_s, 3),
             cpu_seconds=round(process_time() - self._recovery_began_cpu_s, 3),
         )
+        self._wake()
+
+    def damaged(self, records: Sequence[TaskRecord]) -> None:
+        # From within a commit's or a read's end, where nothing may be submitted.
+        self._damaged.extend(records)
         self._wake()
 
     def unloaded(self, actor: SchedulerActor) -> None:
@@ -507,6 +519,9 @@ class Scheduler:
             releases, self._releases = self._releases, []
             for release in releases:
                 self.deliver(release)
+        if self._damaged:
+            damaged, self._damaged = self._damaged[:BURIED_AT_ONCE], self._damaged[BURIED_AT_ONCE:]
+            self.deliver(_Quiet(Bury(damaged)))
         self._woken = trio.Event()
         book = actor.book
         now = self.now()
@@ -529,7 +544,7 @@ class Scheduler:
         if self._is_retirement_due(book, now):
             self.deliver(_Quiet(Retire()))
             is_busy = True
-        if is_busy:
+        if is_busy or self._damaged:
             return 0.0
         after_s = book.wake_after_s(now)
         if after_s is None or self._releases or not may_push:
@@ -675,6 +690,7 @@ class Scheduler:
             expired=counts.expired,
             released=counts.released,
             retired=counts.retired,
+            damaged=counts.damaged,
             lateness_ms_sum=counts.lateness_ms_sum,
             lateness_ms_max=counts.lateness_ms_max,
             subscribers=self._roster.subscribers,

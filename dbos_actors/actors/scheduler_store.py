@@ -13,12 +13,13 @@ all this. What an interrupted snapshot left behind is overwritten by the next on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
+from google.protobuf.message import DecodeError
 
 from dbos_actors.actors.agent import embedded
 from dbos_actors.api.messages import Task
@@ -181,9 +182,38 @@ def _overlay(record: TaskRecord, scratch: Task) -> bytes:
     return scratch.SerializeToString()
 
 
-def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> Iterator[bytes]:
-    """Tasks as entries of a response's field 1; those gone meanwhile are left out."""
+def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> tuple[bytes, list[TaskRecord]]:
+    """Tasks as entries of a response's field 1, and those whose record cannot be decoded.
+
+    Neither has the tasks whose record is gone.
+    """
     scratch = Task()
+    entries: list[bytes] = []
+    damaged: list[TaskRecord] = []
     for record, task in zip(records, kept, strict=True):
-        if task is not None:
-            yield embedded(1, task + _overlay(record, scratch))
+        if task is None:
+            continue
+        if is_readable(task):
+            entries.append(embedded(1, task + _overlay(record, scratch)))
+        else:
+            damaged.append(record)
+    return b"".join(entries), damaged
+
+
+def is_readable(kept: bytes) -> bool:
+    """Whether it is a task. One that is not would make a whole response undecodable."""
+    try:
+        Task.FromString(kept)
+    except DecodeError:
+        return False
+    return True
+
+
+def described(record: TaskRecord) -> bytes:
+    """What the book knows of a task whose record cannot be read."""
+    return Task(
+        id=record.task_id,
+        agent_id=record.agent_id,
+        module_name=record.module_name,
+        scheduled_at=record.scheduled_at,
+    ).SerializeToString()

@@ -23,6 +23,9 @@ from itertools import islice
 from random import Random
 from typing import Any, Final, Protocol
 
+import structlog
+from google.protobuf.message import DecodeError
+
 from dbos_actors.actors.agent import embedded, found, guarded
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.scheduler_commands import TaskCommands
@@ -48,7 +51,7 @@ from dbos_actors.domain import events
 from dbos_actors.domain.task_claims import identity_of
 from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.domain.task_record import TOKEN_BITS, TaskRecord, payload_digest
-from dbos_actors.domain.task_states import Status, UnknownTaskError
+from dbos_actors.domain.task_states import DamagedTaskError, Status, UnknownTaskError
 from dbos_actors.domain.tasks import (
     LEASE_LIMIT_MAX,
     Change,
@@ -58,8 +61,10 @@ from dbos_actors.domain.tasks import (
 )
 from dbos_actors.domain.timers import Now
 from dbos_actors.errors import InvalidFieldError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, Cell, Turn
+from dbos_actors.runtime import DEFERRED, Call, Cell, Turn
 from dbos_actors.store import Store
+
+logger = structlog.get_logger(__name__)
 
 SCHEDULED: Final = ScheduleTaskResponse(success=True).SerializeToString()
 ACKNOWLEDGED: Final = AckTaskResponse(success=True).SerializeToString()
@@ -78,6 +83,9 @@ EXPIRED_AT_ONCE: Final = 200
 
 RETIRED_AT_ONCE: Final = 1_000
 """Completed tasks dropped in one turn; bounded by what one freeing command may name."""
+
+BURIED_AT_ONCE: Final = 200
+"""Damaged tasks that die in one turn, each with an event: 5 ms."""
 
 _RESPONSE_ENVELOPE_BYTES = 64
 
@@ -120,6 +128,24 @@ class Retire:
     """Drop completed tasks beyond retention."""
 
     __slots__ = ()
+
+
+class Bury:
+    """Let tasks die whose record cannot be read, unless they have changed since."""
+
+    __slots__ = ("records",)
+
+    def __init__(self, records: Sequence[TaskRecord]) -> None:
+        self.records = records
+
+
+class GetAgain:
+    """Read a task in order with the commits before: a plain read was not what the book says."""
+
+    __slots__ = ("task_id",)
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
 
 
 class Push:
@@ -175,6 +201,7 @@ class TaskCounts:
     expired: int = 0
     released: int = 0
     retired: int = 0
+    damaged: int = 0
     completed: int = 0
     died: int = 0
     lateness_ms_sum: int = 0
@@ -191,6 +218,10 @@ class Keeper(Protocol):
 
     def loaded(self, actor: SchedulerActor) -> None:
         """The book is complete; turns begin."""
+        ...
+
+    def damaged(self, records: Sequence[TaskRecord]) -> None:
+        """These are to be handed out and cannot be read: have them die, later."""
         ...
 
     def unloaded(self, actor: SchedulerActor) -> None:
@@ -397,13 +428,45 @@ class SchedulerActor:
             if kept is not None and _is_of(kept, record):
                 call.reply(found(overlaid(kept, record)))
             else:
-                # Changed or deleted since: as of now, then.
-                self._cell.deliver(call)
+                # Changed or deleted since, or damaged.
+                self._cell.deliver(_Redirected(call, GetAgain(record.task_id)))
 
         self._context.store.submit_read(
             [self._commands.fetch([record])], guarded(call, on_replies), deadline_s=call.deadline
         )
         return DEFERRED
+
+    def get_again(self, request: GetAgain) -> Turn:
+        record = self._book.get(request.task_id)
+        if record is None:
+            raise UnknownTaskError(request.task_id)
+        # A read that is part of a commit sees what exactly this turn's book stands for.
+        return Turn(
+            None,
+            commands=[self._commands.fetch([record])],
+            then=partial(self._compared, record),
+        )
+
+    @staticmethod
+    def _compared(record: TaskRecord, _: Turn, replies: Sequence[Any] | None) -> bytes:
+        if replies is None:
+            raise UnavailableError("the connection to Redis was lost while the task was read")
+        (kept,) = replies[0]
+        if kept is None or not _is_of(kept, record):
+            raise DamagedTaskError(record.task_id)
+        return found(overlaid(kept, record))
+
+    def bury(self, request: Bury) -> Turn:
+        change = self._begin()
+        buried = [
+            record.task_id
+            for record in request.records
+            if self._book.bury(change, record, error="what Redis holds of it cannot be read")
+        ]
+        if buried:
+            self._context.counts.damaged += len(buried)
+            logger.error("tasks_damaged", count=len(buried), examples=buried[:10])
+        return self._turn(change, None)
 
     def list_due(self, request: ListDueTasksRequest) -> Turn:
         limit = request.limit
@@ -527,7 +590,12 @@ class SchedulerActor:
             return self._read_tasks(records, turn, replies)
         kept = replies[0]
         assert isinstance(kept, list)
-        return b"".join(listed(records, kept))
+        response, damaged = listed(records, kept)
+        # Read by the commit that leased them, so what is gone is lost.
+        damaged += [record for record, task in zip(records, kept, strict=True) if task is None]
+        if damaged:
+            self._context.keeper.damaged(damaged)
+        return response
 
     def _read_tasks(self, records: list[TaskRecord], turn: Turn, replies: object) -> Any:  # noqa: ARG002
         """Answer with ``records``, their payloads read now."""
@@ -536,8 +604,11 @@ class SchedulerActor:
         def on_replies(replies: Any) -> None:
             if isinstance(replies, UnavailableError):
                 call.fail(replies)
-            else:
-                call.reply(b"".join(listed(records, replies[0])))
+                return
+            response, damaged = listed(records, replies[0])
+            if damaged:
+                self._context.keeper.damaged(damaged)
+            call.reply(response)
 
         self._context.store.submit_read(
             [self._commands.fetch(records)], guarded(call, on_replies), deadline_s=call.deadline
@@ -634,6 +705,8 @@ _HANDLERS: Final[dict[type, Callable[[SchedulerActor, Any], Turn]]] = {
     NackTaskRequest: SchedulerActor.nack,
     ExtendLeaseRequest: SchedulerActor.extend,
     Barrier: SchedulerActor.barrier,
+    Bury: SchedulerActor.bury,
+    GetAgain: SchedulerActor.get_again,
     Expire: SchedulerActor.expire,
     Retire: SchedulerActor.retire,
     Push: SchedulerActor.push,
@@ -641,6 +714,30 @@ _HANDLERS: Final[dict[type, Callable[[SchedulerActor, Any], Turn]]] = {
     Release: SchedulerActor.release,
     ForgetTasks: SchedulerActor.forget,
 }
+
+
+class _Redirected:
+    """A call with another message than its own; answered as the call it is."""
+
+    __slots__ = ("_call", "request")
+
+    def __init__(self, call: Call, request: Any) -> None:
+        self._call = call
+        self.request = request
+
+    @property
+    def answered(self) -> bool:
+        return self._call.answered
+
+    @property
+    def deadline(self) -> float | None:
+        return self._call.deadline
+
+    def reply(self, message: Any) -> None:
+        self._call.reply(message)
+
+    def fail(self, error: Exception) -> None:
+        self._call.fail(error)
 
 
 def outcome_bytes(task_id: str, error: str = "") -> bytes:
@@ -673,7 +770,10 @@ def _event(outcome: Outcome, now_s: int) -> bytes:
 
 def _is_of(kept: bytes, record: TaskRecord) -> bool:
     """Whether what is stored is what the record is about; not if it was changed since."""
-    task = Task.FromString(kept)
+    try:
+        task = Task.FromString(kept)
+    except DecodeError:
+        return False
     return (
         task.scheduled_at == record.scheduled_at
         and task.agent_id == record.agent_id

@@ -11,6 +11,7 @@ ends *completed* or *dead* (out of attempts). `TRANSITIONS` is the whole theory:
 - Clients of the first generation do not lease: they list what is due, run it and
   settle it without a token. So a pending task may be acknowledged or given back;
   that implies a delivery and counts as one.
+- A task whose payload cannot be read is dead at once: there is nothing to hand out.
 - Nothing leaves *completed* but retention. A *dead* task is kept until it is
   revived, which starts its attempts anew, or deleted.
 
@@ -57,6 +58,7 @@ class Event(IntEnum):
     RETIRE = 8
     DELETE = 9
     REVIVE = 10
+    DAMAGE = 11
 
 
 TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
@@ -67,12 +69,14 @@ TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         (Status.PENDING, Event.ACK): Status.COMPLETED,
         (Status.PENDING, Event.NACK): Status.PENDING,
         (Status.PENDING, Event.EXHAUST): Status.DEAD,
+        (Status.PENDING, Event.DAMAGE): Status.DEAD,
         (Status.PENDING, Event.DELETE): Status.GONE,
         (Status.INFLIGHT, Event.EXTEND): Status.INFLIGHT,
         (Status.INFLIGHT, Event.ACK): Status.COMPLETED,
         (Status.INFLIGHT, Event.NACK): Status.PENDING,
         (Status.INFLIGHT, Event.EXPIRE): Status.PENDING,
         (Status.INFLIGHT, Event.EXHAUST): Status.DEAD,
+        (Status.INFLIGHT, Event.DAMAGE): Status.DEAD,
         (Status.INFLIGHT, Event.DELETE): Status.GONE,
         (Status.COMPLETED, Event.RETIRE): Status.GONE,
         (Status.DEAD, Event.REVIVE): Status.PENDING,
@@ -105,6 +109,17 @@ class UnknownTaskError(RefusedError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"unknown task {task_id}")
+        self.task_id = task_id
+
+
+class DamagedTaskError(RefusedError):
+    """What Redis holds of the task cannot be read, or is not what was scheduled."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"task {task_id} is damaged: Redis does not hold what was scheduled. "
+            "Schedule it again with revive, or run 'dbos-actors repair'"
+        )
         self.task_id = task_id
 
 

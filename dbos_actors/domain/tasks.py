@@ -580,6 +580,20 @@ class TaskBook:
         self._give_up(change, record, Event.EXPIRE, Settled.EXPIRED, delay_s=0, error=reason)
         return True
 
+    def bury(self, change: Change, found: TaskRecord, *, error: str) -> bool:
+        """Let a task die at once, because its payload cannot be read.
+
+        :param found: the task as it was when that was found out.
+        :returns: False if it has changed since.
+        """
+        record = self._find(change, found.task_id)
+        if record is None or record.encode() != found.encode():
+            return False
+        record.status = successor(record.status, Event.DAMAGE)
+        record.settled = Settled.EXPIRED  # whoever had it before has it no longer
+        self._die(change, record, error)
+        return True
+
     def retire(self, change: Change, *, limit: int) -> list[str]:
         """Drop up to ``limit`` completed tasks beyond retention; their ids."""
         too_many = len(self.index.retained) - self.limits.completed_max
@@ -822,21 +836,27 @@ class TaskBook:
         dead = record.deliveries >= record.max_attempts
         record.status = successor(record.status, Event.EXHAUST if dead else event)
         record.settled = settled
-        record.last_error = clipped(error, LAST_ERROR_BYTES_MAX)
-        record.worker_id = ""
         now = change.now
         if dead:
-            record.span_s = 0
-            record.moment = int(now.outcome_s)
-            change.put(record)
-            change.ended(record, Status.DEAD)
-        elif delay_s:
+            self._die(change, record, error)
+            return
+        record.last_error = clipped(error, LAST_ERROR_BYTES_MAX)
+        record.worker_id = ""
+        if delay_s:
             record.span_s = delay_s
             record.moment = math.ceil(now.wall_s + delay_s)
             change.put(record, now.monotonic_s + delay_s)
         else:
             record.span_s = record.moment = 0
             change.put(record)
+
+    def _die(self, change: Change, record: TaskRecord, error: str) -> None:
+        record.last_error = clipped(error, LAST_ERROR_BYTES_MAX)
+        record.worker_id = ""
+        record.span_s = 0
+        record.moment = int(change.now.outcome_s)
+        change.put(record)
+        change.ended(record, Status.DEAD)
 
     def _drop(self, change: Change, record: TaskRecord, event: Event) -> None:
         assert successor(record.status, event) is Status.GONE

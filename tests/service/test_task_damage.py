@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from dbos_actors.server import TASKS_HEALTH
 from dbos_actors.store.keys import Keys
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.servers import ServerThread
+from tests.support.subscribers import HandSubscriber
 from tests.support.tasks import get, kept, lease, ledger, schedule, task, wait_until
 from tests.support.valkey import ValkeyServer
 
@@ -182,3 +183,84 @@ def test_a_server_that_finds_its_tasks_damaged_while_it_runs_goes_on_without_the
         trio.from_thread.run_sync(server.inside.tasks.reload, trio_token=server.token)
         assert get(client, "u").status == "pending"
         assert ledger(server).readable is True
+
+
+# ------------------------------------------------------------------- one damaged task
+
+
+UNREADABLE = b"\x0a\xff"
+"""Undecodable: a length that is not followed by so many bytes."""
+
+
+@pytest.fixture
+def damaged(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> Iterator[tuple[GrpcioClient, ServerThread]]:
+    """A client of a server with due tasks t0 to t4; t1 cannot be read, t3 is lost."""
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        schedule(client, *(f"t{i}" for i in range(5)))
+        redis.execute("HSET", TASKS, "t1", UNREADABLE)
+        redis.execute("HDEL", TASKS, "t3")
+        yield client, server
+
+
+def dead(client: GrpcioClient) -> dict[str, str]:
+    return {one.id: one.last_error for one in client.call("ListTasks", status="dead").tasks}
+
+
+def test_a_damaged_task_is_read_as_damaged(damaged: tuple[GrpcioClient, ServerThread]) -> None:
+    client, server = damaged
+    before = server.run(server.inside.tasks.statistics).sequence
+    for task_id in ("t1", "t3"):
+        response = client.call("GetTask", task_id=task_id, timeout_s=5)
+        assert not response.found
+        assert response.error.startswith(f"task {task_id} is damaged")
+    assert get(client, "t0").payload == b"p"
+    assert server.run(server.inside.tasks.statistics).sequence == before
+
+
+def test_a_task_that_holds_another_content_than_was_scheduled_is_damaged(
+    client: GrpcioClient, redis: ValkeyServer
+) -> None:
+    schedule(client, "t", "u")
+    other = redis.execute("HGET", TASKS, "u")
+    redis.execute("HSET", TASKS, "t", other.replace(b"ping", b"pong"))
+    assert "is damaged" in client.call("GetTask", task_id="t", timeout_s=5).error
+
+
+def test_damaged_tasks_spoil_no_lease_and_die(
+    damaged: tuple[GrpcioClient, ServerThread], redis: ValkeyServer
+) -> None:
+    client, server = damaged
+    assert [one.id for one in lease(client, lease_seconds=3600)] == ["t0", "t2", "t4"]
+    wait_until(lambda: ledger(server).damaged == 2)
+    statistics = ledger(server)
+    assert (statistics.inflight, statistics.dead, statistics.damaged) == (3, 2, 2)
+    # The one that is lost altogether has nothing to be listed with.
+    assert dead(client) == {"t1": "what Redis holds of it cannot be read"}
+    revived = {**task("t1"), "revive": True}
+    assert client.call("ScheduleTask", **revived).success
+    assert [(one.id, one.payload) for one in lease(client)] == [("t1", b"p")]
+
+
+def test_a_damaged_task_spoils_no_listing(damaged: tuple[GrpcioClient, ServerThread]) -> None:
+    client, server = damaged
+    assert [one.id for one in client.call("ListTasks").tasks] == ["t0", "t1", "t2", "t4"]
+    assert [one.id for one in client.call("ListDueTasks").tasks] == ["t0", "t2", "t4"]
+    wait_until(lambda: ledger(server).dead == 1)
+    assert dead(client) == {"t1": "what Redis holds of it cannot be read"}
+
+
+def test_a_damaged_task_spoils_no_push(damaged: tuple[GrpcioClient, ServerThread]) -> None:
+    client, server = damaged
+    subscriber = HandSubscriber(server.address, max_in_flight=5)
+    try:
+        assert {one.id for one in subscriber.wait_tasks(3)} == {"t0", "t2", "t4"}
+        wait_until(lambda: ledger(server).dead == 2)
+        # They no longer count against the subscriber.
+        schedule(client, "t5", "t6")
+        assert {one.id for one in subscriber.wait_tasks(5)} >= {"t5", "t6"}
+    finally:
+        subscriber.vanish()
+        subscriber.wait_end()
