@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from dbos_actors.actors.context import MODULE, RUN, AgentContext
+from dbos_actors.actors.context import MODULE, RUN, AgentContext, readable
 from dbos_actors.actors.deletion import FinishDeletion, forget_agent
 from dbos_actors.actors.run_retention import ForgetRuns, forget_runs
 from dbos_actors.api.messages import (
@@ -359,11 +359,11 @@ class AgentActor:
         unfinished = [
             (part, state)
             for part, state in (
-                (part, ModuleState.FromString(data))
+                (part, readable(ModuleState, data))
                 for part, data in self._runs.items()
-                if part[0] == RUN and data is not None
+                if part[0] == RUN
             )
-            if not runs.is_finished(state)
+            if state is not None and not runs.is_finished(state)
         ]
         if not self._unfinished_resident or len(unfinished) > _RUNS_FAILED_AT_ONCE:
             return Job(self._lapse_in_steps)
@@ -393,7 +393,10 @@ class AgentActor:
         if self._record is None:
             return [], []
         context = self._context
-        update = agents.lapse(Agent.FromString(self._record), now_s=context.now_s())
+        current = readable(Agent, self._record)
+        if current is None:
+            return [], []
+        update = agents.lapse(current, now_s=context.now_s())
         if update.event is None:
             return [], []
         record = update.record.SerializeToString()
@@ -409,22 +412,21 @@ class AgentActor:
         store = context.store
         keys = store.keys
         name = self._name
-        while True:
-            (request_ids,) = await store.read(
-                pack("SRANDMEMBER", keys.unfinished + name, _RUNS_FAILED_AT_ONCE)
-            )
-            if not request_ids:
-                break
-            parts = [RUN + request_id.decode() for request_id in request_ids]
-            (values,) = await store.read(pack("HMGET", keys.states + name, *parts))
+        (members,) = await store.read(pack("SMEMBERS", keys.unfinished + name))
+        parts = [RUN + request_id.decode() for request_id in members]
+        for start in range(0, len(parts), _RUNS_FAILED_AT_ONCE):
+            step = parts[start : start + _RUNS_FAILED_AT_ONCE]
+            (values,) = await store.read(pack("HMGET", keys.states + name, *step))
             states = [
-                (part, ModuleState.FromString(value))
-                for part, value in zip(parts, values, strict=True)
+                (part, state)
+                for part, value in zip(step, values, strict=True)
+                if (state := readable(ModuleState, value)) is not None
+                and not runs.is_finished(state)
             ]
             commands, _ = self._failed(states)
             await cell.commit(*commands)
-            for _, state in states:
-                context.directory.changed(state.request_id, self._agent_id)
+            for part, _ in states:
+                context.directory.changed(part[1:], self._agent_id)
         commands, _ = self._marked_silent()
         await cell.commit(*commands)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from dbos_actors.actors.caches import RunCache, RunDirectory
 from dbos_actors.actors.event_log import EventLog
@@ -14,6 +16,22 @@ from dbos_actors.store import Store
 RUN: Final = "r"
 MODULE: Final = "m"
 """What a field of an agent's ``states`` begins with, before the request id or module name."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+def readable(kind: type[M], record: bytes | None) -> M | None:
+    """The message that a record is; None if there is none, or if it is damaged.
+
+    For work in the background, which has to go on, and for filters.
+    """
+    if record is None:
+        return None
+    try:
+        return kind.FromString(record)
+    except DecodeError:
+        return None
 
 
 @dataclass(slots=True)

@@ -14,11 +14,13 @@ import structlog
 import trio
 
 from dbos_actors.actors.agent import Lapse
+from dbos_actors.actors.context import readable
 from dbos_actors.api.messages import Agent
 from dbos_actors.clock import Clock
 from dbos_actors.domain.silence import SilenceIndex
+from dbos_actors.log_limits import log_limited
 from dbos_actors.runtime import Supervisor, until_available
-from dbos_actors.store import Store, StoreState, pack
+from dbos_actors.store import Store, StoreState, escaped, pack
 
 logger = structlog.get_logger(__name__)
 
@@ -57,21 +59,44 @@ class Liveness:
             await self._watch_silence()
 
     async def _expect_the_living(self) -> None:
-        """Whoever was alive when an earlier server stopped has the whole timeout from now."""
+        """Whoever was alive when an earlier server stopped, or has runs that are not finished,
+        has the whole timeout from now. An agent may report runs without ever having registered.
+        """
         cursor = b"0"
         while True:
             ((cursor, flat),) = await self._store.read(
                 pack("HSCAN", self._store.keys.agents, cursor, "COUNT", _SCAN_STEP)
             )
-            alive = [
-                agent_id.decode()
-                for agent_id, record in zip(flat[::2], flat[1::2], strict=True)
-                if Agent.FromString(record).alive
-            ]
+            records = zip(flat[::2], flat[1::2], strict=True)
+            alive: list[str] = []
+            for agent_id, value in records:
+                record = readable(Agent, value)
+                if record is None:
+                    log_limited(logger.warning, "unreadable_agent", agent=agent_id.decode())
+                elif record.alive:
+                    alive.append(agent_id.decode())
             self._index.add(alive, self._clock.monotonic_s())
             if cursor == b"0":
                 break
+        await self._expect_the_busy()
         self._index.restart(self._clock.monotonic_s())
+
+    async def _expect_the_busy(self) -> None:
+        keys = self._store.keys
+        cursor = b"0"
+        while True:
+            ((cursor, members),) = await self._store.read(
+                pack("SSCAN", keys.agents_known, cursor, "COUNT", _SCAN_STEP)
+            )
+            names = [member.decode() for member in members]
+            if names:
+                found = await self._store.read(
+                    *(pack("EXISTS", keys.unfinished + escaped(name)) for name in names)
+                )
+                busy = [name for name, exists in zip(names, found, strict=True) if exists]
+                self._index.add(busy, self._clock.monotonic_s())
+            if cursor == b"0":
+                return
 
     async def _watch_store(self) -> None:
         """While the store is away nobody can report; then all deadlines start again."""
@@ -103,7 +128,7 @@ class Liveness:
 
     def failed(self, agent_id: str, error: Exception) -> None:
         """An agent could not be marked: try again, unless it is heard from first."""
-        logger.warning("lapse_failed", agent=agent_id, error=str(error))
+        log_limited(logger.warning, "lapse_failed", agent=agent_id, error=str(error))
         self._retries.append(agent_id)
 
 

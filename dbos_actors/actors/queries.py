@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from dbos_actors.actors.agent import embedded, found
+from dbos_actors.actors.context import readable
 from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.api.messages import (
     GetEventsRequest,
@@ -200,7 +201,8 @@ class Queries:
             index = f"{keys.states_of}{name}:{escaped(module_name)}"
 
         def is_wanted(record: bytes) -> bool:
-            return ModuleState.FromString(record).state in states
+            state = readable(ModuleState, record)
+            return state is not None and state.state in states
 
         return await self._list(
             request,
@@ -219,7 +221,8 @@ class Queries:
         name = escaped(agent_id)
 
         def is_wanted(record: bytes) -> bool:
-            return MeasurementResult.FromString(record).module_name == module_name
+            result = readable(MeasurementResult, record)
+            return result is not None and result.module_name == module_name
 
         return await self._list(
             request,

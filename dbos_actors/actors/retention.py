@@ -36,8 +36,9 @@ from dbos_actors.actors.context import RUN
 from dbos_actors.actors.run_retention import ForgetRuns
 from dbos_actors.clock import AgeClock, Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
+from dbos_actors.log_limits import log_limited
 from dbos_actors.runtime import Supervisor, Waiter
-from dbos_actors.store import Store, escaped, pack
+from dbos_actors.store import Store, StoreState, escaped, pack
 
 logger = structlog.get_logger(__name__)
 
@@ -47,6 +48,9 @@ _SWEEP_S_MIN: Final = 1.0
 
 _AGENTS_AT_ONCE: Final = 100
 """Looked at in one round trip."""
+
+_FAILURES_IN_A_ROW: Final = 100
+"""Agents for which a sweep fails before it ends: then it is not the agents."""
 
 _RESULTS_AT_ONCE: Final = 500
 """Deleted in one commit: half a millisecond of Redis's time."""
@@ -139,6 +143,8 @@ class Retention:
                 await self.sweep()
             except (UnavailableError, OverloadedError) as error:
                 logger.info("sweep_interrupted", error=str(error))
+            except Exception:  # the next one may go better; the service does without
+                logger.exception("sweep_failed")
             await trio.sleep(pause_s)
 
     async def sweep(self) -> None:
@@ -177,6 +183,33 @@ class Retention:
             if cursor == b"0":
                 return
 
+    async def _for_agents(self, work: Callable[[list[str]], Awaitable[None]]) -> None:
+        """Have ``work`` done for all agents, in groups; where a group fails, one by one.
+
+        So what is wrong with one agent's keys, or with its actor, keeps retention from no other.
+        Raises what ``work`` does while the store is away, or if it fails for too many in a row.
+        """
+        failures = 0
+        async for group in self._agent_groups():
+            try:
+                await work(group)
+            except Exception:  # noqa: BLE001 - raised again below, unless it is one agent's
+                for agent_id in group:
+                    try:
+                        await work([agent_id])
+                    except Exception as error:
+                        failures += 1
+                        away = self._store.state.value is not StoreState.CONNECTED
+                        if away or failures > _FAILURES_IN_A_ROW:
+                            raise
+                        log_limited(
+                            logger.warning, "retention_failed", agent=agent_id, error=str(error)
+                        )
+                    else:
+                        failures = 0
+            else:
+                failures = 0
+
     # ----------------------------------------------------------------- bytes
 
     async def _delete_excess(
@@ -211,7 +244,8 @@ class Retention:
 
     async def _holdings(self, records: str, index: str) -> list[Holding]:
         holdings: dict[str, Holding] = {}
-        async for group in self._agent_groups():
+
+        async def look(group: list[str]) -> None:
             names = [escaped(agent_id) for agent_id in group]
             sizes, index_sizes, counts, oldest, newest = [
                 await self._store.read(*commands)
@@ -232,13 +266,16 @@ class Retention:
                 if size and count and first and last:
                     ends = int(float(first[1])), int(float(last[1]))
                     holdings[name] = Holding(name, size + (index_size or 0), count, *ends)
+
+        await self._for_agents(look)
         return list(holdings.values())
 
     async def _finished_runs(self) -> list[Holding]:
         """What agents have stored of finished runs, by a sample of each agent's states."""
         keys = self._store.keys
-        found: list[Holding] = []
-        async for group in self._agent_groups():
+        found: dict[str, Holding] = {}
+
+        async def look(group: list[str]) -> None:
             names = [escaped(agent_id) for agent_id in group]
             counts, oldest, newest, samples = [
                 await self._store.read(*commands)
@@ -257,8 +294,10 @@ class Retention:
                 if records and first and last:
                     size_bytes = round(records * sum(sizes[name]) / len(sizes[name]))
                     ends = int(float(first[1])), int(float(last[1]))
-                    found.append(Holding(name, size_bytes, records, *ends))
-        return found
+                    found[name] = Holding(name, size_bytes, records, *ends)
+
+        await self._for_agents(look)
+        return list(found.values())
 
     async def _finished_sizes(
         self, names: Sequence[str], samples: Sequence[Sequence[bytes]]
@@ -307,10 +346,12 @@ class Retention:
     # --------------------------------------------------------------- results
 
     async def _delete_results(self, before_s: int, excess: Excess | None) -> None:
-        async for group in self._agent_groups():
+        async def delete(group: list[str]) -> None:
             names = [escaped(agent_id) for agent_id in group]
             while names:
                 names = await self._delete_results_of(names, before_s, excess)
+
+        await self._for_agents(delete)
 
     async def _delete_results_of(
         self, names: list[str], before_s: int, excess: Excess | None
@@ -350,9 +391,8 @@ class Retention:
 
     async def _delete_runs(self, before_ms: int, excess: Excess | None) -> None:
         states_at = self._store.keys.states_at
-        async for group in self._agent_groups():
-            if not group:
-                continue
+
+        async def delete(group: list[str]) -> None:
             old = await self._store.read(
                 *(
                     pack(
@@ -365,6 +405,8 @@ class Retention:
             for agent_id, parts in zip(group, old, strict=True):
                 if len(parts) == _RUNS_LOOKED_AT or any(part[:1] == RUN.encode() for part in parts):
                     await self._delete_runs_of(agent_id, before_ms, excess)
+
+        await self._for_agents(delete)
 
     async def _delete_runs_of(self, agent_id: str, before_ms: int, excess: Excess | None) -> None:
         name = escaped(agent_id)

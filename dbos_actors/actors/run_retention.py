@@ -9,10 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dbos_actors.actors.context import RUN, AgentContext
+import structlog
+
+from dbos_actors.actors.context import RUN, AgentContext, readable
 from dbos_actors.api.messages import ModuleState
 from dbos_actors.runtime import Cell
 from dbos_actors.store import escaped, pack
+
+logger = structlog.get_logger(__name__)
 
 _STEP = 1_000
 """Runs deleted in one commit; takes Redis about a millisecond."""
@@ -69,9 +73,19 @@ async def _delete_runs(
     name = escaped(agent_id)
     (values,) = await context.store.read(pack("HMGET", keys.states + name, *parts))
     of_module: dict[str, list[bytes]] = {}
+    unreadable: list[bytes] = []
     for part, value in zip(parts, values, strict=True):
-        module = ModuleState.FromString(value).module_name
-        of_module.setdefault(module, []).append(part)
+        state = readable(ModuleState, value)
+        if state is None:
+            unreadable.append(part)
+        else:
+            of_module.setdefault(state.module_name, []).append(part)
+    if unreadable:
+        # Nobody knows any more which module they are of.
+        logger.warning("unreadable_runs_deleted", agent=agent_id, runs=len(unreadable))
+        (modules,) = await context.store.read(pack("SMEMBERS", keys.modules + name))
+        for module in modules:
+            of_module.setdefault(module.decode(), []).extend(unreadable)
     commands = [
         pack("HDEL", keys.states + name, *parts),
         pack("ZREM", keys.states_at + name, *parts),
