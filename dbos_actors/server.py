@@ -419,6 +419,7 @@ def _store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
         take_over=take_over,
         durability=settings.durability,
         require_safe=settings.require_safe_redis,
+        refuse_loss=settings.refuse_lost_commits,
         argument_bytes=settings.max_data_bytes + settings.max_map_bytes + _RECORD_BYTES,
         argument_setting=f"DBOS_MAX_DATA_BYTES={settings.max_data_bytes}",
         queue_bytes=settings.commit_queue_bytes,

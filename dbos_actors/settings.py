@@ -215,6 +215,15 @@ class Settings(BaseSettings):
         "append-only file, or an eviction policy): at the start, and writes whenever it is so "
         "later.",
     )
+    refuse_lost_commits: bool = _setting(
+        "DBOS_REFUSE_LOST_COMMITS",
+        default=False,
+        unit="boolean",
+        used_by="store",
+        text="Refuse a Redis that came back empty, or older than what can be sent again: calls "
+        "end with UNAVAILABLE until one that has every acknowledged write is back, or the server "
+        "is started again. Otherwise the loss is logged and counted, and the server goes on.",
+    )
     embedded: bool = _setting(
         "DBOS_EMBEDDED",
         default=False,
@@ -253,8 +262,8 @@ class Settings(BaseSettings):
         used_by="store",
         ge=16 << 20,
         text="Memory for the commits of the last five seconds, which Redis may still lose and "
-        "which are sent again then. When it is full commits wait: a fifth of it is the most that "
-        "can be written each second for long.",
+        "which are sent again then. It bounds what can be "
+        "written: an eighth of it at once, and a sixth of it each second for long.",
     )
     server_id: str = _setting(
         "DBOS_SERVER_ID",

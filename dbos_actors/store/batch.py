@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from dbos_actors.errors import UnusableStoreError
 from dbos_actors.store.connection import Connection, ConnectionLostError
 from dbos_actors.store.resp import ReplyError, all_unpacked, pack, unpacked
 from dbos_actors.store.submission import Submission
@@ -160,6 +161,15 @@ class Answer:
     failed_commands: tuple[tuple[int, str], ...] = ()
 
 
+def damaged_commit_key(key: str, state: str) -> UnusableStoreError:
+    """Somebody else has written to the commit key: where the store stands is unknown."""
+    return UnusableStoreError(
+        f"the store cannot be used: {key} {state}, not an epoch and a sequence as in 7:42. Another "
+        "program, or a person, has written to it. Restore it from a backup, or delete it "
+        f"(DEL {key}) while no server runs; then start again"
+    )
+
+
 class Wire:
     """Sends batches of one partition and reads their answers."""
 
@@ -179,12 +189,25 @@ class Wire:
         """Watch the commit key and return its value. Raises `ConnectionLostError`."""
         watched, value = await connection.call(self._watch_and_read, 2)
         _expect_ok(watched)
-        return key_value(value)
+        return self.key_value(value)
 
     async def read_key(self, connection: Connection) -> bytes | None:
         """The commit key, without watching it. Raises `ConnectionLostError`."""
         (value,) = await connection.call(self.read_command, 1)
-        return key_value(value)
+        return self.key_value(value)
+
+    def key_value(self, reply: object) -> bytes | None:
+        """The commit key, from the reply to reading it.
+
+        Raises:
+            ConnectionLostError: Redis does not show it for now.
+            UnusableStoreError: it is no string.
+        """
+        if reply is None or isinstance(reply, bytes):
+            return reply
+        if isinstance(reply, ReplyError) and str(reply).startswith("WRONGTYPE"):
+            raise damaged_commit_key(self._commit_key, "is no string")
+        raise ConnectionLostError(f"Redis does not show its state: {reply!r}")
 
     async def send(
         self, connection: Connection, batch: Batch, *, before: bytes, after: bytes
@@ -212,7 +235,7 @@ class Wire:
             payload, batch.command_count + 1, 3
         )
         _expect_ok(watched)
-        commit = key_value(value)
+        commit = self.key_value(value)
         if isinstance(result, list) and queued is None:
             result.pop()  # the reply to our own SET
             if connection.error_count != errors_before:
@@ -240,7 +263,7 @@ class Wire:
         result, unwatched, watched, value = await connection.call(payload, 4)
         _expect_ok(unwatched)
         _expect_ok(watched)
-        commit = key_value(value)
+        commit = self.key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))
         if result is None:
@@ -250,7 +273,7 @@ class Wire:
     async def _send_renewal(self, connection: Connection, before: bytes) -> Answer:
         renewal = pack("EVAL", *self._renew_head, before, self._owner, self._lease_ms)
         result, value = await connection.call(renewal + self.read_command, 2)
-        commit = key_value(value)
+        commit = self.key_value(value)
         if isinstance(result, ReplyError):
             return Answer(commit, refusal=str(result))
         return Answer(commit, replies=result)
@@ -273,10 +296,3 @@ def _failed(replies: Sequence[object]) -> tuple[tuple[int, str], ...]:
 def _expect_ok(reply: object) -> None:
     if reply != b"OK":
         raise ConnectionLostError(f"unexpected reply: {reply!r}")
-
-
-def key_value(reply: object) -> bytes | None:
-    """The commit key, from the reply to reading it. Raises `ConnectionLostError`: an error."""
-    if reply is None or isinstance(reply, bytes):
-        return reply
-    raise ConnectionLostError(f"Redis does not show its state: {reply!r}")

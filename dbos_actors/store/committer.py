@@ -294,7 +294,12 @@ class Committer:
         if effects.committed or effects.refused:
             self._told()
         if effects.lost_batches:
-            logger.error("commits_lost", commits=effects.lost_batches)
+            logger.error(
+                "commits_lost",
+                commits=effects.lost_batches,
+                text="Redis came back empty, or older than what could be sent again: what these "
+                "commits wrote, and was acknowledged, is gone",
+            )
             self._on_reload()
 
     def _refuse(self, effects: Effects) -> None:
@@ -334,6 +339,7 @@ class Committer:
 
     async def _reconnect(self) -> None:
         """Connect, with pauses, and settle what is in doubt."""
+        refusals = self.ledger.counts.losses_refused
         while True:
             await trio.sleep(backoff_s(self._failures, self._settings, self._random))
             try:
@@ -341,11 +347,18 @@ class Committer:
             except (ConnectionLostError, AuthenticationError) as error:
                 self._patience.reason = str(error)
                 self._failures += 1
-            else:
+                continue
+            effects = self.ledger.key_read(value, self._clock.monotonic_s(), failed)
+            self._carry_out(effects)
+            if effects.reconnect is None:
                 break
+            if self.ledger.counts.losses_refused == refusals + 1:
+                logger.error("older_redis_refused", reason=effects.reconnect)
+            self._patience.reason = effects.reconnect
+            self._failures += 1
+            await self._connection.aclose()
         self.generation += 1
         self.reconnects += 1
-        self._carry_out(self.ledger.key_read(value, self._clock.monotonic_s(), failed))
         self._adopt(findings)
         if self.ledger.settled:
             self._come_back()

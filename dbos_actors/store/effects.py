@@ -101,6 +101,7 @@ class Counts:
     reloads: int = 0
     renewals_failed: int = 0
     commands_failed: int = 0
+    losses_refused: int = 0
 
 
 def owners_of(batch: Batch, refused_commands: tuple[int, ...]) -> dict[int, Owner]:

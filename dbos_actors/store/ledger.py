@@ -26,7 +26,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
+from dbos_actors.errors import (
+    FencedError,
+    OverloadedError,
+    UnavailableError,
+)
 from dbos_actors.store.batch import (
     SCRIPT_BYTES,
     Answer,
@@ -35,6 +39,7 @@ from dbos_actors.store.batch import (
     Form,
     Lease,
     check_for_script,
+    damaged_commit_key,
 )
 from dbos_actors.store.effects import Counts, Effects, owners_of, without
 from dbos_actors.store.pace import Pace
@@ -65,6 +70,7 @@ class LedgerLimits:
     lease_s: float
     renewal_s: float
     patience_s: float
+    refuse_loss: bool = False
 
 
 class Phase(Enum):
@@ -96,11 +102,17 @@ class Ledger:
     """The commit history of one partition as its owner sees it."""
 
     def __init__(
-        self, *, base: bytes | None, epoch: int, limits: LedgerLimits, now_s: float
+        self,
+        *,
+        base: bytes | None,
+        epoch: int,
+        limits: LedgerLimits,
+        now_s: float,
+        commit_key: str = "commit",
     ) -> None:
         """Start right after ownership was taken, by a commit ``epoch:0`` sent at ``now_s``.
 
-        ``base`` is what the commit key held before it.
+        ``base`` is what the commit key held before it; ``commit_key`` names it in errors.
         """
         self.epoch = epoch
         self.counts = Counts()
@@ -111,6 +123,7 @@ class Ledger:
         self.forbidden: str | None = None
         """Why writes are refused; see `forbid`."""
         self._phase = Phase.KNOWN
+        self._commit_key = commit_key
         self._limits = limits
         self._base = base
         first = Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW)
@@ -566,6 +579,14 @@ class Ledger:
             if batch.lease is Lease.RELEASE:
                 self._phase = Phase.CLOSED
         oldest = history[0].sequence if history else self._acknowledged + 1
+        if position < oldest - 1 and self._limits.refuse_loss:
+            self._phase = Phase.UNKNOWN
+            self.counts.losses_refused += 1
+            effects.reconnect = (
+                f"it came back {_older(value)} than what can be sent again, "
+                "and DBOS_REFUSE_LOST_COMMITS is set"
+            )
+            return
         if position < oldest - 1:
             self._lose(oldest - 1 - position, effects)
             position = oldest - 1
@@ -583,7 +604,8 @@ class Ledger:
         key = parse_key(value)
         if key is None:
             if value is not None:
-                self._fence(value)
+                self._phase = Phase.FENCED
+                raise damaged_commit_key(self._commit_key, f"holds {value[:100]!r}")
             return -2
         epoch, sequence = key
         if epoch == self.epoch:
@@ -619,6 +641,10 @@ class Ledger:
         owners = {id(submission.owner): submission.owner for submission, _ in effects.refused}
         effects.owners = list(owners.values())
         self.counts.submissions_refused += len(effects.refused)
+
+
+def _older(value: bytes | None) -> str:
+    return "empty, and so older" if value is None else "older"
 
 
 def _cost(entries: Iterable[Entry]) -> int:

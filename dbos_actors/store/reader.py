@@ -24,7 +24,7 @@ from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
-from dbos_actors.store.batch import Wire, key_value
+from dbos_actors.store.batch import Wire
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
     AuthenticationError,
@@ -242,7 +242,7 @@ class Reader:
             value, *replies = await connection.call(payload, 1 + len(commands))
         if self._generation != self._committer.generation or not self._committer.ledger.settled:
             raise ConnectionLostError("the commit connection was lost meanwhile")
-        self._expect_current(key_value(value), sequence)
+        self._expect_current(self._wire.key_value(value), sequence)
         failed = connection.error_count != errors
         if failed:
             _expect_ready(replies)

@@ -26,6 +26,9 @@ class StoreSettings:
     require_safe: bool = False
     """Refuse to start and to write, instead of warning, when Redis may lose acknowledged writes."""
 
+    refuse_loss: bool = False
+    """Serve nothing from a Redis that came back older than what can be sent again."""
+
     inspection_s: float = 5.0
     """How often the configuration of Redis is looked at: as long as what is acknowledged meanwhile
     can be sent again to a Redis that lost it. A look takes a tenth of a millisecond."""
@@ -129,6 +132,8 @@ class StoreStatistics:
     """Commands that failed inside successful commits: their keys are damaged."""
     batches_lost: int
     """Acknowledged commits that Redis lost and that were no longer kept."""
+    losses_refused: int
+    """How often a Redis that came back so was refused; see `StoreSettings.refuse_loss`."""
     reloads: int
     reconnects: int
     lease_renewals_failed: int

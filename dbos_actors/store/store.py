@@ -165,6 +165,7 @@ class Store:
             waits_given_up=sum(patience.given_up_count for patience in self._patience),
             command_errors=counts.commands_failed,
             batches_lost=counts.batches_lost,
+            losses_refused=counts.losses_refused,
             reloads=counts.reloads,
             reconnects=committer.reconnects,
             lease_renewals_failed=counts.renewals_failed,
@@ -373,7 +374,9 @@ class _Opening:
             owner=self._owner.to_json(),
             lease_ms=lease_ms,
         )
-        ledger = Ledger(base=base, epoch=epoch, limits=self._limits(), now_s=now_s)
+        ledger = Ledger(
+            base=base, epoch=epoch, limits=self._limits(), now_s=now_s, commit_key=keys.commit
+        )
         if await wire.arm(connection) != ledger.key_value:
             # The next attempt finds out who was faster.
             raise ConnectionLostError("another server starts at the same time")
@@ -390,6 +393,7 @@ class _Opening:
             lease_s=settings.lease_s,
             renewal_s=settings.renewal_s,
             patience_s=settings.patience_s,
+            refuse_loss=settings.refuse_loss,
         )
 
     def _patience(self, told: Callable[[], None]) -> Patience:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dbos_actors.errors import FencedError, OverloadedError, UnavailableError
+from dbos_actors.errors import FencedError, OverloadedError, UnavailableError, UnusableStoreError
 from dbos_actors.store.batch import Answer, Batch, Form
 from dbos_actors.store.effects import Effects
 from dbos_actors.store.ledger import Ledger, LedgerLimits, Phase
@@ -333,10 +333,10 @@ TestLedger = LedgerMachine.TestCase
 TestLedger.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
-def test_a_commit_key_of_another_form_is_somebody_elses() -> None:
+def test_a_commit_key_of_another_form_is_damaged() -> None:
     ledger = Ledger(base=None, epoch=1, limits=LIMITS, now_s=0.0)
     ledger.connection_lost()
-    with pytest.raises(FencedError):
+    with pytest.raises(UnusableStoreError):
         ledger.key_read(b"hello", 0.0)
 
 
