@@ -132,7 +132,7 @@ class DbosService:
             "ScheduleTask": self._schedule_task,
             "GetTask": self._on_task,
             "ListTasks": self._list_tasks,
-            "ListDueTasks": self._choose_tasks,
+            "ListDueTasks": self._list_due_tasks,
             "LeaseTasks": self._lease_tasks,
             "ExtendLease": self._on_task,
             "AckTask": self._on_task,
@@ -279,7 +279,14 @@ class DbosService:
 
     def _list_tasks(self, call: UnaryCall) -> None:
         self._check_filter(call.request)
-        self._start_listing(self._tasks.list_tasks, call)
+        self._start_listing(self._tasks.listings.list_tasks, call)
+
+    def _list_due_tasks(self, call: UnaryCall) -> None:
+        self._check_filter(call.request)
+        if self._tasks.is_brief(call.request):
+            self._tasks.deliver(call)
+        else:
+            self._start_listing(self._tasks.listings.list_due_tasks, call)
 
     def _check_filter(self, request: Any) -> None:
         check_text("agent_id", request.agent_id, self._limits.id_bytes)

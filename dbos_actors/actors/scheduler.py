@@ -27,11 +27,8 @@ import structlog
 import trio
 from trio_util import AsyncValue
 
-from dbos_actors.actors.listings import Room, reads, record_sizes
-from dbos_actors.actors.queries import Page
 from dbos_actors.actors.scheduler_commands import TaskCommands
 from dbos_actors.actors.scheduler_push import DEFAULT_IN_FLIGHT, Roster, Subscriber
-from dbos_actors.actors.scheduler_store import described, is_readable, overlaid
 from dbos_actors.actors.scheduler_turns import (
     ADVANCED_AT_ONCE,
     BURIED_AT_ONCE,
@@ -46,9 +43,9 @@ from dbos_actors.actors.scheduler_turns import (
     SchedulerActor,
     SchedulerContext,
 )
-from dbos_actors.api.messages import ListTasksRequest, SubscribeTasksRequest
+from dbos_actors.actors.task_listings import TaskListings
+from dbos_actors.api.messages import ListDueTasksRequest, SubscribeTasksRequest
 from dbos_actors.clock import AgeClock, Clock
-from dbos_actors.domain import paging
 from dbos_actors.domain.task_audit import Audit
 from dbos_actors.domain.task_index import RETENTION_BATCH_S
 from dbos_actors.domain.task_journal import JournalError
@@ -57,7 +54,6 @@ from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import (
     LEASE_S_MAX,
     ROWS_PER_CHUNK,
-    SHARDS,
     Change,
     TaskBook,
     TaskLimits,
@@ -66,7 +62,6 @@ from dbos_actors.domain.timers import Now
 from dbos_actors.errors import (
     InvalidFieldError,
     OverloadedError,
-    ResponseTooLargeError,
     UnavailableError,
 )
 from dbos_actors.runtime import Call, Cell, State, Supervisor, SupervisorLimits, Waiter
@@ -97,9 +92,6 @@ _AUDIT_PAUSE_S = 0.02
 
 _PUSHES_AT_ONCE = 10
 """Turns before other tasks run: some 10 ms at most."""
-
-_SCAN_SHARDS = 4
-"""Shards a listing looks through before other tasks run: 1 ms at a million tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +191,16 @@ class Scheduler:
             limits=SupervisorLimits(max_resident=1, idle_s=math.inf),
             size_of=size_of,
         )
+        self.listings = TaskListings(
+            store=store,
+            commands=self._commands,
+            deliver=self.deliver,
+            damaged=self.damaged,
+            loaded_book=self._loaded_book,
+            now=self.now,
+            message_bytes_max=settings.message_bytes_max,
+            leases=settings.due_lease_s > 0,
+        )
         # The incarnation whose book is complete.
         self._actor: SchedulerActor | None = None
         self._roster = Roster(self._wake)
@@ -257,7 +259,7 @@ class Scheduler:
 
         Raises `UnavailableError` or `OverloadedError`; then some may be left.
         """
-        cursor: int | None = 0
+        cursor: tuple[int, str] | None = (0, "")
         while cursor is not None:
             waiter = Waiter(ForgetTasks(agent_id, cursor))
             self.deliver(waiter)
@@ -306,65 +308,9 @@ class Scheduler:
 
     # ----------------------------------------------------------------- listing
 
-    async def list_tasks(self, request: ListTasksRequest, room: Room) -> bytes:
-        """Tasks by id: of a status, an agent, a module.
-
-        Raises `RefusedError` for what the request says wrong, `ResponseTooLargeError`,
-        `UnavailableError` or `OverloadedError`.
-        """
-        listing = paging.Listing("ListTasks", request.status, request.agent_id, request.module_name)
-        after = listing.position(request.page_token)
-        page_size = paging.page_size(request.page_size)
-        page = Page(page_size=page_size, limit_bytes=self._settings.message_bytes_max)
-        book = await self._loaded_book()
-        last = "" if after is None else after.id
-        found = await self._matching(book, request, last)
-        if not page_size and len(found) > _LISTED_MAX:
-            raise ResponseTooLargeError(limit=self._settings.message_bytes_max)
-        for start in range(0, len(found), _READ_AT_ONCE):
-            step = found[start : start + _READ_AT_ONCE]
-            ids = [record.task_id.encode() for record in step]
-            sizes = await record_sizes(self._store, self._store.keys.tasks, ids)
-            for first, behind, size_bytes in reads(sizes):
-                await room.reserve(size_bytes)
-                (kept,) = await self._store.read(self._commands.fetch(step[first:behind]))
-                for record, task in zip(step[first:behind], kept, strict=True):
-                    if task is None:
-                        continue
-                    shown = task if is_readable(task) else described(record)
-                    if not page.add(overlaid(shown, record)):
-                        return page.response(listing.token(0, last))
-                    last = record.task_id
-        return page.response()
-
-    async def _matching(
-        self, book: TaskBook, request: ListTasksRequest, last: str
-    ) -> list[TaskRecord]:
-        """The first tasks behind ``last``, more than fit into a page."""
-        status = None
-        if request.status:
-            status = _STATUSES.get(request.status)
-            if status is None:
-                raise InvalidFieldError("status", f"must be one of {', '.join(_STATUSES)}")
-        wanted = min(paging.page_size(request.page_size) or _LISTED_MAX, _LISTED_MAX) + 1
-        found: list[TaskRecord] = []
-        for number in range(SHARDS):
-            found += book.matching(
-                number,
-                status=status,
-                agent_id=request.agent_id,
-                module_name=request.module_name,
-                after=last,
-            )
-            if len(found) > 2 * wanted + _READ_AT_ONCE:
-                found = _smallest(found, wanted)
-            if number % _SCAN_SHARDS == 0:
-                await trio.lowlevel.checkpoint()
-        # What was seen may not be committed yet.
-        waiter = Waiter(Barrier(book))
-        self.deliver(waiter)
-        await waiter.wait()
-        return _smallest(found, wanted)
+    def is_brief(self, request: ListDueTasksRequest) -> bool:
+        """Whether ListDueTasks is to be delivered to the actor, not to `listings`."""
+        return self._actor is not None and self.listings.is_brief(request, self._actor.book)
 
     async def _loaded_book(self) -> TaskBook:
         if self._actor is None:
@@ -657,7 +603,7 @@ class Scheduler:
         if actor is None:
             return
         audit = Audit(actor.book)
-        for _ in range(SHARDS + 1):
+        while True:
             if self._actor is not actor or not audit.step(self.now()):
                 break
             await trio.sleep(_AUDIT_PAUSE_S)
@@ -714,18 +660,6 @@ _FOR_EVER_S = 100 * 365 * 86400
 
 _NAP_S = 0.001
 """The shortest sleep: what is due within it is served together."""
-
-_LISTED_MAX = 50_000
-"""Tasks of a listing without pages; so many do not fit into a message of the default limit."""
-
-_READ_AT_ONCE = 256
-
-_STATUSES: Final = {status.text: status for status in Status if status is not Status.GONE}
-
-
-def _smallest(records: list[TaskRecord], count: int) -> list[TaskRecord]:
-    records.sort(key=lambda record: record.task_id)
-    return records[:count]
 
 
 class _Quiet:

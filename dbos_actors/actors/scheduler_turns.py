@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -51,6 +50,7 @@ from dbos_actors.domain import events
 from dbos_actors.domain.task_claims import identity_of
 from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.domain.task_record import TOKEN_BITS, TaskRecord, payload_digest
+from dbos_actors.domain.task_scan import oldest_tasks
 from dbos_actors.domain.task_states import DamagedTaskError, Status, UnknownTaskError
 from dbos_actors.domain.tasks import (
     LEASE_LIMIT_MAX,
@@ -180,12 +180,21 @@ class Release:
         self.reason = reason
 
 
+class LeaseListed:
+    """Lease those of these tasks that are still due, for a ListDueTasks that leases."""
+
+    __slots__ = ("task_ids",)
+
+    def __init__(self, task_ids: Sequence[str]) -> None:
+        self.task_ids = task_ids
+
+
 class ForgetTasks:
     """Delete an agent's tasks in one bounded step; the answer is the next cursor or None."""
 
     __slots__ = ("agent_id", "cursor")
 
-    def __init__(self, agent_id: str, cursor: int) -> None:
+    def __init__(self, agent_id: str, cursor: tuple[int, str]) -> None:
         self.agent_id = agent_id
         self.cursor = cursor
 
@@ -469,46 +478,38 @@ class SchedulerActor:
         return self._turn(change, None)
 
     def list_due(self, request: ListDueTasksRequest) -> Turn:
-        limit = request.limit
-        if limit < 0:
-            raise InvalidFieldError("limit", "must not be negative")
-        limit = min(limit or LEASE_LIMIT_MAX, LEASE_LIMIT_MAX)
-        now = self._context.now()
-        until = request.timestamp or int(now.wall_s)
+        """One that looks at few rows; `task_listings` has the others."""
+        limit = due_limit(request)
+        now_s = int(self._context.now().wall_s)
+        until = request.timestamp or now_s
         if self._context.due_lease_s:
-            return self._lease(
-                agent_id=request.agent_id,
-                module_name=request.module_name,
-                limit=limit,
-                lease_s=self._context.due_lease_s,
-                worker_id="ListDueTasks",
-                oldest_until=until,
-            )
-        records = self._oldest(request, until, limit)
+            until = min(until, now_s)
+        steps = oldest_tasks(
+            self._book,
+            until=until,
+            agent_id=request.agent_id,
+            module_name=request.module_name,
+            wanted=limit,
+        )
+        found = [record for step in steps for record in step.records][:limit]
+        if self._context.due_lease_s:
+            return self.lease_listed(LeaseListed([record.task_id for record in found]))
+        records = fitting_tasks(found, self._room_bytes)
         if not records:
             return Turn(b"")
         return Turn(None, then=partial(self._read_tasks, records))
 
-    def _oldest(self, request: ListDueTasksRequest, until: int, limit: int) -> list[TaskRecord]:
-        book = self._book
-        now = self._context.now()
-        choose = book.due_tasks
-        if until <= now.wall_s and book.advance(now, limit=ADVANCED_AT_ONCE) < ADVANCED_AT_ONCE:
-            choose = book.oldest_due
-        room_bytes = self._room_bytes
-        records: list[TaskRecord] = []
-        for record in islice(
-            choose(until=until, agent_id=request.agent_id, module_name=request.module_name), limit
-        ):
-            room_bytes -= record.size_bytes_max
-            if room_bytes < 0 and records:
-                break
-            records.append(record)
-        return records
+    def lease_listed(self, request: LeaseListed) -> Turn:
+        return self._lease(
+            limit=LEASE_LIMIT_MAX,
+            lease_s=self._context.due_lease_s,
+            worker_id="ListDueTasks",
+            task_ids=request.task_ids,
+        )
 
     @property
     def _room_bytes(self) -> int:
-        return self._context.message_bytes_max - _RESPONSE_ENVELOPE_BYTES
+        return room_for_tasks(self._context.message_bytes_max)
 
     # ---------------------------------------------------------------- leasing
 
@@ -546,12 +547,12 @@ class SchedulerActor:
     def _lease(
         self,
         *,
-        agent_id: str,
-        module_name: str,
+        agent_id: str = "",
+        module_name: str = "",
         limit: int,
         lease_s: int,
         worker_id: str,
-        oldest_until: int | None = None,
+        task_ids: Sequence[str] | None = None,
         holder: Holder | None = None,
         identity: bytes = b"",
     ) -> Turn:
@@ -568,7 +569,7 @@ class SchedulerActor:
             agent_id=agent_id,
             module_name=module_name,
             bytes_max=self._room_bytes,
-            oldest_until=oldest_until,
+            task_ids=task_ids,
             identity=identity,
         )
         if not records:
@@ -597,7 +598,7 @@ class SchedulerActor:
             self._context.keeper.damaged(damaged)
         return response
 
-    def _read_tasks(self, records: list[TaskRecord], turn: Turn, replies: object) -> Any:  # noqa: ARG002
+    def _read_tasks(self, records: Sequence[TaskRecord], turn: Turn, replies: object) -> Any:  # noqa: ARG002
         """Answer with ``records``, their payloads read now."""
         call = turn.call
 
@@ -713,6 +714,7 @@ _HANDLERS: Final[dict[type, Callable[[SchedulerActor, Any], Turn]]] = {
     Settle: SchedulerActor.settle,
     Release: SchedulerActor.release,
     ForgetTasks: SchedulerActor.forget,
+    LeaseListed: SchedulerActor.lease_listed,
 }
 
 
@@ -738,6 +740,29 @@ class _Redirected:
 
     def fail(self, error: Exception) -> None:
         self._call.fail(error)
+
+
+def due_limit(request: ListDueTasksRequest) -> int:
+    """How many tasks a ListDueTasks asks for. Raises `InvalidFieldError`."""
+    if request.limit < 0:
+        raise InvalidFieldError("limit", "must not be negative")
+    return min(request.limit or LEASE_LIMIT_MAX, LEASE_LIMIT_MAX)
+
+
+def room_for_tasks(message_bytes_max: int) -> int:
+    """Of a message so many bytes may be tasks."""
+    return message_bytes_max - _RESPONSE_ENVELOPE_BYTES
+
+
+def fitting_tasks(
+    records: Sequence[TaskRecord], room_bytes: int, *, has_any: bool = False
+) -> Sequence[TaskRecord]:
+    """The first ones, as many as fit into so many bytes; but one, unless the message has any."""
+    for position, record in enumerate(records):
+        room_bytes -= record.size_bytes_max
+        if room_bytes < 0 and (position or has_any):
+            return records[:position]
+    return records
 
 
 def outcome_bytes(task_id: str, error: str = "") -> bytes:

@@ -1,7 +1,7 @@
 """The auditor: compares records, indexes and ledger, and repairs what it can prove.
 
 Records are the truth, since they are what the journal holds. An audit goes
-through them a shard at a time, while changes go on between the steps. For each
+through them a thousand at a time, while changes go on between the steps. For each
 record it asks whether it stands in exactly the one place its status allows; if
 not it is placed anew. If every record is in its place and the places together
 hold as many tasks as there are records, no place holds anything else; if they
@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dbos_actors.domain.task_index import Place
-from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.domain.task_states import Status
-from dbos_actors.domain.tasks import SHARDS, Counters, TaskBook
+from dbos_actors.domain.tasks import Counters, TaskBook
 from dbos_actors.domain.timers import Now
 
 PLACES = {
@@ -54,13 +53,14 @@ class Audit:
     def __init__(self, book: TaskBook) -> None:
         self.findings = Findings()
         self._book = book
-        self._shard = 0
+        self._last = ""
 
     def step(self, now: Now) -> bool:
-        """Audit one shard, about a thousandth of the records; False when the pass is over."""
-        if self._shard < SHARDS:
-            self._audit_shard(now)
-            self._shard += 1
+        """Audit the next thousand records; False when the pass is over."""
+        rows = self._book.rows_after(self._last)
+        if rows:
+            self._audit_rows(rows, now)
+            self._last = rows[-1][0]
             return True
         index = self._book.index
         if sum(index.sizes().values()) != len(self._book) or len(index.due) != len(index.due_order):
@@ -71,10 +71,10 @@ class Audit:
             self.findings.note("ledger", repr(counters))
         return False
 
-    def _audit_shard(self, now: Now) -> None:
+    def _audit_rows(self, rows: list[tuple[str, bytes]], now: Now) -> None:
         book = self._book
-        for task_id, row in book.shard(self._shard).items():
-            record = TaskRecord.decode(task_id, row, book.lanes)
+        for task_id, row in rows:
+            record = book.record(task_id, row)
             found = book.index.places(record)
             self.findings.records += 1
             if len(found) != 1 or found[0] not in PLACES[record.status]:

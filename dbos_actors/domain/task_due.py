@@ -11,8 +11,10 @@ every n-th task, however long the others' backlogs are, at O(1) per task.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
+
+from dbos_actors.domain.id_table import IdList
 
 _T = TypeVar("_T")
 
@@ -23,13 +25,13 @@ _GAPS = 64
 class Lane:
     """One agent's tasks for one module."""
 
-    __slots__ = ("agent_id", "due", "module_name", "number", "records", "taken")
+    __slots__ = ("agent_id", "due", "ids", "module_name", "number", "taken")
 
     def __init__(self, number: int, agent_id: str, module_name: str) -> None:
         self.number = number  # never used again for another lane, so a record may name it
         self.agent_id = agent_id
         self.module_name = module_name
-        self.records = 0  # tasks of any status that name this lane
+        self.ids = IdList()  # of its tasks of any status
         # None instead of empty. A plain dict: unlike an ordered one, or a deque, it is
         # nothing to the garbage collector, whose pause would grow with the backlog.
         self.due: dict[str, None] | None = None
@@ -91,6 +93,16 @@ class DueIndex:
         if module_name:
             return module_name in self._modules
         return bool(self._agents)
+
+    def lanes(self, agent_id: str = "", module_name: str = "") -> Collection[Lane]:
+        """The lanes of the filter that have due tasks; some filter is given."""
+        if not agent_id:
+            return self._modules.get(module_name, {}).values()
+        lanes: Mapping[str, Lane] = self._agents.get(agent_id, {})
+        if not module_name:
+            return lanes.values()
+        lane = lanes.get(module_name)
+        return () if lane is None else (lane,)
 
     def select(self, agent_id: str = "", module_name: str = "") -> Iterator[tuple[Lane, str]]:
         """Due tasks of the filter in the order of their turns, lazily; changes nothing."""

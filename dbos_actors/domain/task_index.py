@@ -16,10 +16,10 @@ Two clocks. Only `scheduled_at` and the age of an outcome are times of day. A
 lease and a delay are spans: they are armed on the monotonic clock, rounded up to
 the next tick, so no jump of the wall clock moves them. Pending tasks move from
 `waiting` to `due` as the wall clock passes them. When it is found to have jumped
-back, the tasks that are no longer due move back before anything else is done
-(`settle_wall_clock`), so that none is handed out early; when it jumps forward,
-what it passed is due. Nothing is ever forgotten, since a task is always in one
-of these places.
+back, the tasks that are no longer due move back, some with each change that begins
+(`no_longer_due`); while any are left, a lease looks at the time of each task and
+takes none early. When the clock jumps forward, what it passed is due. Nothing is ever
+forgotten, since a task is always in one of these places.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class TaskIndex:
         self.dead: dict[str, None] = {}
         self.deadlines: dict[str, int] = {}  # task -> its tick in `leases` or `delays`
         self.fresh: dict[Lane, None] = {}  # lanes a task fell due in, not yet asked for
-        # No task in `due` is scheduled after this wall-clock second.
+        # No task in `due` is scheduled after this wall-clock second. Later than the clock only
+        # while tasks that it has made early, by going back, are still to be withdrawn.
         self.wall_s_seen = 0
 
     def place(self, record: TaskRecord, deadline_s: float | None, now: Now) -> None:
@@ -178,17 +179,23 @@ class TaskIndex:
             Place.DEAD: len(self.dead),
         }
 
-    def no_longer_due(self, now: Now) -> list[tuple[int, str]]:
-        """The due tasks a wall clock that jumped back makes early; the caller moves them back.
+    def may_be_early(self, now: Now) -> bool:
+        """Whether a task in `due` may be early, since the wall clock has gone back."""
+        return int(now.wall_s) < self.wall_s_seen
 
-        Costs one comparison unless the clock has jumped.
+    def no_longer_due(self, now: Now, *, limit: int) -> list[tuple[int, str]]:
+        """Up to ``limit`` due tasks that a wall clock set back makes early; the caller moves them.
+
+        Costs one comparison unless the clock has gone back.
         """
         second = int(now.wall_s)
         if second >= self.wall_s_seen:
             self.wall_s_seen = second
             return []
-        self.wall_s_seen = second
-        return self.due_order.after(second)
+        early = self.due_order.following(second + 1, "", limit)
+        if len(early) < limit:
+            self.wall_s_seen = second
+        return early
 
     def wait_again(self, record: TaskRecord) -> None:
         """Move a due task back to `waiting`."""
@@ -210,6 +217,8 @@ class TaskIndex:
         if first is not None:
             overdue_in_s = first + retention_s + RETENTION_BATCH_S - now.age_s
             spans.append(min(overdue_in_s, RETENTION_BATCH_S))
+        if self.may_be_early(now):
+            return 0.0
         if self.due:
             spans.append(WALL_CHECK_S)  # it may jump back, and they must not be early then
         return max(0.0, min(spans)) if spans else None

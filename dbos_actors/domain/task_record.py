@@ -178,7 +178,14 @@ def row_status(row: bytes) -> int:
     return row[0] & 15
 
 
+def row_scheduled_at(row: bytes) -> int:
+    """The second it is scheduled at, likewise."""
+    second: int = _SCHEDULED_AT.unpack_from(row, 22)[0]
+    return second
+
+
 _LANE = struct.Struct("<I")
+_SCHEDULED_AT = struct.Struct("<q")
 
 
 def token_text(token: int) -> str:

@@ -1,7 +1,7 @@
 """A task book from a snapshot and the journal after it.
 
 Chunks and entries are fed in the order in which they were written; then `build`
-makes the indexes, shard by shard. Rows are kept as bytes until then, so that a
+makes the indexes, a thousand rows at a time. Rows are kept as bytes until then, so that a
 million tasks cost a second to read and a few to index.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from dbos_actors.domain.id_table import IdTable
 from dbos_actors.domain.task_claims import CLAIMS_MAX, Claim, ClaimRecovery
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_journal import (
@@ -20,7 +21,7 @@ from dbos_actors.domain.task_journal import (
     decode_entry,
 )
 from dbos_actors.domain.task_record import ROW_ERRORS
-from dbos_actors.domain.tasks import SHARDS, TaskBook, TaskLimits
+from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
 
 _NOTHING = Ledger()
@@ -36,7 +37,7 @@ class Recovery:
         self._lanes: dict[int, Lane] = {}
         self._next_lane = 1
         self._claims: deque[Claim] = deque(maxlen=CLAIMS_MAX)
-        self._shards: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
+        self._rows: IdTable[bytes] = IdTable()
         self._chunks = 0
         self._complete = True  # no snapshot at all is a complete one
 
@@ -66,7 +67,7 @@ class Recovery:
                     self._claims.append(part)
                 else:
                     task_id, row = part
-                    self._shards[hash(task_id) % SHARDS][task_id] = row
+                    self._rows.put(task_id, row)
         self._chunks += 1
 
     def expect(self, sequence: int) -> None:
@@ -100,29 +101,22 @@ class Recovery:
             self._lanes[lane.number] = lane
             self._next_lane = max(self._next_lane, lane.number + 1)
         self._claims.extend(claims)
-        shards = self._shards
         for task_id, row in rows:
             if row:
-                shards[hash(task_id) % SHARDS][task_id] = row
+                self._rows.put(task_id, row)
             else:
-                shards[hash(task_id) % SHARDS].pop(task_id, None)
+                self._rows.pop(task_id)
 
     def build(self, now: Now) -> Iterator[None]:
-        """Make `book`, a shard (at a million tasks a thousand, 2 ms) at each step.
+        """Make `book`, a thousand rows (2 ms) at each step.
 
         :raises JournalError: the snapshot was cut off, or a row names an unknown lane.
         """
         if not self._complete:
             raise JournalError("the snapshot has no end")
         book = self.book
-        book.restore(self.sequence, self._ledger, self._lanes, self._next_lane)
-        claims = ClaimRecovery(self._claims)
-        for number, rows in enumerate(self._shards):
-            try:
-                book.restore_rows(number, rows, now, claims)
-            except ROW_ERRORS as error:
-                raise JournalError(f"a row is damaged or of an unknown lane: {error!r}") from error
-            self._shards[number] = {}
-            yield
-        claims.finish(book.claims, now)
-        book.forget_empty_lanes()
+        book.restore(self.sequence, self._ledger, self._lanes, self._next_lane, self._rows)
+        try:
+            yield from book.restore_indexes(now, ClaimRecovery(self._claims))
+        except ROW_ERRORS as error:
+            raise JournalError(f"a row is damaged or of an unknown lane: {error!r}") from error

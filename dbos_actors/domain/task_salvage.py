@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from dbos_actors.api.messages import Task
+from dbos_actors.domain.id_table import IdTable
 from dbos_actors.domain.task_claims import Claim, ClaimRecovery
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_journal import (
@@ -38,7 +39,7 @@ from dbos_actors.domain.task_journal import (
 )
 from dbos_actors.domain.task_record import ROW_ERRORS, TaskRecord, payload_digest
 from dbos_actors.domain.task_states import Status
-from dbos_actors.domain.tasks import SHARDS, TaskBook, TaskLimits
+from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
 
 
@@ -220,18 +221,15 @@ class Salvager:
         """The book; nothing may be read afterwards."""
         for task_id in list(self._rows):
             self._drop(task_id, "it has no record")
-        shards: list[dict[str, bytes]] = [{} for _ in range(SHARDS)]
+        rows: IdTable[bytes] = IdTable()
         counts = dict.fromkeys(Status, 0)
         for task_id, record in self._records.items():
-            shards[hash(task_id) % SHARDS][task_id] = record.encode()
+            rows.put(task_id, record.encode())
             counts[record.status] += 1
         book = TaskBook(self._limits)
-        book.restore(self._sequence, self._balanced(counts), self._lanes, self._next_lane)
-        claims = ClaimRecovery(self._claims)
-        for number, rows in enumerate(shards):
-            book.restore_rows(number, rows, now, claims)
-        claims.finish(book.claims, now)
-        book.forget_empty_lanes()
+        book.restore(self._sequence, self._balanced(counts), self._lanes, self._next_lane, rows)
+        for _ in book.restore_indexes(now, ClaimRecovery(self._claims)):
+            pass
         return Salvage(book, self._problems, self._dropped, self._pending_again)
 
     def _balanced(self, counts: Mapping[Status, int]) -> Ledger:

@@ -4,33 +4,36 @@ It has no clock. A tick is an integer on a scale the owner chooses (a wall-clock
 second, a sixteenth of a monotonic second), and the owner says how far time has
 come. Which kind of timer an id stands for follows from the heap it is in.
 
-Shape. Time is cut into periods of `PERIOD_TICKS` ticks; a heap orders the
-periods, and only the earliest one, the *open* period, has a heap of its own
-ticks. The ids of a tick sit in a bucket, oldest first, and leave it by name. So
+Shape. Time is cut into periods of `PERIOD_TICKS` ticks; their numbers are kept in
+order, and the earliest one, the *open* period, has a heap of its own ticks. The ids
+of a tick sit in a bucket and leave it by name; a bucket of more than `BLOCK_MAX` ids
+is an `IdTable`. So
 
 - adding, discarding and taking cost O(log n) of few, small numbers;
-- what is discarded is gone at once: no timer leaves a corpse. Only *ticks* and
-  *periods* are deleted lazily, each kept within twice what is live (plus
-  `_SLACK`) by rebuilding a list of at most 2 x `PERIOD_TICKS` numbers;
-- nothing grows in one piece: no table of a million entries is ever rehashed in
-  one step, except the bucket of one single tick;
-- a million timers are a few hundred objects to the garbage collector, since a
+- what is discarded is gone at once: no timer leaves a corpse. Only the *ticks* of the
+  open period are deleted lazily, kept within twice what is live by rebuilding a list
+  of at most 2 x `PERIOD_TICKS` numbers;
+- nothing grows in one piece: no table of a million entries is ever rehashed, walked or
+  copied in one step, not even the bucket of one single tick;
+- the order, by tick and then by id, does not depend on what has happened before. So a
+  reader goes on behind any timer after the heap has changed (`following`);
+- a million timers are a few thousand objects to the garbage collector, since a
   dict of strings and numbers alone is not tracked.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
+from dbos_actors.domain.id_table import BLOCK_MAX, IdTable
+
 PERIOD_BITS = 12
 PERIOD_TICKS = 1 << PERIOD_BITS
 """Ticks of a period: opening one sorts at most so many numbers, 0.3 ms."""
-
-_SLACK = 64
-"""Dead periods that are not worth a rebuild."""
 
 
 class Now(NamedTuple):
@@ -67,25 +70,35 @@ class _Period:
     def __init__(self) -> None:
         # A tick with one id is in `single`, with several in `many`, never in both.
         self.single: dict[int, str] = {}
-        self.many: dict[int, dict[str, None]] = {}
+        self.many: dict[int, dict[str, None] | IdTable[None]] = {}
         self.size = 0
 
     def ticks(self) -> list[int]:
         return [*self.single, *self.many]
 
-    def ids(self, tick: int) -> Iterator[str]:
+    def following(self, tick: int, timer_id: str) -> Iterator[str]:
+        """The ids of a tick behind ``timer_id``, in order."""
         bucket = self.many.get(tick)
-        return iter((self.single[tick],)) if bucket is None else iter(bucket)
+        if bucket is None:
+            single = self.single[tick]
+            if single > timer_id:
+                yield single
+        elif isinstance(bucket, IdTable):
+            while ids := bucket.following(timer_id):
+                for timer_id, _ in ids:  # noqa: PLR1704 - where to go on
+                    yield timer_id
+        else:
+            yield from sorted(bucket if not timer_id else (i for i in bucket if i > timer_id))
 
 
 class TimerHeap:
-    """A set of (tick, id) pairs, taken in order of tick, then of arrival."""
+    """A set of (tick, id) pairs, in that order."""
 
     __slots__ = ("_numbers", "_open", "_open_ticks", "_periods", "_size")
 
     def __init__(self) -> None:
         self._periods: dict[int, _Period] = {}
-        self._numbers: list[int] = []  # heap; holds every key of `_periods`, perhaps dead ones
+        self._numbers: list[int] = []  # the keys of `_periods`, in order
         self._open: int | None = None
         # Heap; holds every tick of the open period that has ids, perhaps dead ones.
         self._open_ticks: list[int] = []
@@ -110,15 +123,19 @@ class TimerHeap:
         period = self._periods.get(number)
         if period is None:
             period = self._periods[number] = _Period()
-            heappush(self._numbers, number)
-            if len(self._numbers) > 2 * len(self._periods) + _SLACK:
-                self._numbers = list(self._periods)
-                heapify(self._numbers)
+            insort(self._numbers, number)
         bucket = period.many.get(tick)
         if bucket is not None:
             if timer_id in bucket:
                 return
-            bucket[timer_id] = None
+            if isinstance(bucket, IdTable):
+                bucket.put(timer_id, None)
+            elif len(bucket) < BLOCK_MAX:
+                bucket[timer_id] = None
+            else:
+                table = period.many[tick] = IdTable()
+                for one in sorted([*bucket, timer_id]):
+                    table.put(one, None)
         else:
             single = period.single.get(tick)
             if single is None:
@@ -143,7 +160,7 @@ class TimerHeap:
         if bucket is not None:
             if timer_id not in bucket:
                 return False
-            del bucket[timer_id]
+            bucket.pop(timer_id)
             if not bucket:
                 del period.many[tick]
         elif period.single.get(tick) == timer_id:
@@ -155,27 +172,21 @@ class TimerHeap:
 
     def first_tick(self) -> int | None:
         """The earliest tick that has a timer."""
-        while self._numbers:
-            number = self._numbers[0]
-            period = self._periods.get(number)
-            if period is None:
-                heappop(self._numbers)
-                continue
-            if number != self._open:
-                self._open = number
-                self._open_ticks = period.ticks()
-                heapify(self._open_ticks)
-            ticks = self._open_ticks
-            while ticks[0] not in period.single and ticks[0] not in period.many:
-                heappop(ticks)
-            return ticks[0]
-        return None
+        if not self._numbers:
+            return None
+        number = self._numbers[0]
+        period = self._periods[number]
+        if number != self._open:
+            self._open = number
+            self._open_ticks = period.ticks()
+            heapify(self._open_ticks)
+        ticks = self._open_ticks
+        while ticks[0] not in period.single and ticks[0] not in period.many:
+            heappop(ticks)
+        return ticks[0]
 
     def pop(self, until: int, limit: int) -> list[tuple[int, str]]:
-        """Remove and return up to ``limit`` timers of ticks up to and with ``until``, in order.
-
-        Meant for batches: a bucket that is eaten one by one costs more each time.
-        """
+        """Remove and return up to ``limit`` timers of ticks up to and with ``until``, in order."""
         taken: list[tuple[int, str]] = []
         while len(taken) < limit:
             tick = self.first_tick()
@@ -183,7 +194,7 @@ class TimerHeap:
                 break
             number = tick >> PERIOD_BITS
             period = self._periods[number]
-            ids = list(islice(period.ids(tick), limit - len(taken)))
+            ids = list(islice(period.following(tick, ""), limit - len(taken)))
             bucket = period.many.get(tick)
             if bucket is None:
                 del period.single[tick]
@@ -191,38 +202,52 @@ class TimerHeap:
                 del period.many[tick]
             else:
                 for timer_id in ids:
-                    del bucket[timer_id]
+                    bucket.pop(timer_id)
             self._shrink(number, period, len(ids))
             taken.extend((tick, timer_id) for timer_id in ids)
         return taken
 
     def ascending(self, until: int | None = None) -> Iterator[tuple[int, str]]:
         """All timers up to and with ``until``, in order; lazily: nothing may change meanwhile."""
-        for number in sorted(self._periods):
-            if until is not None and number << PERIOD_BITS > until:
+        if not self._numbers:
+            return
+        for timer in self._behind(self._numbers[0] << PERIOD_BITS, ""):
+            if until is not None and timer[0] > until:
                 return
-            period = self._periods[number]
-            for tick in sorted(period.ticks()):
-                if until is not None and tick > until:
-                    return
-                for timer_id in period.ids(tick):
-                    yield tick, timer_id
+            yield timer
 
-    def after(self, tick: int) -> list[tuple[int, str]]:
-        """All timers later than ``tick``, in order."""
-        first = tick >> PERIOD_BITS
-        found: list[tuple[int, str]] = []
-        for number in sorted(n for n in self._periods if n >= first):
-            period = self._periods[number]
-            for later in sorted(t for t in period.ticks() if t > tick):
-                found.extend((later, timer_id) for timer_id in period.ids(later))
-        return found
+    def following(self, tick: int, timer_id: str, limit: int) -> list[tuple[int, str]]:
+        """Up to ``limit`` timers behind the one of that tick and id, in order.
+
+        The id "" is before every other. Costs what it returns, and the ticks of a period.
+        """
+        return list(islice(self._behind(tick, timer_id), limit))
+
+    def ids(self) -> list[str]:
+        """Every id, in no order."""
+        return [
+            timer_id
+            for period in self._periods.values()
+            for ids in (period.single.values(), *period.many.values())
+            for timer_id in ids
+        ]
+
+    def _behind(self, tick: int, timer_id: str) -> Iterator[tuple[int, str]]:
+        numbers = self._numbers
+        for at in range(bisect_left(numbers, tick >> PERIOD_BITS), len(numbers)):
+            period = self._periods[numbers[at]]
+            for later in sorted(t for t in period.ticks() if t >= tick):
+                for one in period.following(later, timer_id if later == tick else ""):
+                    yield later, one
 
     def _shrink(self, number: int, period: _Period, by: int) -> None:
         period.size -= by
         self._size -= by
         if not period.size:
             del self._periods[number]
+            del self._numbers[bisect_left(self._numbers, number)]
+            if number == self._open:
+                self._open = None
 
     def _push_open_tick(self, period: _Period, tick: int) -> None:
         heappush(self._open_ticks, tick)

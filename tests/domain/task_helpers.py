@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from dbos_actors.domain.task_journal import Ledger
 from dbos_actors.domain.task_record import TaskRecord, payload_digest
 from dbos_actors.domain.task_recovery import Recovery
-from dbos_actors.domain.tasks import SHARDS, Change, TaskBook, TaskLimits
+from dbos_actors.domain.task_scan import oldest_tasks
+from dbos_actors.domain.tasks import Change, TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
 
 T = TypeVar("T")
@@ -119,11 +120,23 @@ def recovered(
     return recovery.book
 
 
+def due_tasks(book: TaskBook, *, wanted: int = 10**6, **filters: Any) -> Iterator[TaskRecord]:
+    for step in oldest_tasks(book, wanted=wanted, **filters):
+        yield from step.records
+
+
+def all_rows(book: TaskBook) -> Iterator[tuple[str, bytes]]:
+    last = ""
+    while rows := book.rows_after(last):
+        yield from rows
+        last = rows[-1][0]
+
+
 def durable_state(book: TaskBook) -> tuple[int, Ledger, dict[str, bytes], dict[int, Any]]:
     """All that must survive a restart."""
-    rows = {task_id: row for shard in range(SHARDS) for task_id, row in book.shard(shard).items()}
+    rows = dict(all_rows(book))
     lanes = {
-        number: (lane.agent_id, lane.module_name, lane.records)
+        number: (lane.agent_id, lane.module_name, len(lane.ids))
         for number, lane in book.lanes.items()
     }
     return book.sequence, book.ledger, rows, lanes

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dbos_actors.domain.task_audit import Audit
 from dbos_actors.domain.tasks import TaskLimits
 from dbos_actors.errors import RefusedError
-from tests.domain.task_helpers import Driver, durable_state, recovered
+from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
 
 LIMITS = TaskLimits(retention_s=120, completed_max=3, max_attempts=3)
 IDS = st.sampled_from([f"t{i}" for i in range(6)])
@@ -361,7 +361,7 @@ class TaskMachine(RuleBasedStateMachine):
         if not really:
             return
         book = self.driver.book
-        cursor: int | None = 0
+        cursor: tuple[int, str] | None = (0, "")
         while cursor is not None:
             at = cursor
             cursor = self.driver.turn(
@@ -451,7 +451,7 @@ class TaskMachine(RuleBasedStateMachine):
                 task.deliveries,
                 task.scheduled_at,
             )
-        due = {record.task_id for record in book.due_tasks(until=int(self.wall_s))}
+        due = {record.task_id for record in due_tasks(book, until=int(self.wall_s))}
         assert due == {task_id for task_id, task in self.model.items() if self.is_due(task)}
         assert {task_id for _, task_id in book.index.due.select()} == due
         counters = book.counters()

@@ -17,7 +17,7 @@ from dbos_actors.domain.task_journal import (
 from dbos_actors.domain.task_recovery import Recovery
 from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import TaskLimits
-from tests.domain.task_helpers import Driver, durable_state, recovered
+from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
 
 NAMES = st.text(max_size=12)
 
@@ -176,6 +176,6 @@ def test_late_tasks_fall_due_in_due_order_after_a_restart() -> None:
         driver.schedule(f"t{second}", scheduled_at=int(driver.wall_s) + second)
     driver.wall_s += 100
     driver.restart()
-    order = [record.task_id for record in driver.book.due_tasks(until=int(driver.wall_s))]
+    order = [record.task_id for record in due_tasks(driver.book, until=int(driver.wall_s))]
     assert order == ["t1", "t3", "t5", "t7", "t9"]
     assert [record.task_id for record in driver.lease()] == order

@@ -25,7 +25,7 @@ from dbos_actors.errors import (
     MissingFieldError,
     OverloadedError,
 )
-from tests.domain.task_helpers import WALL_S, Driver, durable_state
+from tests.domain.task_helpers import WALL_S, Driver, due_tasks, durable_state
 
 NOW_S = int(WALL_S)
 
@@ -235,7 +235,7 @@ def test_acknowledging_leaves_nothing_pending() -> None:
     driver = Driver()
     driver.schedule("t")
     driver.ack("t")
-    assert list(driver.book.due_tasks(until=NOW_S + 10**6)) == []
+    assert list(due_tasks(driver.book, until=NOW_S + 10**6)) == []
     assert driver.lease() == []
 
 
@@ -326,7 +326,7 @@ def test_a_nacked_task_comes_back_after_its_delay_and_not_before() -> None:
     driver.schedule("t")
     driver.nack("t", driver.lease()[0].lease_token, delay_s=60, reason="busy")
     assert driver.record("t").visibility_time == NOW_S + 60
-    assert list(driver.book.due_tasks(until=NOW_S)) == []
+    assert list(due_tasks(driver.book, until=NOW_S)) == []
     driver.sleep(59.9)
     assert driver.lease() == []
     driver.sleep(0.2)
@@ -479,7 +479,7 @@ def test_listing_is_oldest_first_changes_nothing_and_may_look_ahead() -> None:
     entries = len(driver.journal)
 
     def listed(**arguments: Any) -> list[str]:
-        return [record.task_id for record in driver.book.due_tasks(**arguments)]
+        return [record.task_id for record in due_tasks(driver.book, **arguments)]
 
     assert listed(until=NOW_S) == ["old", "new"]
     assert listed(until=NOW_S + 60) == ["old", "new", "late"]
@@ -512,7 +512,7 @@ def test_when_the_wall_clock_jumps_back_nothing_is_early_and_nothing_is_skipped(
     for i in range(10):
         driver.schedule(f"t{i}", scheduled_at=NOW_S + i * 600)
     driver.sleep(3600)
-    assert len(list(driver.book.due_tasks(until=int(driver.wall_s)))) == 7
+    assert len(list(due_tasks(driver.book, until=int(driver.wall_s)))) == 7
     driver.wall_s -= 3600
     assert [record.task_id for record in driver.lease()] == ["t0"]
     leased = []
@@ -631,7 +631,7 @@ def test_deleting_an_agent_deletes_what_is_not_completed_and_the_ledger_balances
     driver.lease(limit=10, agent_id="a1")
     driver.nack("t0")
     driver.ack("t1")
-    cursor: int | None = 0
+    cursor: tuple[int, str] | None = (0, "")
     while cursor is not None:
         at = cursor
         cursor = driver.turn(

@@ -8,9 +8,8 @@ one is dead.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from enum import Enum, auto
@@ -30,11 +29,10 @@ import dbos_actors.rpc.server
 import dbos_actors.server
 import dbos_actors.store.ownership
 import dbos_actors.store.store
-from dbos_actors.actors import scheduler
 from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.scheduler import SchedulerSettings
 from dbos_actors.api import messages
-from dbos_actors.domain import task_audit, task_recovery, tasks
+from dbos_actors.domain import id_table
 from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachableError
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.service import SERVICE
@@ -50,8 +48,8 @@ from tests.simulation.wire import WireClients, WireListener, WireStream
 START_AGAIN_S = 0.4
 """The operator's pause between two attempts to start a server."""
 
-SHARDS = 4
-"""A recovery lets other tasks run after each: a thousand of them would be most of a run."""
+_BLOCK_IDS = 4
+"""Tasks are kept in blocks; so few are enough to split them and to read on behind them."""
 
 Answer = tuple[Ending, Any]
 
@@ -317,20 +315,9 @@ def _crashing_actors(crashes: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def _few_shards() -> Iterator[None]:
-    """Few of the dicts that tasks are spread over, and the same ones in every process."""
-    modules = (scheduler, task_audit, task_recovery, tasks)
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(patch.object(module, "SHARDS", SHARDS))
-        stack.enter_context(patch.object(tasks, "_SHARD_MASK", SHARDS - 1))
-        for module in (task_recovery, tasks):
-            stack.enter_context(patch.object(module, "hash", _hash, create=True))
+def _small_blocks() -> Iterator[None]:
+    with patch.object(id_table, "BLOCK_MAX", _BLOCK_IDS), patch.object(id_table, "_BLOCK_MIN", 1):
         yield
-
-
-def _hash(text: str) -> int:
-    return zlib.crc32(text.encode())
 
 
 @contextmanager
@@ -392,7 +379,7 @@ def simulated_surroundings(
             "SchedulerSettings",
             partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
         ),
-        _few_shards(),
+        _small_blocks(),
         _crashing_actors(crashes),
     ):
         yield

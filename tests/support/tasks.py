@@ -10,8 +10,9 @@ from typing import Any
 from dbos_actors.actors.scheduler import SchedulerStatistics
 from dbos_actors.domain.task_audit import Audit
 from dbos_actors.domain.task_recovery import Recovery
-from dbos_actors.domain.tasks import SHARDS, TaskBook
+from dbos_actors.domain.tasks import TaskBook
 from dbos_actors.domain.timers import Now
+from tests.domain.task_helpers import all_rows
 from tests.support.clients import Client
 from tests.support.servers import ServerThread
 from tests.support.valkey import ValkeyServer
@@ -83,5 +84,5 @@ def kept(valkey: ValkeyServer) -> TaskBook:
         pass
     assert audit.findings.clean, audit.findings
     assert book.counters().balanced, book.counters()
-    assert payloads == {task_id for shard in range(SHARDS) for task_id in book.shard(shard)}
+    assert payloads == {task_id for task_id, _ in all_rows(book)}
     return book

@@ -290,7 +290,10 @@ class ListTasksRequest(betterproto.Message):
     agent_id: str = betterproto.string_field(2)
     module_name: str = betterproto.string_field(3)
     page_size: int = betterproto.int32_field(20)
-    """Tasks per page, by id; 0 means everything, up to the message limit."""
+    """
+    Tasks per page, by id; 0 means everything, up to the message limit. A page whose filter few
+     tasks pass may have fewer, or none, and name a next one.
+    """
 
     page_token: str = betterproto.string_field(21)
 
@@ -309,7 +312,10 @@ class ListDueTasksRequest(betterproto.Message):
     """Tasks scheduled at or before this time; 0 means now."""
 
     limit: int = betterproto.int32_field(20)
-    """At most so many, the oldest; 0 means as many as fit into a message."""
+    """
+    At most so many, the oldest, those of the same second by id; 0 means as many as fit into a
+     message.
+    """
 
     agent_id: str = betterproto.string_field(22)
     module_name: str = betterproto.string_field(23)
