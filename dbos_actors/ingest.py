@@ -25,6 +25,7 @@ from trio_util import move_on_when
 from dbos_actors.actors.agent import DUPLICATE, embedded
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
 from dbos_actors.domain.limits import Limits, check_result, echoed
+from dbos_actors.draining import DRAINING, Draining
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.stream import Stream
 from dbos_actors.runtime import Call
@@ -60,28 +61,30 @@ async def store_results(
     *,
     limits: Limits,
     deliver: Callable[[str, Call], None],
-    draining: trio.Event,
+    draining: Draining,
 ) -> None:
     """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor.
 
-    Once ``draining``, nothing more is read; what was read is settled and reported, and the
-    stream ends with UNAVAILABLE.
+    Once ``draining`` has begun, nothing more is read; what was read is settled and reported, and
+    the stream ends with UNAVAILABLE. What is not settled when draining is overdue is not waited
+    for.
     """
     ingest = _Ingest(limits, deliver)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ingest.send_responses, stream)
         nursery.start_soon(ingest.deliver_postponed)
-        async with move_on_when(draining.wait):
+        async with move_on_when(draining.begun.wait):
             count = _READ_MESSAGES
             while messages := await stream.recv_messages(count):
                 rejected = sum([ingest.take(message) for message in messages])
                 count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
                 del messages  # or they would stay while it waits
                 await ingest.wait_for_room()
-        await ingest.wait_until_reported()
+        async with move_on_when(draining.overdue.wait):
+            await ingest.wait_until_reported()
         nursery.cancel_scope.cancel()
-    if draining.is_set():
-        raise UnavailableError("the server is draining")
+    if draining.begun.is_set():
+        raise UnavailableError(DRAINING)
 
 
 class _Message:

@@ -87,6 +87,10 @@ _DELAY_S_MAX = 0.3
 """What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
 
 
+_STREAMS_SHARE = 0.8
+"""Of a drain's grace, after which streams give up what they wait for."""
+
+
 class RunningServer:
     """A server that serves; see `open_supervisor`."""
 
@@ -122,15 +126,26 @@ class RunningServer:
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish and commit for up to ``grace_s``, then stop.
 
-        Streams that may last for ever settle what they have taken, and end. If
-        cancelled, the server stops at once.
+        Streams that may last for ever settle what they have taken, and end; a little before the
+        grace does, so that they are told why, and that what was leased to them and not sent is
+        returned. If cancelled, the server stops at once.
         """
+        deadline = trio.current_time() + grace_s
         self._health.close()
         self._service.drain()
         try:
-            await self.rpc.drain(grace_s)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_streams, grace_s * _STREAMS_SHARE)
+                await self.rpc.drain(grace_s)
+                nursery.cancel_scope.cancel()
+            with trio.move_on_at(deadline):
+                await self.tasks.wait_released()
         finally:
             self._stopped.set()
+
+    async def _end_streams(self, after_s: float) -> None:
+        await trio.sleep(after_s)
+        self._service.drain(overdue=True)
 
     async def wait_stopped(self) -> None:
         """Wait until the server has been drained."""

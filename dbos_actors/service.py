@@ -32,6 +32,7 @@ from dbos_actors.domain.limits import (
     check_task,
     check_text,
 )
+from dbos_actors.draining import Draining
 from dbos_actors.errors import (
     DamagedKeyError,
     FieldLimitError,
@@ -103,11 +104,16 @@ class DbosService:
         self._nursery: trio.Nursery | None = None
         self._listing_budget = listing_budget
         self._listings = 0
-        self._draining = trio.Event()
+        self._draining = Draining()
 
-    def drain(self) -> None:
-        """Have the streams that may last for ever settle what they have taken, and end."""
-        self._draining.set()
+    def drain(self, *, overdue: bool = False) -> None:
+        """Have the streams that may last for ever settle what they have taken, and end.
+
+        ``overdue``: now, whether that is settled or not.
+        """
+        self._draining.begun.set()
+        if overdue:
+            self._draining.overdue.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the parent of the listings' tasks, until cancelled."""

@@ -7,7 +7,8 @@ in one turn, and what is ready to be sent goes out in one message.
 
 When the stream ends, the tasks it holds return at once: whoever worked on them
 has gone. Not so when the server drains: the client is told to come back, goes on
-working, and settles by its tokens wherever it connects next.
+working, and settles by its tokens wherever it connects next. What was not handed
+over (`Stream.handed_over`) goes back either way, and its delivery does not count.
 
 Bounded by the client's own `max_in_flight` and by what may be unsettled here. An outcome
 counts as unsettled until it is on its way, so a client that does not read its responses
@@ -16,6 +17,7 @@ is stopped.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ from dbos_actors.actors.scheduler_push import Subscriber
 from dbos_actors.actors.scheduler_turns import Settle, outcome_bytes
 from dbos_actors.api.messages import SubscribeTasksRequest, SubscribeTasksResponse
 from dbos_actors.domain.limits import Limits, check_id, check_text, echoed
+from dbos_actors.draining import DRAINING, Draining
 from dbos_actors.errors import (
     InvalidFieldError,
     MissingFieldError,
@@ -58,38 +61,50 @@ async def subscribe_tasks(
     *,
     limits: Limits,
     tasks: Scheduler,
-    draining: trio.Event,
+    draining: Draining,
 ) -> None:
     """Serve one SubscribeTasks stream.
 
-    Once ``draining``, nothing more is read or pushed; what was read is settled and answered,
-    and the stream ends with UNAVAILABLE.
+    Once ``draining`` has begun, nothing more is read or pushed; what was read is settled and
+    answered, pushes under way are sent, and the stream ends with UNAVAILABLE. What is not done
+    when draining is overdue is not waited for, and a client that has not even read what it was
+    sent by then is cut off.
     """
     first = await stream.recv_message()
     if first is None:
         return
     start = _checked_start(first, limits)
-    subscription = _Subscription(tasks, limits)
+    subscription = _Subscription(tasks, limits, stream)
     subscriber = subscription.subscriber = tasks.subscribe(start, subscription.received)
-    has_vanished = True
+    keep_leases = False
+    is_cut = True
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(subscription.send_responses, stream)
+            nursery.start_soon(subscription.send_responses)
             nursery.start_soon(subscription.deliver_postponed)
-            async with move_on_when(draining.wait):
+            async with move_on_when(draining.begun.wait):
                 while messages := await stream.recv_messages(_READ_MESSAGES):
                     subscription.take(messages)
                     del messages  # or they would stay while it waits
                     await subscription.wait_for_room()
-            if draining.is_set():
+            if draining.begun.is_set():
                 subscriber.close()
-                has_vanished = False
-            await subscription.wait_until_answered()
+                keep_leases = True
+            async with move_on_when(draining.overdue.wait):
+                await subscription.wait_until_answered()
             nursery.cancel_scope.cancel()
+        is_cut = draining.overdue.is_set() and not stream.is_handed_over
+    except Exception:
+        is_cut = False
+        raise
     finally:
-        tasks.unsubscribe(subscriber, keep_leases=not has_vanished)
-    if draining.is_set():
-        raise UnavailableError("the server is draining")
+        if is_cut:
+            # What is taken back must not be sent any more.
+            stream.abandon()
+        subscription.note_handed_over()
+        tasks.unsubscribe(subscriber, keep_leases=keep_leases)
+    if draining.begun.is_set() and not is_cut:
+        raise UnavailableError(DRAINING)
 
 
 def _checked_start(first: SubscribeTasksRequest, limits: Limits) -> SubscribeTasksRequest.Start:
@@ -140,11 +155,20 @@ class _Subscription:
 
     subscriber: Subscriber
 
-    def __init__(self, tasks: Scheduler, limits: Limits) -> None:
+    def __init__(
+        self,
+        tasks: Scheduler,
+        limits: Limits,
+        stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse],
+    ) -> None:
         self._tasks = tasks
         self._limits = limits
-        # Serialised parts of a response, each with how much of it is tasks.
-        self._outbox: list[tuple[bytes, int]] = []
+        self._stream = stream
+        # Serialised parts of a response, each with the leases of its tasks (None: outcomes).
+        self._outbox: list[tuple[bytes, dict[str, str] | None]] = []
+        # What was sent and may not be handed over: the number of the message, and its leases.
+        self._sent: deque[tuple[int, dict[str, str]]] = deque()
+        self._messages = 0
         self._is_sending = False
         self._unsettled = 0
         # Of what is unsettled, and of the outcomes in the outbox.
@@ -211,9 +235,16 @@ class _Subscription:
             await self._wait_for_progress()
 
     async def wait_until_answered(self) -> None:
-        """Wait until all that was read is settled and the client has been told."""
-        while self._unsettled or self._outbox or self._is_sending:
+        """Wait until all that was read is settled and the client has been sent everything."""
+        while (
+            self._unsettled
+            or self._outbox
+            or self._is_sending
+            or (self.subscriber.closed and self.subscriber.under_way)
+        ):
             await self._wait_for_progress()
+        if self.subscriber.closed:
+            await self._stream.wait_handed_over()
 
     async def _wait_for_progress(self) -> None:
         self._progress = trio.Event()
@@ -221,9 +252,12 @@ class _Subscription:
 
     # --------------------------------------------------------------- responses
 
-    def received(self, response: bytes) -> None:
-        """Tasks have been leased for this stream."""
-        self._put(response, len(response))
+    def received(self, response: bytes, leases: dict[str, str]) -> None:
+        """Tasks have been leased for this stream, or could not be."""
+        if response:
+            self._put(response, leases)
+        else:
+            self._progress.set()
 
     def settled(self, batch: _Batch, outcomes: bytes) -> None:
         """A batch has its outcomes."""
@@ -238,36 +272,50 @@ class _Subscription:
 
     def _put_outcomes(self, outcomes: bytes) -> None:
         self._unsettled_bytes += len(outcomes)
-        self._put(outcomes, 0)
+        self._put(outcomes, None)
 
-    def _put(self, part: bytes, tasks_bytes: int) -> None:
-        self._outbox.append((part, tasks_bytes))
+    def _put(self, part: bytes, leases: dict[str, str] | None) -> None:
+        self._outbox.append((part, leases))
         self._news.set()
 
-    async def send_responses(
-        self, stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse]
-    ) -> None:
+    async def send_responses(self) -> None:
         """Send what there is, joined, until cancelled. Raises what the stream is to fail with."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
             self._is_sending = True
             while self._outbox:
-                parts: list[bytes] = []
-                size = tasks_bytes = taken = 0
-                for part, of_tasks in self._outbox:
-                    if parts and size + len(part) > _RESPONSE_BYTES:
-                        break
-                    parts.append(part)
-                    size += len(part)
-                    tasks_bytes += of_tasks
-                    taken += 1
-                del self._outbox[:taken]
-                await stream.send_message(b"".join(parts))
-                self.subscriber.sent(tasks_bytes)
-                self._unsettled_bytes -= size - tasks_bytes
-                self._progress.set()
+                await self._send_parts()
             self._is_sending = False
             if self._error is not None:
                 raise self._error
             self._progress.set()
+
+    async def _send_parts(self) -> None:
+        """Send the first parts of the outbox, in one message."""
+        parts: list[bytes] = []
+        leases: dict[str, str] = {}
+        size = tasks_bytes = 0
+        for part, leases_of_part in self._outbox:
+            if parts and size + len(part) > _RESPONSE_BYTES:
+                break
+            parts.append(part)
+            size += len(part)
+            if leases_of_part is not None:
+                tasks_bytes += len(part)
+                leases.update(leases_of_part)
+        del self._outbox[: len(parts)]
+        await self._stream.send_message(b"".join(parts))
+        self._messages += 1
+        if leases:
+            self._sent.append((self._messages, leases))
+        self.note_handed_over()
+        self.subscriber.sent(tasks_bytes)
+        self._unsettled_bytes -= size - tasks_bytes
+        self._progress.set()
+
+    def note_handed_over(self) -> None:
+        """Count the deliveries of what the client has been sent by now."""
+        sent, handed_over = self._sent, self._stream.handed_over
+        while sent and sent[0][0] <= handed_over:
+            self.subscriber.handed_over(sent.popleft()[1])

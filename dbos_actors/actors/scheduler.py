@@ -129,6 +129,8 @@ class SchedulerStatistics:
     deliveries: int
     expired: int
     released: int
+    taken_back: int
+    """Of the deliveries, those that were ended before they were sent."""
     retired: int
     damaged: int
     """Tasks that died because their record cannot be read."""
@@ -210,7 +212,10 @@ class Scheduler:
         self._refusal = ""
         self._readable = AsyncValue(True)
         # Leases of vanished subscribers that could not be ended yet.
-        self._releases: list[_Release] = []
+        self._releases: list[Release] = []
+        # Those that wait for their commit.
+        self._releasing = 0
+        self._all_released = trio.lowlevel.ParkingLot()
         # Tasks whose record cannot be read, and that live.
         self._damaged: list[TaskRecord] = []
         self._woken = trio.Event()
@@ -266,9 +271,11 @@ class Scheduler:
             cursor = await waiter.wait()
 
     def subscribe(
-        self, start: SubscribeTasksRequest.Start, received: Callable[[bytes], None]
+        self,
+        start: SubscribeTasksRequest.Start,
+        received: Callable[[bytes, dict[str, str]], None],
     ) -> Subscriber:
-        """Have due tasks pushed; ``received`` is called with serialised responses.
+        """Have due tasks pushed; ``received`` gets serialised responses and their leases.
 
         Call `unsubscribe` in the end. Raises `InvalidFieldError`, `UnavailableError`.
         """
@@ -292,19 +299,43 @@ class Scheduler:
     def unsubscribe(self, subscriber: Subscriber, *, keep_leases: bool = False) -> None:
         """Push nothing more, and return what the subscriber holds at once.
 
-        ``keep_leases`` leaves that to its worker, who is alive and may settle it elsewhere.
+        What was not handed over to it counts as never delivered. ``keep_leases`` leaves the rest
+        to its worker, who is alive and may settle it elsewhere.
         """
         subscriber.close()
         held = self._roster.forget(subscriber)
+        unsent = {
+            task_id: token
+            for task_id, token in subscriber.unsent.items()
+            if held.get(task_id) == token
+        }
+        for task_id in unsent:
+            del held[task_id]
+        if unsent:
+            self._release(Release(unsent, "it was not sent", was_sent=False))
         if held and not keep_leases:
-            self._release(_Release(self, held, f"{subscriber.worker_id or 'a worker'} vanished"))
+            reason = f"{subscriber.worker_id or 'a worker'} vanished"
+            self._release(Release(held, reason, was_sent=True))
 
-    def _release(self, call: _Release) -> None:
-        self.deliver(call)
+    def _release(self, release: Release) -> None:
+        self._releasing += 1
+        self.deliver(_ReleaseCall(self, release))
 
-    def release_failed(self, leases: dict[str, str], reason: str) -> None:
+    def released(self) -> None:
+        """A release is committed."""
+        self._releasing -= 1
+        if not self._releasing:
+            self._all_released.unpark_all()
+
+    def release_failed(self, release: Release) -> None:
         """Try again later."""
-        self._releases.append(_Release(self, leases, reason))
+        self._releasing -= 1
+        self._releases.append(release)
+
+    async def wait_released(self) -> None:
+        """Wait until the leases of all subscribers that have gone are returned, and committed."""
+        while self._releasing or self._releases:
+            await self._all_released.park()
 
     # ----------------------------------------------------------------- listing
 
@@ -464,7 +495,7 @@ class Scheduler:
         if self._releases:
             releases, self._releases = self._releases, []
             for release in releases:
-                self.deliver(release)
+                self._release(release)
         if self._damaged:
             damaged, self._damaged = self._damaged[:BURIED_AT_ONCE], self._damaged[BURIED_AT_ONCE:]
             self.deliver(_Quiet(Bury(damaged)))
@@ -635,6 +666,7 @@ class Scheduler:
             deliveries=counts.deliveries,
             expired=counts.expired,
             released=counts.released,
+            taken_back=counts.taken_back,
             retired=counts.retired,
             damaged=counts.damaged,
             lateness_ms_sum=counts.lateness_ms_sum,
@@ -682,33 +714,46 @@ class _Quiet:
 class _PushCall(_Quiet):
     """Asks for tasks for a subscriber."""
 
-    __slots__ = ("_subscriber",)
+    __slots__ = ("_is_refused", "_subscriber")
 
     def __init__(self, subscriber: Subscriber, limit: int) -> None:
         super().__init__(Push(subscriber, limit))
         self._subscriber = subscriber
+        self._is_refused = False
 
     def reply(self, message: Any) -> None:
-        if isinstance(message, bytes) and message:
-            self._subscriber.receive(message)
+        push = self.request
+        if not push.leases:
+            return
+        if self._is_refused:
+            # Committed after all, when that was no more to be expected.
+            self._subscriber.hold_again(push)
+        self._subscriber.receive(push, message)
+
+    def fail(self, error: Exception) -> None:  # noqa: ARG002
+        if self.request.leases and not self._is_refused:
+            self._is_refused = True
+            self._subscriber.refused(self.request)
 
 
-class _Release(_Quiet):
-    """Returns the tasks of a subscriber that has vanished."""
+class _ReleaseCall(_Quiet):
+    """Returns tasks of a subscriber that has gone."""
 
     __slots__ = ("_scheduler",)
 
-    def __init__(self, scheduler: Scheduler, leases: dict[str, str], reason: str) -> None:
-        super().__init__(Release(leases, reason))
+    def __init__(self, scheduler: Scheduler, release: Release) -> None:
+        super().__init__(release)
         self._scheduler = scheduler
 
     def reply(self, message: Any) -> None:  # noqa: ARG002
-        self.answered = True
+        if not self.answered:
+            self.answered = True
+            self._scheduler.released()
 
     def fail(self, error: Exception) -> None:  # noqa: ARG002
         if not self.answered:
             self.answered = True
-            self._scheduler.release_failed(self.request.leases, self.request.reason)
+            self._scheduler.release_failed(self.request)
 
 
 class _SnapshotWrite:

@@ -8,6 +8,10 @@ subscribers of one agent each cost nothing when a task of another falls due.
 A subscriber *holds* the tasks leased to it until their lease ends, however it
 does: acknowledged on this stream or elsewhere, given back, expired. What it
 holds, also what is not sent yet, counts against its `max_in_flight`.
+
+What is leased to it waits for its commit, then in the stream, then in the
+transport for the client. If the stream ends before the transport has handed it
+over, its worker never saw the task, and the delivery does not count.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from dbos_actors.actors.scheduler_turns import Push
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.domain.task_states import Status
@@ -28,7 +33,8 @@ PUSHED_AT_ONCE: Final = 100
 """Tasks leased to one subscriber in one turn: 3 ms, and one message."""
 
 _UNSENT_BYTES_MAX: Final = 1 << 20
-"""A subscriber that reads slowly is pushed nothing more while so much waits to be sent."""
+"""A subscriber that reads slowly is pushed nothing more while so much waits to be sent, what is
+being leased included. One task more than that may wait, whatever its size."""
 
 
 class Subscriber:
@@ -44,6 +50,8 @@ class Subscriber:
         "lease_s",
         "max_in_flight",
         "module_name",
+        "under_way",
+        "unsent",
         "unsent_bytes",
         "worker_id",
     )
@@ -51,7 +59,7 @@ class Subscriber:
     def __init__(
         self,
         roster: Roster,
-        received: Callable[[bytes], None],
+        received: Callable[[bytes, dict[str, str]], None],
         *,
         agent_id: str,
         module_name: str,
@@ -59,7 +67,10 @@ class Subscriber:
         max_in_flight: int,
         worker_id: str,
     ) -> None:
-        """``received`` gets serialised responses with tasks; they wait for `sent`."""
+        """``received`` gets serialised responses with tasks, and the leases of these.
+
+        The responses wait for `sent`, the leases for `handed_over`.
+        """
         self.agent_id = agent_id
         self.module_name = module_name
         self.lease_s = lease_s
@@ -67,7 +78,12 @@ class Subscriber:
         self.worker_id = worker_id
         self.held: dict[str, str] = {}
         """Task id -> token."""
+        self.unsent: dict[str, str] = {}
+        """Task id -> token, of what was leased to it and is not handed over to its client."""
         self.unsent_bytes = 0
+        """What waits to be sent, in bytes; of what waits for its commit, at most."""
+        self.under_way = 0
+        """Pushes that wait for their commit."""
         self.closed = False
         self._roster = roster
         self._received = received
@@ -80,25 +96,57 @@ class Subscriber:
             return 0
         return self.max_in_flight - len(self.held)
 
-    def hold(self, records: Sequence[TaskRecord]) -> None:
-        """These are leased to it; the commit is under way."""
-        holders = self._roster.holders
-        for record in records:
-            self.held[record.task_id] = record.lease_token
-            holders[record.task_id] = self
+    @property
+    def room_bytes(self) -> int:
+        """How many more bytes of tasks it may be given."""
+        return max(0, _UNSENT_BYTES_MAX - self.unsent_bytes)
 
-    def receive(self, response: bytes) -> None:
-        """A serialised response with tasks, whose lease is committed: it may be sent."""
-        if not self.closed:
-            self.unsent_bytes += len(response)
-            self._received(response)
+    def hold(self, push: Push) -> None:
+        """What ``push`` names is leased to it; the commit is under way."""
+        holders = self._roster.holders
+        self.under_way += 1
+        self.unsent_bytes += push.size_bytes
+        for task_id, token in push.leases.items():
+            self.held[task_id] = self.unsent[task_id] = token
+            holders[task_id] = self
+
+    def receive(self, push: Push, response: bytes) -> None:
+        """The leases of ``push`` are committed: the serialised response may be sent."""
+        self.under_way -= 1
+        self.unsent_bytes += len(response)
+        self._received(response, push.leases)
+        self.sent(push.size_bytes)
+
+    def hold_again(self, push: Push) -> None:
+        """The commit of ``push`` was given up, and goes on."""
+        self.under_way += 1
+        self.unsent_bytes += push.size_bytes
+
+    def refused(self, push: Push) -> None:
+        """The leases of ``push`` are not committed, or not known to be."""
+        self.under_way -= 1
+        self._received(b"", {})
+        self.sent(push.size_bytes)
 
     def sent(self, size_bytes: int) -> None:
-        """So much of what was received has been sent."""
+        """So much of what was received is on its way."""
         was_full = self.unsent_bytes >= _UNSENT_BYTES_MAX
         self.unsent_bytes -= size_bytes
         if was_full:
             self._roster.got_room(self)
+
+    def lost(self, task_id: str) -> None:
+        """A lease that it held has ended."""
+        token = self.held.pop(task_id)
+        if self.unsent.get(task_id) == token:
+            del self.unsent[task_id]
+
+    def handed_over(self, leases: dict[str, str]) -> None:
+        """The client is sent these: their deliveries count."""
+        unsent = self.unsent
+        for task_id, token in leases.items():
+            if unsent.get(task_id) == token:
+                del unsent[task_id]
 
     def close(self) -> None:
         """Push nothing more to it."""
@@ -220,7 +268,7 @@ class Roster:
             holder = holders.get(task_id)
             if holder is not None and not _is_leased(record, holder.held[task_id]):
                 del holders[task_id]
-                del holder.held[task_id]
+                holder.lost(task_id)
                 self.got_room(holder)
 
     def reloaded(self, book: TaskBook) -> None:
@@ -228,7 +276,7 @@ class Roster:
         for task_id, holder in list(self.holders.items()):
             if not _is_leased(book.get(task_id), holder.held[task_id]):
                 del self.holders[task_id]
-                del holder.held[task_id]
+                holder.lost(task_id)
         for group in self._groups.values():
             self._heat(group)
 

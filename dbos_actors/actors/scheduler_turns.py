@@ -103,8 +103,13 @@ class Holder(Protocol):
     worker_id: str
     closed: bool
 
-    def hold(self, records: Sequence[TaskRecord]) -> None:
-        """These are leased to it; the commit is under way."""
+    @property
+    def room_bytes(self) -> int:
+        """How many bytes of tasks it may be given."""
+        ...
+
+    def hold(self, push: Push) -> None:
+        """What ``push`` names is leased to it; the commit is under way."""
         ...
 
 
@@ -151,11 +156,15 @@ class GetAgain:
 class Push:
     """Lease up to ``limit`` tasks for a holder."""
 
-    __slots__ = ("holder", "limit")
+    __slots__ = ("holder", "leases", "limit", "size_bytes")
 
     def __init__(self, holder: Holder, limit: int) -> None:
         self.holder = holder
         self.limit = limit
+        self.leases: dict[str, str] = {}
+        """What was leased: task id -> token."""
+        self.size_bytes = 0
+        """Of these tasks, at most."""
 
 
 class Settle:
@@ -171,13 +180,14 @@ class Settle:
 
 
 class Release:
-    """End leases (task id -> token) at once: their worker is gone."""
+    """End leases (task id -> token) at once: their worker is gone, or was not sent them."""
 
-    __slots__ = ("leases", "reason")
+    __slots__ = ("leases", "reason", "was_sent")
 
-    def __init__(self, leases: dict[str, str], reason: str) -> None:
+    def __init__(self, leases: dict[str, str], reason: str, *, was_sent: bool) -> None:
         self.leases = leases
         self.reason = reason
+        self.was_sent = was_sent
 
 
 class LeaseListed:
@@ -209,6 +219,7 @@ class TaskCounts:
     deliveries: int = 0
     expired: int = 0
     released: int = 0
+    taken_back: int = 0
     retired: int = 0
     damaged: int = 0
     completed: int = 0
@@ -312,8 +323,10 @@ class SchedulerActor:
             self._book.apply(value)
             self._context.keeper.applied(value)
         else:
-            holder, records = value
-            holder.hold(records)
+            push, records = value
+            push.leases = {record.task_id: record.lease_token for record in records}
+            push.size_bytes = sum(record.size_bytes_max for record in records)
+            push.holder.hold(push)
 
     def released(self) -> None:
         self._context.keeper.unloaded(self)
@@ -541,7 +554,7 @@ class SchedulerActor:
             limit=request.limit,
             lease_s=holder.lease_s,
             worker_id=holder.worker_id,
-            holder=holder,
+            push=request,
         )
 
     def _lease(
@@ -553,13 +566,16 @@ class SchedulerActor:
         lease_s: int,
         worker_id: str,
         task_ids: Sequence[str] | None = None,
-        holder: Holder | None = None,
+        push: Push | None = None,
         identity: bytes = b"",
     ) -> Turn:
         book = self._book
         context = self._context
         change = self._begin()
         book.advance(change.now, limit=ADVANCED_AT_ONCE)
+        room_bytes = self._room_bytes
+        if push is not None:
+            room_bytes = min(room_bytes, push.holder.room_bytes)
         records = book.lease(
             change,
             limit=limit,
@@ -568,7 +584,7 @@ class SchedulerActor:
             token=context.random.getrandbits(TOKEN_BITS),
             agent_id=agent_id,
             module_name=module_name,
-            bytes_max=self._room_bytes,
+            bytes_max=room_bytes,
             task_ids=task_ids,
             identity=identity,
         )
@@ -579,7 +595,7 @@ class SchedulerActor:
             change,
             None,
             commands=[self._commands.fetch(records)],
-            changes=() if holder is None else ((_HOLDER, (holder, records)),),
+            changes=() if push is None else ((_HOLDER, (push, records)),),
             then=partial(self._leased, records),
         )
 
@@ -688,10 +704,12 @@ class SchedulerActor:
 
     def release(self, request: Release) -> Turn:
         change = self._begin()
+        book, counts = self._book, self._context.counts
         for task_id, token in request.leases.items():
-            self._context.counts.released += self._book.release(
-                change, task_id, token, reason=request.reason
-            )
+            if request.was_sent:
+                counts.released += book.release(change, task_id, token, reason=request.reason)
+            else:
+                counts.taken_back += book.take_back(change, task_id, token)
         return self._turn(change, None)
 
 

@@ -581,6 +581,24 @@ class TaskBook:
         self._die(change, record, error)
         return True
 
+    def take_back(self, change: Change, task_id: str, lease_token: str) -> bool:
+        """End a lease that its worker has not been sent: the delivery does not count.
+
+        False if the lease had ended already.
+        """
+        record = self._find(change, task_id)
+        if record is None or record.status is not Status.INFLIGHT:
+            return False
+        if record.lease_token != lease_token:
+            return False
+        _discount_delivery(record)
+        record.status = successor(record.status, Event.EXPIRE)
+        record.settled = Settled.EXPIRED
+        record.worker_id = ""
+        record.span_s = record.moment = 0
+        change.put(record)
+        return True
+
     def retire(self, change: Change, *, limit: int) -> list[str]:
         """Drop up to ``limit`` completed tasks beyond retention; their ids."""
         too_many = len(self.index.retained) - self.limits.completed_max
@@ -921,6 +939,14 @@ def _count_delivery(record: TaskRecord, now: Now) -> None:
     if record.deliveries == 1:
         # How late it was when it was scheduled is not our delay.
         late_ms = _lateness_ms(record.scheduled_at, now.wall_s)
+        record.lateness_ms = max(0, late_ms - record.lateness_ms)
+
+
+def _discount_delivery(record: TaskRecord) -> None:
+    """Undo `_count_delivery`, to the second: the lease knows when it began."""
+    record.deliveries -= 1
+    if record.deliveries == 0:
+        late_ms = _lateness_ms(record.scheduled_at, record.moment - record.span_s)
         record.lateness_ms = max(0, late_ms - record.lateness_ms)
 
 

@@ -30,6 +30,7 @@ from dbos_actors.rpc.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip, 
 from dbos_actors.rpc.containment import PASSING, tell
 from dbos_actors.rpc.core import Driver, ServerCore
 from dbos_actors.rpc.framing import PREFIX_BYTES, FramingError, frame, unpack_prefix
+from dbos_actors.rpc.handover import Handovers
 from dbos_actors.rpc.http2 import (
     HEADER_BYTES_MAX,
     ConnectionClosed,
@@ -111,6 +112,7 @@ class ServerConnection:
         "_ending",
         "_engine",
         "_handlers",
+        "_handovers",
         "_has_reset",
         "_held",
         "_held_charged",
@@ -193,6 +195,7 @@ class ServerConnection:
         self._held = 0
         self._held_charged = 0
         self._inflation = Inflation(core)
+        self._handovers = Handovers(engine)
         self._senders = Senders(engine, queue_bytes_max=limits.stream_backlog_bytes)
         self._uploads = Uploads(core.limits.upload_bytes_max)
         self._receiving = False
@@ -268,6 +271,7 @@ class ServerConnection:
                 if header_bytes is not None:
                     self.header_bytes_max = min(header_bytes, HEADER_BYTES_MAX)
                 self._senders.windows_changed()
+                self._handovers.windows_changed()
             elif kind is PingReceived:
                 if self._keepalive.client_pinged(now_s, busy=self.is_busy):
                     self._calm_down("too_many_pings")
@@ -276,6 +280,7 @@ class ServerConnection:
                     self._finish_shutdown()
             elif kind is WindowUpdated:
                 self._senders.window_opened(event.stream_id)
+                self._handovers.window_opened(event.stream_id)
             elif kind is ConnectionClosed:
                 self.lost()
 
@@ -820,6 +825,7 @@ class ServerConnection:
         self.backlog += len(framed)
         with suppress(*StreamError):
             self._send_data(call.stream_id, framed)
+            self._handovers.queued(call, len(framed))
             if len(framed) > SHARED_RESPONSE_BYTES and not call.method.server_streaming:
                 self._engine.share_fairly(call.stream_id)
         self._answered_outside()
@@ -856,6 +862,7 @@ class ServerConnection:
         call.over = True
         self._streams.pop(call.stream_id, None)
         self._senders.discard(call)
+        self._handovers.discard(call)
         self._release(call)
         if call.method.is_open:
             self._core.open_calls_of_strangers.discard(call)
@@ -902,6 +909,8 @@ class ServerConnection:
             return False
         if self.backlog:
             self._keepalive.responded = True
+        if self._handovers.moving:
+            self._handovers.flushed(unsent_bytes)
         again = False
         backlog = self._engine.queued_bytes() + unsent_bytes
         self.backlog = backlog

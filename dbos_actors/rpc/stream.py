@@ -199,6 +199,29 @@ class Stream(Generic[RequestT, ReplyT]):
         call.send(body, self._compress_bytes_min)
         self._sent = True
 
+    @property
+    def handed_over(self) -> int:
+        """How many response messages, the first ones, the system's socket has taken whole.
+
+        The most that can be known of a client that does not answer. It rises no more once the
+        call is over: what was not handed over then never will be, if the client has gone or the
+        call was cancelled.
+        """
+        return self._call.handover.messages
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether that is every message sent so far."""
+        return self._call.handover.is_complete
+
+    async def wait_handed_over(self) -> None:
+        """Wait until every message sent so far is handed over, or the call is over."""
+        await trio.lowlevel.checkpoint()
+        handover = self._call.handover
+        handover.is_awaited = True
+        while not handover.is_complete and not self._call.over:
+            await self._changed.park()
+
     async def send_trailing_metadata(
         self,
         *,
@@ -226,8 +249,12 @@ class Stream(Generic[RequestT, ReplyT]):
 
     async def cancel(self) -> None:
         """Reset the call: the client gets CANCELLED and no status of ours."""
-        self._call.cancel()
+        self.abandon()
         await trio.lowlevel.checkpoint()
+
+    def abandon(self) -> None:
+        """As `cancel`, at once: what is not handed over is dropped. No-op once the call is over."""
+        self._call.cancel()
 
     def _wake(self) -> None:
         self._changed.unpark_all()

@@ -27,6 +27,7 @@ from dbos_actors.rpc.framing import (
     MessageTooLargeError,
     frame,
 )
+from dbos_actors.rpc.handover import Handover
 from dbos_actors.rpc.http2 import header_block_bytes
 from dbos_actors.rpc.interceptors import StreamHandler
 from dbos_actors.rpc.metadata import MetadataError
@@ -74,6 +75,7 @@ class StreamCall:
         "encoding",
         "failure",
         "handling",
+        "handover",
         "headers",
         "headers_sent",
         "inflated_bytes",
@@ -117,6 +119,7 @@ class StreamCall:
         self.failure: GRPCError | None = None
         """Why no further message can be taken."""
         self.headers_sent = False
+        self.handover = Handover()
         self.handling = False
         """Whether a handler was started, and has not returned."""
         self.over = False

@@ -16,6 +16,7 @@ from dbos_actors.api.messages import (
     StoreResultsResponse,
 )
 from dbos_actors.domain.limits import Limits
+from dbos_actors.draining import Draining
 from dbos_actors.errors import UnavailableError, sole_cause
 from dbos_actors.ingest import store_results
 from dbos_actors.runtime import Call
@@ -156,6 +157,6 @@ async def test_durable_never_passes_a_message_that_failed() -> None:
             calls[0].reply(b"")
 
     with pytest.raises(ExceptionGroup) as raised:
-        await store_results(stream, limits=Limits(), deliver=deliver, draining=trio.Event())
+        await store_results(stream, limits=Limits(), deliver=deliver, draining=Draining())
     assert str(sole_cause(raised.value)) == "its agent is quarantined"
     assert [response.durable for response in stream.responses] == [1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -15,6 +17,7 @@ from tests.support.servers import ServerThread, SteppedClock
 from tests.support.stalling import StallingConnector
 from tests.support.subscribers import HandSubscriber
 from tests.support.tasks import NOW_S, get, lease, ledger, schedule, task, wait_until
+from tests.support.unread import UnreadStream
 from tests.support.valkey import ValkeyServer
 
 
@@ -251,4 +254,108 @@ def test_a_subscriber_that_vanishes_before_its_lease_is_committed_keeps_nothing(
             server.run(connector.release)
         wait_until(lambda: get(client).status == "pending")
         assert held(server) == 0
-        assert ledger(server).released == 1
+        assert (ledger(server).released, ledger(server).taken_back) == (0, 1)
+        (again,) = lease(client)
+        assert (again.retry_count, again.last_error) == (0, "")
+
+
+def test_a_push_under_way_is_sent_before_a_drain_ends_its_stream(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
+) -> None:
+    connector = StallingConnector(connector_for(redis.address))
+    server = start_server(connector=connector)
+    with (
+        GrpcioClient(server.address) as client,
+        HandSubscriber(server.address, lease_seconds=600) as subscriber,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        schedule(client, "t", scheduled_at=NOW_S + 1)
+        server.run(connector.stall)
+        clock.now_s += 1
+        assert connector.has_stalled.wait(5.0)
+        draining = pool.submit(server.drain, 10.0)
+        wait_until(lambda: subscribers(server) == 0)
+        server.run(connector.release)
+        ended = subscriber.wait_end()
+        assert ended is not None
+        assert (ended.status, ended.message) == ("UNAVAILABLE", "the server is draining")
+        draining.result()
+        (pushed,) = subscriber.tasks
+    server.stop()
+    with GrpcioClient(start_server().address) as client:
+        assert client.call("AckTask", task_id="t", lease_token=pushed.lease_token).success
+
+
+def test_a_drain_takes_back_what_its_client_does_not_read(
+    start_server: Callable[..., ServerThread],
+) -> None:
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        client.call_many("ScheduleTask", (task(f"t{n}", payload=b"x" * 20_000) for n in range(20)))
+        with silent_subscriber(server):
+            wait_until(lambda: held(server) == 20)
+            server.drain(2.0)
+    server.stop()
+    with GrpcioClient(start_server().address) as client:
+        tasks = [get(client, f"t{n}") for n in range(20)]
+        inflight = [one for one in tasks if one.status == "inflight"]
+        # The stream's window is 64 KiB.
+        assert len(inflight) <= 3
+        again = lease(client, limit=20)
+        assert len(again) == 20 - len(inflight)
+        assert {one.retry_count for one in again} == {0}
+
+
+def test_tasks_that_no_worker_was_sent_do_not_die_of_workers_that_crash(
+    server: ServerThread, client: GrpcioClient
+) -> None:
+    """Each crashed worker was sent the 64 KiB of its stream's window: some 30 tasks."""
+    client.call_many("ScheduleTask", (task(f"t{n}", payload=b"x" * 2_000) for n in range(1_000)))
+    for _ in range(6):
+        with silent_subscriber(server):
+            wait_until(lambda: held(server) >= 400)
+        wait_until(lambda: ledger(server).inflight == 0)
+    found = ledger(server)
+    assert found.dead <= 40
+    assert found.released <= 6 * 40
+    assert found.taken_back >= 6 * 360
+
+
+def test_what_is_being_leased_counts_as_unsent(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
+) -> None:
+    connector = StallingConnector(connector_for(redis.address))
+    server = start_server(connector=connector)
+    with (
+        GrpcioClient(server.address) as client,
+        HandSubscriber(server.address, max_in_flight=10_000) as subscriber,
+    ):
+        size = 100_000
+        client.call_many(
+            "ScheduleTask",
+            (task(f"t{n}", payload=b"x" * size, scheduled_at=NOW_S + 1) for n in range(200)),
+        )
+        server.run(connector.stall)
+        clock.now_s += 1
+        assert connector.has_stalled.wait(5.0)
+        # Its turns begin in one step, before any commit is answered.
+        assert 0 < held(server) * size <= (1 << 20) + size
+        server.run(connector.release)
+        assert len({one.id for one in subscriber.wait_tasks(200)}) == 200
+
+
+@contextmanager
+def silent_subscriber(server: ServerThread) -> Iterator[None]:
+    """A worker that reads nothing of what it is sent, and is gone at the end."""
+
+    def start() -> Iterator[bytes]:
+        yield SubscribeTasksRequest(
+            start={"max_in_flight": 1_000, "lease_seconds": 600}
+        ).SerializeToString()
+
+    stream = UnreadStream(server.address, "/dbos.DBOS/SubscribeTasks", start())
+    stream.send()
+    try:
+        yield
+    finally:
+        stream.sock.close()

@@ -45,7 +45,10 @@ class UnreadStream:
         while True:
             if not self._unsent:
                 while self._engine.queued_bytes(self._stream_id) < _AHEAD_BYTES:
-                    self._engine.send_data(self._stream_id, frame(next(self._messages)))
+                    message = next(self._messages, None)
+                    if message is None:
+                        break
+                    self._engine.send_data(self._stream_id, frame(message))
                 self._unsent = self._engine.output(_AHEAD_BYTES)
                 if not self._unsent:
                     break
