@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Any, Final, TypeAlias
 
 import structlog
@@ -78,6 +79,7 @@ SHARED_RESPONSE_BYTES = 16_384
 
 _KEEPALIVE_PING = b"dbosping"
 _SHUTDOWN_PING = b"dbosexit"
+_FAREWELL_PING = b"dbosends"
 
 _ANYBODY: Final = "anybody"
 """The client of a server that authenticates none."""
@@ -87,6 +89,18 @@ _REVOKED: Final = "the credentials of this call are no longer valid"
 _TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
 
 _OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
+
+
+class _Farewell(Enum):
+    """What is to happen before the GOAWAY of a drain."""
+
+    NONE = auto()
+    AFTER_STREAMS = auto()
+    """Streams have to end."""
+    DUE = auto()
+    """Their status has to be sent, and a PING behind it."""
+    SAID = auto()
+    """The PING has to be answered."""
 
 
 class _Discarded:
@@ -111,6 +125,7 @@ class ServerConnection:
         "_core",
         "_ending",
         "_engine",
+        "_farewell",
         "_handlers",
         "_handovers",
         "_has_reset",
@@ -131,6 +146,7 @@ class ServerConnection:
         "_shutdown_s",
         "_stalled",
         "_streams",
+        "_streams_live",
         "_uploads",
         "_window",
         "backlog",
@@ -202,6 +218,8 @@ class ServerConnection:
         self._charged = 0
         self._stalled: tuple[float, int] | None = None
         self._shutdown_s: float | None = None
+        self._farewell = _Farewell.NONE
+        self._streams_live = 0
         self._ending = False
         self.header_bytes_max = HEADER_BYTES_MAX
         self.backlog = 0
@@ -278,6 +296,8 @@ class ServerConnection:
             elif kind is PingAcknowledged:
                 if event.opaque_data == _SHUTDOWN_PING:
                     self._finish_shutdown()
+                elif event.opaque_data == _FAREWELL_PING:
+                    self._announce_shutdown(now_s)
             elif kind is WindowUpdated:
                 self._senders.window_opened(event.stream_id)
                 self._handovers.window_opened(event.stream_id)
@@ -426,6 +446,7 @@ class ServerConnection:
             of_strangers = self._client is None
             (core.open_calls_of_strangers if of_strangers else core.open_calls_of_clients).add(call)
         core.streams_live += 1
+        self._streams_live += 1
         return call
 
     def _refuse_at_headers(
@@ -875,6 +896,9 @@ class ServerConnection:
             tell(call, status)
         call.on_over()
         call.on_change()
+        self._streams_live -= 1
+        if not self._streams_live and self._farewell is _Farewell.AFTER_STREAMS:
+            self._farewell = _Farewell.DUE
 
     def _stream_done(self, call: StreamCall) -> None:
         """The call is over and has no handler."""
@@ -925,6 +949,8 @@ class ServerConnection:
                 again = self._reset_discarded()
             if self._parked and backlog <= self._backlog_max:
                 again = self._resume() or again
+            if self._farewell is _Farewell.DUE and not unsent_bytes:
+                again = self._say_farewell()
             if self._has_reset:
                 again = self._replace_leaking(now_s) or again
         finally:
@@ -995,6 +1021,8 @@ class ServerConnection:
             log_limited(log.warning, "connection closed: it does not read", peer=self.peer)
             self.lost()
             return
+        if self._farewell is _Farewell.SAID:
+            self._announce_shutdown(now_s)  # it has had a second
         if self._shutdown_s is not None and now_s >= self._shutdown_s + UNANSWERED_SHUTDOWN_S:
             self._finish_shutdown()
         if self._replace_leaking(now_s):
@@ -1047,14 +1075,43 @@ class ServerConnection:
         self._ending = True
         self._answered_outside()
 
-    def announce_shutdown(self, now_s: float) -> None:
+    def announce_shutdown(self, now_s: float, *, after_streams: bool = False) -> None:
         """Begin a graceful end (RFC 9113, 6.8): a notice, and the final GOAWAY once the client
         has seen that, so that no call under way is lost; then open calls finish.
+
+        ``after_streams``: the notice waits until calls of grpclib services are over and the
+        client has read their status. Some clients (grpclib) drop all calls at the first GOAWAY.
         """
+        if self.closed or self._shutdown_s is not None:
+            return
+        if after_streams and self._streams_live:
+            self._keepalive.draining(now_s)
+            self._farewell = _Farewell.AFTER_STREAMS
+        elif self._farewell is _Farewell.NONE or not after_streams:
+            self._announce_shutdown(now_s)
+
+    def end_calls(self, status: Status, message: str) -> None:
+        """End every call that is not over."""
+        for call in list(self._streams.values()):
+            if isinstance(call, UnaryCall):
+                self._end(call, status, message)
+            elif isinstance(call, StreamCall):
+                call.end(status, message)
+
+    def _say_farewell(self) -> bool:
+        """Ask the client to answer behind the status of its last stream."""
+        self._farewell = _Farewell.SAID
+        with suppress(Http2Error):
+            self._engine.ping(_FAREWELL_PING)
+        return True
+
+    def _announce_shutdown(self, now_s: float) -> None:
+        self._farewell = _Farewell.NONE
         if self.closed or self._shutdown_s is not None:
             return
         self._shutdown_s = now_s
         self._keepalive.draining(now_s)
+        self._answered_outside()
         with suppress(Http2Error):
             self._engine.announce_shutdown()
             self._engine.ping(_SHUTDOWN_PING)

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import structlog
 import trio
+from grpclib.const import Status
 
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.log_limits import log_limited
@@ -53,6 +54,9 @@ _TICK_S = 1.0
 
 _LINGER_S = 1.0
 """How long a connection we end is kept for its client to take our last bytes."""
+
+_FAREWELL_S = 0.5
+"""How long clients have to read the status of calls that a drain has cut."""
 
 _ACCEPT_RETRY_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _ACCEPT_RETRY_S = 0.1
@@ -161,17 +165,21 @@ class Server:
     async def drain(self, grace_s: float) -> None:
         """Stop gently: no new connections or calls, GOAWAY, running calls finish.
 
-        Returns when the last connection is closed; those still open after
-        ``grace_s`` seconds are closed without an answer. If cancelled, the server goes
-        on draining without a limit; call it again to set one.
+        Returns when the last connection is closed. Calls that still run after ``grace_s``
+        seconds are answered UNAVAILABLE, and connections are closed as soon as their clients have
+        read that, or half a second later. If cancelled, the server goes on draining without
+        a limit; call it again to set one.
         """
         self._draining = True
         self._accepting.cancel()
         with trio.move_on_after(grace_s):
             for connection in list(self._connections):
                 connection.announce_shutdown()
-            while self._connections:
-                await self._connection_ended.park()
+            await self._wait_until_empty()
+        for connection in list(self._connections):
+            connection.end_calls()
+        with trio.move_on_after(_FAREWELL_S):
+            await self._wait_until_empty()
         self._running.cancel()
 
     async def reauthenticate(self) -> None:
@@ -183,6 +191,10 @@ class Server:
         for connection in list(self._connections):
             connection.reauthenticate()
             await trio.lowlevel.checkpoint()
+
+    async def _wait_until_empty(self) -> None:
+        while self._connections:
+            await self._connection_ended.park()
 
     def flush(self) -> None:
         """Send answers given since the last flush now, instead of at the end of the batch."""
@@ -521,7 +533,12 @@ class _Connection:
 
     def announce_shutdown(self) -> None:
         """Begin a graceful end."""
-        self._protocol.announce_shutdown(self._clock.monotonic_s())
+        self._protocol.announce_shutdown(self._clock.monotonic_s(), after_streams=True)
+        self.flush()
+
+    def end_calls(self) -> None:
+        """End what still runs, with a status."""
+        self._protocol.end_calls(Status.UNAVAILABLE, "the server is shutting down")
         self.flush()
 
     def flush(self) -> None:
