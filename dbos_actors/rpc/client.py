@@ -361,7 +361,7 @@ class Channel:
             path.encode("ascii"),
             encode_metadata(metadata) if metadata else [],
             server_streaming=server_streaming,
-            deadline_s=deadline_s,
+            deadline_s=None if deadline_s == inf else deadline_s,
             wait_for_ready=wait_for_ready,
             limit=self.options.message_bytes_max,
         )
@@ -430,17 +430,20 @@ class Channel:
                 began_s = clock.monotonic_s()
                 failure = await self._try_to_connect()
                 if failure is None:
-                    self._backoff.reset()
                     break
-                self._retry_s = began_s + self._backoff.next_s()
-                self._failure = f"cannot connect to {self._target()}: {failure}"
-                log.info("cannot connect", server=self._target(), error=failure)
-                for call in list(self._waiting):
-                    if not call.wait_for_ready:
-                        call.finish(Status.UNAVAILABLE, self._failure)
+                self._attempt_failed(began_s, failure)
         finally:
             self._connecting = False
         self._start_waiting()
+
+    def _attempt_failed(self, began_s: float, failure: str) -> None:
+        """Pause before the next attempt; calls that do not wait for a server fail."""
+        self._retry_s = began_s + self._backoff.next_s()
+        self._failure = f"cannot connect to {self._target()}: {failure}"
+        log.info("cannot connect", server=self._target(), error=failure)
+        for call in list(self._waiting):
+            if not call.wait_for_ready:
+                call.finish(Status.UNAVAILABLE, self._failure)
 
     def _target(self) -> str:
         if isinstance(self._address, UnixAddress):
@@ -468,7 +471,12 @@ class Channel:
         return None
 
     async def _run_connection(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """A connection's whole life. Raises only before it is ready."""
+        """A connection's whole life. Raises only before it is ready.
+
+        One that ends before it has carried a call was a failed attempt, although the server has
+        greeted: without a pause, a server that does no more than that would be asked on and on.
+        """
+        began_s = self._clock.monotonic_s()
         sock = await self._connector()
         driver = ClientDriver(sock, self._clock)
         try:
@@ -496,6 +504,10 @@ class Channel:
                 raise _ConnectionFailedError(connection.protocol.reason)
         finally:
             driver.close()
+        if connection.protocol.used:
+            self._backoff.reset()
+        elif not self._closed and self._connection is None:
+            self._attempt_failed(began_s, connection.protocol.reason)
         self._start_waiting()
 
     def connection_ready(self, connection: _Connection) -> None:

@@ -223,6 +223,8 @@ class ClientDriver:
                     sent = self._sock.send(self._unsent)
                 except (BlockingIOError, InterruptedError):
                     continue
+                if sent:
+                    protocol.sent()
                 if sent < len(self._unsent):
                     self._unsent = self._unsent[sent:]
                     continue

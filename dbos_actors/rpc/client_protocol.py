@@ -103,6 +103,7 @@ class ClientConnection:
         "ready",
         "reason",
         "too_many_pings",
+        "used",
     )
 
     ready: bool
@@ -119,6 +120,9 @@ class ClientConnection:
 
     too_many_pings: bool
     """Whether the server has complained about them."""
+
+    used: bool
+    """Whether a call was started on it."""
 
     def __init__(
         self,
@@ -160,6 +164,7 @@ class ClientConnection:
         self.closed = False
         self.reason = ""
         self.too_many_pings = False
+        self.used = False
         self.peer = peer
         self.peer_certificate: dict[str, object] | None = None
 
@@ -205,6 +210,7 @@ class ClientConnection:
                 call.refused(self.reason)
                 self._has_output()
             return
+        self.used = True
         call.connection = self
         call.stream_id = stream_id
         self._streams[stream_id] = call
