@@ -289,6 +289,10 @@ def _tasks(
         settings=SchedulerSettings(
             max_attempts=settings.max_attempts,
             retention_s=settings.tasks_max_age_s,
+            dead_retention_s=settings.dead_tasks_max_age_s,
+            tasks_max=settings.tasks_max,
+            completed_max=settings.completed_tasks_max,
+            dead_max=settings.dead_tasks_max,
             due_lease_s=settings.due_tasks_lease_s,
             events_max=settings.max_events,
             message_bytes_max=settings.max_message_bytes,

@@ -80,6 +80,7 @@ def test_sizes_are_bytes_or_carry_a_unit(
         ("DBOS_TLS_CERT", "cert.pem", "DBOS_TLS_CERT and DBOS_TLS_KEY must be set together"),
         ("DBOS_TLS_CLIENT_CA", "ca.pem", "DBOS_TLS_CLIENT_CA needs DBOS_TLS_CERT"),
         ("DBOS_MAX_DATA_BYTES", "4MiB", "DBOS_MAX_DATA_BYTES must be less than"),
+        ("DBOS_TASKS_MAX", "2000000", "DBOS_COMPLETED_TASKS_MAX and DBOS_DEAD_TASKS_MAX together"),
     ],
 )
 def test_a_bad_value_is_one_line_naming_variable_and_limit(

@@ -47,7 +47,6 @@ from dbos_actors.actors.task_listings import TaskListings
 from dbos_actors.api.messages import ListDueTasksRequest, SubscribeTasksRequest
 from dbos_actors.clock import AgeClock, Clock
 from dbos_actors.domain.task_audit import Audit
-from dbos_actors.domain.task_index import RETENTION_BATCH_S
 from dbos_actors.domain.task_journal import JournalError
 from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.domain.task_states import Status
@@ -90,6 +89,8 @@ _AUDIT_EVERY_S = 600.0
 _AUDIT_PAUSE_S = 0.02
 """Between two steps of an audit, each 1 to 4 ms at a million tasks."""
 
+_EARLY_TOLD_EVERY_S = 60.0
+
 _PUSHES_AT_ONCE = 10
 """Turns before other tasks run: some 10 ms at most."""
 
@@ -101,6 +102,14 @@ class SchedulerSettings:
     max_attempts: int = 5
     retention_s: float = 24 * 3600.0
     """How long completed tasks are kept; 0 is for ever."""
+
+    dead_retention_s: float = 30 * 24 * 3600.0
+    """How long dead tasks are kept; 0 is for ever."""
+
+    tasks_max: int = 5_000_000
+    completed_max: int = 1_000_000
+    dead_max: int = 1_000_000
+    """Tasks kept at most, in all and of these states."""
 
     due_lease_s: float = 0.0
     """For how long ListDueTasks leases what it lists; 0: it only reads."""
@@ -132,6 +141,9 @@ class SchedulerStatistics:
     taken_back: int
     """Of the deliveries, those that were ended before they were sent."""
     retired: int
+    retired_dead: int
+    retired_early: int
+    """Of both, those that went before their age because there were too many."""
     damaged: int
     """Tasks that died because their record cannot be read."""
     lateness_ms_sum: int
@@ -179,7 +191,11 @@ class Scheduler:
             now=self.now,
             random=random,
             limits=TaskLimits(
+                tasks_max=settings.tasks_max,
+                completed_max=settings.completed_max,
                 retention_s=int(settings.retention_s) or _FOR_EVER_S,
+                dead_max=settings.dead_max,
+                dead_retention_s=int(settings.dead_retention_s) or _FOR_EVER_S,
                 max_attempts=settings.max_attempts,
             ),
             due_lease_s=min(math.ceil(settings.due_lease_s), LEASE_S_MAX),
@@ -455,6 +471,7 @@ class Scheduler:
             task_status.started()
             nursery.start_soon(self._take_snapshots)
             nursery.start_soon(self._audit)
+            nursery.start_soon(self._tell_of_early_retirement)
             while True:
                 pause_s = await self._step()
                 if pause_s:
@@ -518,7 +535,7 @@ class Scheduler:
         if book.has_expired(now):
             self.deliver(_Quiet(Expire()))
             is_busy = True
-        if self._is_retirement_due(book, now):
+        if book.is_retirement_due(now):
             self.deliver(_Quiet(Retire()))
             is_busy = True
         if is_busy or self._damaged:
@@ -527,15 +544,6 @@ class Scheduler:
         if after_s is None or self._releases or not may_push:
             return _RETRY_S
         return max(after_s, _NAP_S)
-
-    def _is_retirement_due(self, book: TaskBook, now: Now) -> bool:
-        """Whether the oldest outcome is overdue by a batch's worth, or there are too many."""
-        limits = self._context.limits
-        retained = book.index.retained
-        if len(retained) > limits.completed_max:
-            return True
-        first = retained.first_tick()
-        return first is not None and first + limits.retention_s + RETENTION_BATCH_S <= now.age_s
 
     async def _sleep(self, pause_s: float) -> None:
         now_s = self._clock.monotonic_s()
@@ -652,6 +660,22 @@ class Scheduler:
                 examples=findings.examples,
             )
 
+    async def _tell_of_early_retirement(self) -> None:
+        """Say once a minute that tasks are dropped before their age, while they are."""
+        told = 0
+        while True:
+            await trio.sleep(_EARLY_TOLD_EVERY_S)
+            early = self._context.counts.retired_early
+            if early > told:
+                limits = self._context.limits
+                logger.warning(
+                    "tasks_retired_early",
+                    count=early - told,
+                    completed_max=limits.completed_max,
+                    dead_max=limits.dead_max,
+                )
+                told = early
+
     # -------------------------------------------------------------- statistics
 
     def statistics(self) -> SchedulerStatistics:
@@ -668,6 +692,8 @@ class Scheduler:
             released=counts.released,
             taken_back=counts.taken_back,
             retired=counts.retired,
+            retired_dead=counts.retired_dead,
+            retired_early=counts.retired_early,
             damaged=counts.damaged,
             lateness_ms_sum=counts.lateness_ms_sum,
             lateness_ms_max=counts.lateness_ms_max,

@@ -130,7 +130,7 @@ class Expire:
 
 
 class Retire:
-    """Drop completed tasks beyond retention."""
+    """Drop completed and dead tasks beyond retention."""
 
     __slots__ = ()
 
@@ -221,6 +221,8 @@ class TaskCounts:
     released: int = 0
     taken_back: int = 0
     retired: int = 0
+    retired_dead: int = 0
+    retired_early: int = 0
     damaged: int = 0
     completed: int = 0
     died: int = 0
@@ -415,9 +417,12 @@ class SchedulerActor:
 
     def retire(self, _: Retire) -> Turn:
         change = self._begin()
-        dropped = self._book.retire(change, limit=RETIRED_AT_ONCE)
-        self._context.counts.retired += len(dropped)
-        return self._dropping(change, len(dropped))
+        retired = self._book.retire(change, limit=RETIRED_AT_ONCE)
+        counts = self._context.counts
+        counts.retired += len(retired.completed)
+        counts.retired_dead += len(retired.dead)
+        counts.retired_early += retired.early
+        return self._dropping(change, None)
 
     def _dropping(self, change: Change, answer: Any) -> Turn:
         gone = list(change.records)

@@ -91,6 +91,7 @@ class Audit:
             Place.DELAYED: index.delays,
             Place.LEASED: index.leases,
             Place.RETAINED: index.retained,
+            Place.DEAD: index.dead,
         }
         for place, heap in heaps.items():
             for tick, task_id in list(heap.ascending()):
@@ -105,11 +106,6 @@ class Audit:
             if record is None or record.lane is not lane or record.status is not Status.PENDING:
                 index.due.discard(lane, task_id)
                 self._stranger(task_id, Place.DUE)
-        for task_id in list(index.dead):
-            record = self._book.get(task_id)
-            if record is None or record.status is not Status.DEAD:
-                del index.dead[task_id]
-                self._stranger(task_id, Place.DEAD)
 
     def _is_stranger(self, task_id: str, place: Place, tick: int) -> bool:
         record = self._book.get(task_id)
@@ -117,7 +113,7 @@ class Audit:
             return True
         if place in (Place.DELAYED, Place.LEASED):
             return self._book.index.deadlines.get(task_id) != tick
-        if place is Place.RETAINED:
+        if place in (Place.RETAINED, Place.DEAD):
             return record.moment != tick
         return record.scheduled_at != tick
 

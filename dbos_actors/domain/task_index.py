@@ -10,7 +10,7 @@ record stands in exactly one place, which its status decides:
 | pending, due | `due` (turns) and `due_order` (age) | turn; wall-clock second |
 | inflight | `leases` | monotonic tick |
 | completed | `retained` | wall-clock second of the outcome |
-| dead | `dead` | order of dying |
+| dead | `dead` | wall-clock second of the outcome |
 
 Two clocks. Only `scheduled_at` and the age of an outcome are times of day. A
 lease and a delay are spans: they are armed on the monotonic clock, rounded up to
@@ -76,7 +76,7 @@ class TaskIndex:
         self.due_order = TimerHeap()  # the same tasks as `due`
         self.leases = TimerHeap()
         self.retained = TimerHeap()
-        self.dead: dict[str, None] = {}
+        self.dead = TimerHeap()
         self.deadlines: dict[str, int] = {}  # task -> its tick in `leases` or `delays`
         self.fresh: dict[Lane, None] = {}  # lanes a task fell due in, not yet asked for
         # No task in `due` is scheduled after this wall-clock second. Later than the clock only
@@ -103,7 +103,7 @@ class TaskIndex:
         elif record.status is Status.COMPLETED:
             self.retained.add(record.moment, task_id)
         else:
-            self.dead[task_id] = None
+            self.dead.add(record.moment, task_id)
 
     def place_by_wall_clock(self, record: TaskRecord, now: Now) -> None:
         """Put a pending task without a delay among the waiting or the due ones."""
@@ -132,7 +132,7 @@ class TaskIndex:
         elif record.status is Status.COMPLETED:
             self.retained.discard(record.moment, task_id)
         else:
-            del self.dead[task_id]
+            self.dead.discard(record.moment, task_id)
 
     def places(self, record: TaskRecord) -> list[Place]:
         """Every place a task is found in; the auditor expects exactly one."""
@@ -151,7 +151,7 @@ class TaskIndex:
             found.append(Place.DUE)
         if (record.moment, task_id) in self.retained:
             found.append(Place.RETAINED)
-        if task_id in self.dead:
+        if (record.moment, task_id) in self.dead:
             found.append(Place.DEAD)
         return found
 
@@ -166,7 +166,7 @@ class TaskIndex:
         self.due.discard(record.lane, task_id)
         self.due_order.discard(record.scheduled_at, task_id)
         self.retained.discard(record.moment, task_id)
-        self.dead.pop(task_id, None)
+        self.dead.discard(record.moment, task_id)
 
     def sizes(self) -> dict[Place, int]:
         """How many tasks stand in each place."""
@@ -203,7 +203,7 @@ class TaskIndex:
         self.due_order.discard(record.scheduled_at, record.task_id)
         self.waiting.add(record.scheduled_at, record.task_id)
 
-    def wake_after_s(self, now: Now, *, retention_s: int) -> float | None:
+    def wake_after_s(self, now: Now, *, retention_s: int, dead_retention_s: int) -> float | None:
         """How long nothing will happen by itself, in seconds; None for ever, 0 if work waits."""
         spans: list[float] = []
         first = self.waiting.first_tick()
@@ -213,10 +213,11 @@ class TaskIndex:
             first = heap.first_tick()
             if first is not None:
                 spans.append(first / MONOTONIC_TICKS_PER_S - now.monotonic_s)
-        first = self.retained.first_tick()
-        if first is not None:
-            overdue_in_s = first + retention_s + RETENTION_BATCH_S - now.age_s
-            spans.append(min(overdue_in_s, RETENTION_BATCH_S))
+        for heap, kept_s in ((self.retained, retention_s), (self.dead, dead_retention_s)):
+            first = heap.first_tick()
+            if first is not None:
+                overdue_in_s = first + kept_s + RETENTION_BATCH_S - now.age_s
+                spans.append(min(overdue_in_s, RETENTION_BATCH_S))
         if self.may_be_early(now):
             return 0.0
         if self.due:

@@ -114,7 +114,7 @@ def _ids(index: TaskIndex, status: Status) -> list[str]:
         case Status.COMPLETED:
             return index.retained.ids()
         case _:
-            return list(index.dead)
+            return index.dead.ids()
 
 
 def _gathered(

@@ -13,7 +13,7 @@ ends *completed* or *dead* (out of attempts). `TRANSITIONS` is the whole theory:
   that implies a delivery and counts as one.
 - A task whose payload cannot be read is dead at once: there is nothing to hand out.
 - Nothing leaves *completed* but retention. A *dead* task is kept until it is
-  revived, which starts its attempts anew, or deleted.
+  revived, which starts its attempts anew, or deleted, or its retention has passed.
 
 An event that has no entry is refused, and changes nothing.
 """
@@ -79,6 +79,7 @@ TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         (Status.INFLIGHT, Event.DAMAGE): Status.DEAD,
         (Status.INFLIGHT, Event.DELETE): Status.GONE,
         (Status.COMPLETED, Event.RETIRE): Status.GONE,
+        (Status.DEAD, Event.RETIRE): Status.GONE,
         (Status.DEAD, Event.REVIVE): Status.PENDING,
         (Status.DEAD, Event.DELETE): Status.GONE,
     }

@@ -13,8 +13,9 @@ that no one can observe and that a restart does anew: `begin` and `advance` move
 tasks from index to index as time passes.
 
 The ledger always balances: `scheduled = pending + inflight + completed + dead`,
-where *completed* counts for ever, also after retention has dropped the record,
-and a task deleted with its agent is taken out of *scheduled*.
+where *completed* counts for ever, also after retention has dropped the record. A
+task deleted with its agent, or dead and dropped by retention, is taken out of
+*scheduled* and counts as *deleted*.
 
 Rows sit in one `IdTable`, in the order of their ids: growing, snapshots and audits go
 in steps of a thousand, and a reader goes on behind any id. Rows and ids are bytes and
@@ -31,7 +32,12 @@ from typing import NamedTuple
 from dbos_actors.domain.id_table import BLOCK_MAX, IdTable
 from dbos_actors.domain.task_claims import Claim, ClaimRecovery, Claims
 from dbos_actors.domain.task_due import Lane
-from dbos_actors.domain.task_index import Place, TaskIndex, monotonic_ticks_passed
+from dbos_actors.domain.task_index import (
+    RETENTION_BATCH_S,
+    Place,
+    TaskIndex,
+    monotonic_ticks_passed,
+)
 from dbos_actors.domain.task_journal import (
     Header,
     Ledger,
@@ -59,7 +65,7 @@ from dbos_actors.domain.task_states import (
     UnknownTaskError,
     successor,
 )
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.timers import Now, TimerHeap
 from dbos_actors.errors import InvalidFieldError, MissingFieldError, OverloadedError
 
 SCHEDULED_AT_MAX = 253_402_300_799
@@ -86,13 +92,28 @@ class TaskLimits:
     """Records of any status; about 0.3 KB each. Beyond, a new task is refused as overload."""
 
     completed_max: int = 1_000_000
-    """Finished tasks kept at most; beyond, the oldest go before their retention has passed."""
+    """Completed tasks kept at most; beyond, the oldest go before their retention has passed."""
 
     retention_s: int = 24 * 3600
     """How long a completed task is kept."""
 
+    dead_max: int = 1_000_000
+    """Dead tasks kept at most; beyond, those that died first go before their time."""
+
+    dead_retention_s: int = 30 * 24 * 3600
+    """How long a dead task is kept."""
+
     max_attempts: int = 5
     """Deliveries of a task that does not say."""
+
+
+class Retired(NamedTuple):
+    """What retention has dropped."""
+
+    completed: list[str]
+    dead: list[str]
+    early: int
+    """How many of both went before their time, because there are too many."""
 
 
 class Counters(NamedTuple):
@@ -228,7 +249,7 @@ class TaskBook:
 
     def dead_tasks(self) -> Iterator[TaskRecord]:
         """Dead tasks in the order in which they died; the book must not change meanwhile."""
-        return map(self._known, self.index.dead)
+        return (self._known(task_id) for _, task_id in self.index.dead.ascending())
 
     def lanes_of(self, agent_id: str = "", module_name: str = "") -> Collection[Lane]:
         """The lanes of a filter, with or without due tasks; an empty name stands for all."""
@@ -271,7 +292,17 @@ class TaskBook:
 
     def wake_after_s(self, now: Now) -> float | None:
         """Seconds until something falls due or expires; 0: at once, None: never by itself."""
-        return self.index.wake_after_s(now, retention_s=self.limits.retention_s)
+        limits = self.limits
+        return self.index.wake_after_s(
+            now, retention_s=limits.retention_s, dead_retention_s=limits.dead_retention_s
+        )
+
+    def is_retirement_due(self, now: Now) -> bool:
+        """Whether `retire` would find enough: a batch's worth, or more than may be kept."""
+        limits, index = self.limits, self.index
+        return _is_overdue(index.retained, limits.completed_max, limits.retention_s, now) or (
+            _is_overdue(index.dead, limits.dead_max, limits.dead_retention_s, now)
+        )
 
     # ------------------------------------------------- time passes (no journal)
 
@@ -599,18 +630,36 @@ class TaskBook:
         change.put(record)
         return True
 
-    def retire(self, change: Change, *, limit: int) -> list[str]:
-        """Drop up to ``limit`` completed tasks beyond retention; their ids."""
-        too_many = len(self.index.retained) - self.limits.completed_max
-        until = int(change.now.age_s) - self.limits.retention_s
-        dropped: list[str] = []
-        for completed_at, task_id in _first(self.index.retained.ascending(), limit):
-            if completed_at > until and len(dropped) >= too_many:
+    def retire(self, change: Change, *, limit: int) -> Retired:
+        """Drop up to ``limit`` completed and dead tasks beyond retention."""
+        limits, index = self.limits, self.index
+        completed, early = self._beyond(
+            change, index.retained, limits.completed_max, limits.retention_s, limit
+        )
+        dead, dead_early = self._beyond(
+            change, index.dead, limits.dead_max, limits.dead_retention_s, limit - len(completed)
+        )
+        for task_id in (*completed, *dead):
+            self._drop(change, self._known(task_id), Event.RETIRE)
+        change.added = change.added.plus(Ledger(scheduled=-len(dead), deleted=len(dead)))
+        return Retired(completed, dead, early + dead_early)
+
+    @staticmethod
+    def _beyond(
+        change: Change, ended: TimerHeap, kept_max: int, kept_s: int, limit: int
+    ) -> tuple[list[str], int]:
+        """The oldest of ``ended`` that are too old or too many; how many are not too old."""
+        too_many = len(ended) - kept_max
+        until = int(change.now.age_s) - kept_s
+        found: list[str] = []
+        early = 0
+        for ended_at, task_id in _first(ended.ascending(), limit):
+            if ended_at > until and len(found) >= too_many:
                 break
             if task_id not in change.records:
-                self._drop(change, self._known(task_id), Event.RETIRE)
-                dropped.append(task_id)
-        return dropped
+                found.append(task_id)
+                early += ended_at > until
+        return found, early
 
     def delete_agent(
         self, change: Change, agent_id: str, *, cursor: tuple[int, str] = (0, ""), limit: int
@@ -957,6 +1006,13 @@ def _restored_deadline_s(record: TaskRecord, now: Now) -> float | None:
         left_s = min(record.moment - now.wall_s, record.span_s)
         return now.monotonic_s + left_s if left_s > 0 else None
     return None
+
+
+def _is_overdue(ended: TimerHeap, kept_max: int, kept_s: int, now: Now) -> bool:
+    first = ended.first_tick()
+    return first is not None and (
+        len(ended) > kept_max or first + kept_s + RETENTION_BATCH_S <= now.age_s
+    )
 
 
 def _worker(record: TaskRecord) -> str:

@@ -95,7 +95,8 @@ class Driver:
         return self.turn(lambda change: self.book.expire(change, limit=limit))
 
     def retire(self, limit: int = 10**6) -> list[str]:
-        return self.turn(lambda change: self.book.retire(change, limit=limit))
+        retired = self.turn(lambda change: self.book.retire(change, limit=limit))
+        return retired.completed + retired.dead
 
     def record(self, task_id: str) -> TaskRecord:
         record = self.book.get(task_id)

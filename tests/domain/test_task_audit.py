@@ -67,7 +67,7 @@ def test_strangers_are_removed_from_every_index() -> None:
     index.retained.add(4, "ghost")
     index.due.add(driver.record("due1").lane, "ghost")
     index.due_order.add(5, "ghost")
-    index.dead["ghost"] = None
+    index.dead.add(6, "ghost")
     findings = audited(driver)
     assert (findings.misplaced, findings.strangers) == (0, 6)
     assert audited(driver).clean

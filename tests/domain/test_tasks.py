@@ -556,6 +556,63 @@ def test_the_scheduler_sleeps_until_the_next_timer_but_keeps_an_eye_on_the_wall_
 # ------------------------------------------------------------ ledger, the end
 
 
+def died(driver: Driver, *task_ids: str) -> None:
+    for task_id in task_ids:
+        driver.schedule(task_id, max_attempts=1)
+        driver.nack(task_id)
+
+
+def test_a_dead_task_is_dropped_after_its_retention_and_leaves_the_ledger_balanced() -> None:
+    driver = Driver(TaskLimits(dead_retention_s=3600))
+    died(driver, "t")
+    driver.wall_s += 10 * 3600  # a jump makes nothing old
+    driver.sleep(3599)
+    assert driver.retire() == []
+    assert driver.book.wake_after_s(driver.now) == 60.0
+    driver.sleep(1)
+    assert driver.retire() == ["t"]
+    counters = driver.book.counters()
+    assert (counters.scheduled, counters.dead, counters.deleted) == (0, 0, 1)
+    assert counters.balanced
+    assert driver.schedule("t", max_attempts=1)
+
+
+def test_dead_tasks_beyond_their_number_go_in_the_order_in_which_they_died() -> None:
+    driver = Driver(TaskLimits(dead_max=2))
+    for i in (3, 1, 4, 2):
+        died(driver, f"t{i}")
+        driver.sleep(1)
+    driver.restart()
+    assert driver.book.is_retirement_due(driver.now)
+    assert driver.retire(limit=1) == ["t3"]
+    assert driver.retire() == ["t1"]
+    assert not driver.book.is_retirement_due(driver.now)
+    assert [record.task_id for record in driver.book.dead_tasks()] == ["t4", "t2"]
+
+
+def test_what_ended_makes_room_for_new_tasks_before_a_full_book_refuses_them() -> None:
+    driver = Driver(TaskLimits(tasks_max=6, completed_max=2, dead_max=2))
+    for i in range(50):
+        died(driver, f"dead{i}")
+        driver.schedule(f"done{i}")
+        driver.ack(f"done{i}")
+        driver.retire()
+    assert len(driver.book) == 4
+    assert driver.book.counters().balanced
+
+
+def test_what_goes_before_its_age_is_counted() -> None:
+    driver = Driver(TaskLimits(completed_max=2, retention_s=10, dead_max=1))
+    for i in range(4):
+        driver.schedule(f"t{i}")
+        driver.ack(f"t{i}")
+        driver.sleep(4)
+    died(driver, "d0", "d1")
+    retired = driver.turn(lambda change: driver.book.retire(change, limit=100))
+    # t0 and t1 are 16 and 12 seconds old.
+    assert (retired.completed, retired.dead, retired.early) == (["t0", "t1"], ["d0"], 1)
+
+
 def test_a_completed_task_is_dropped_after_its_retention_and_stays_counted() -> None:
     driver = Driver(TaskLimits(retention_s=3600))
     driver.schedule("t")

@@ -364,6 +364,31 @@ def test_completed_tasks_are_dropped_after_their_retention(
         wait_until(lambda: redis.execute("HKEYS", "dbos:{p0}:tasks") == [b"u"])
 
 
+def test_dead_and_completed_tasks_never_stand_in_the_way_of_new_ones(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server(tasks_max=50, completed_tasks_max=10, dead_tasks_max=20)
+    with GrpcioClient(server.address) as client:
+        for number in range(200):
+            name = f"t{number}"
+            schedule(client, name, max_attempts=1)
+            method = "NackTask" if number % 2 else "AckTask"
+            assert client.call(method, task_id=name).success
+            if number % 10 == 9:  # it is dropped in the background
+                wait_until(lambda: ledger(server).retired_early >= number - 40)  # noqa: B023
+        wait_until(lambda: ledger(server).dead == 20)
+        statistics = ledger(server)
+        assert (statistics.retired, statistics.retired_dead) == (90, 80)
+        assert (statistics.completed, statistics.completed_kept) == (100, 10)
+        assert statistics.retired_early == 170
+        assert {one.id for one in client.call("ListTasks", status="dead").tasks} == {
+            f"t{number}" for number in range(161, 200, 2)
+        }
+    wait_until(lambda: redis.execute("HLEN", "dbos:{p0}:tasks") == 30)
+    server.stop()
+    assert len(kept(redis)) == 30
+
+
 def test_a_deleted_agents_tasks_go_with_it_but_for_what_was_completed(
     client: Client, server: ServerThread, redis: ValkeyServer
 ) -> None:
