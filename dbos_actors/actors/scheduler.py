@@ -348,6 +348,10 @@ class Scheduler:
         self._releasing -= 1
         self._releases.append(release)
 
+    def push_refused(self) -> None:
+        """The store or a full queue did not allow a push: none is tried again at once."""
+        self._push_after_s = self._clock.monotonic_s() + _RETRY_S
+
     async def wait_released(self) -> None:
         """Wait until the leases of all subscribers that have gone are returned, and committed."""
         while self._releasing or self._releases:
@@ -527,7 +531,7 @@ class Scheduler:
             push = self._roster.next_push(book) if may_push else None
             if push is None:
                 break
-            self.deliver(_PushCall(*push))
+            self.deliver(_PushCall(self, *push))
             if self._actor is not actor or actor.cell.state is not State.READY:
                 return 0.0
         else:
@@ -740,10 +744,11 @@ class _Quiet:
 class _PushCall(_Quiet):
     """Asks for tasks for a subscriber."""
 
-    __slots__ = ("_is_refused", "_subscriber")
+    __slots__ = ("_is_refused", "_scheduler", "_subscriber")
 
-    def __init__(self, subscriber: Subscriber, limit: int) -> None:
+    def __init__(self, scheduler: Scheduler, subscriber: Subscriber, limit: int) -> None:
         super().__init__(Push(subscriber, limit))
+        self._scheduler = scheduler
         self._subscriber = subscriber
         self._is_refused = False
 
@@ -757,6 +762,7 @@ class _PushCall(_Quiet):
         self._subscriber.receive(push, message)
 
     def fail(self, error: Exception) -> None:  # noqa: ARG002
+        self._scheduler.push_refused()
         if self.request.leases and not self._is_refused:
             self._is_refused = True
             self._subscriber.refused(self.request)

@@ -89,6 +89,7 @@ class DirectStream:
         self._requests: deque[Any] = deque()
         self._requests_ended = False
         self._responses: deque[bytes] = deque()
+        self.handed_over = 0
         self._ending: StreamEndedError | None = None
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -114,6 +115,15 @@ class DirectStream:
         self._responses.append(body)
         self._changed.unpark_all()
 
+    @property
+    def is_handed_over(self) -> bool:
+        return not self._responses
+
+    async def wait_handed_over(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._responses and self._ending is None:
+            await self._changed.park()
+
     # ----------------------------------------------------- what its client does
 
     def send(self, message: Any) -> None:
@@ -137,6 +147,7 @@ class DirectStream:
                 raise self._ending
             await self._changed.park()
         body = self._responses.popleft()
+        self.handed_over += 1
         self._changed.unpark_all()
         return self.handler.reply_type.FromString(body)
 

@@ -60,6 +60,16 @@ STEPPED_RETENTION_S: Final = 600.0
 """How long tasks are kept where the clock makes steps of an hour, and no run takes so long. A
 server that starts while the clock is wrong cannot know it, so none starts there."""
 
+WORKERS_FAULTS: Final = (
+    Fault.DRAIN_SERVER,
+    Fault.CUT_CLIENTS,
+    Fault.KILL_SERVER,
+    Fault.CANCEL_SERVER,
+)
+
+WITH_WORKERS: Final = 0.12
+"""The share of seeds in which tasks are pushed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -90,6 +100,9 @@ class Plan:
     """Whether calls travel as bytes; otherwise they are handed over as objects."""
     bulk_streams: int
     """StoreResults streams that one client of its own opens, one after the other."""
+    subscriptions: int
+    """SubscribeTasks streams that one worker of its own opens, one after the other. With some, the
+    faults are `WORKERS_FAULTS`: while Redis is away nothing can be taken back."""
     one_host: bool
     """Whether a server finds out that another one is dead without waiting for its lease."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +140,7 @@ def plan_of(seed: int) -> Plan:
         client_conditions=Conditions(
             latency_s=pick([0.0, 0.01, 0.1]), split_chance=0.3 if over_grpc else 0.0
         ),
+        subscriptions=0,
         bulk_streams=stream_of_chance(seed, "streams").choice([0, 0, 4, 8]),
         one_host=random.random() < 0.7,
         settings={
@@ -151,6 +165,16 @@ def plan_of(seed: int) -> Plan:
     )
     if Fault.WALL_CLOCK_JUMP in chosen and not DEATHS.intersection(chosen):
         plan.settings["tasks_max_age_s"] = STEPPED_RETENTION_S
+    workers = stream_of_chance(seed, "workers")
+    if workers.random() < WITH_WORKERS:
+        others = workers.sample(WORKERS_FAULTS[1:], workers.randint(0, 2))
+        return replace(
+            plan,
+            subscriptions=workers.choice([3, 6]),
+            faults=(Fault.DRAIN_SERVER, *others),
+            duration_s=15.0,
+            crash_chance=0.0,
+        )
     if Fault.ZOMBIE in chosen and stream_of_chance(seed, "zombie").random() < 0.6:
         # Long enough for its lease to run out while there is still work.
         return replace(plan, duration_s=20.0, operations=40, think_s=0.5)

@@ -15,6 +15,8 @@ from unittest.mock import patch
 from dbos_actors import ingest
 from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.deletion import Deletions
+from dbos_actors.actors.scheduler import Scheduler
+from dbos_actors.actors.scheduler_push import Subscriber
 from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
 from dbos_actors.domain.task_claims import Claims
@@ -239,6 +241,27 @@ def a_failed_message_of_a_stream_counts_as_durable() -> Any:
         failed(self, message, error)
 
     return patch.object(ingest._Ingest, "failed", fail)
+
+
+@planted
+def a_drain_strands_the_pushes_under_way() -> Any:
+    """It neither waits for them nor takes them back."""
+    unsubscribe = Scheduler.unsubscribe
+
+    def keep(self: Scheduler, subscriber: Subscriber, *, keep_leases: bool = False) -> None:
+        if keep_leases:
+            subscriber.unsent.clear()
+        unsubscribe(self, subscriber, keep_leases=keep_leases)
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with (
+            patch.object(Scheduler, "unsubscribe", keep),
+            patch.object(Subscriber, "under_way", property(lambda _: 0, lambda *_: None)),
+        ):
+            yield
+
+    return plant()
 
 
 # --------------------------------------------------------------------- actors

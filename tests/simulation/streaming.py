@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from dbos_actors.api.messages import StoreResultRequest
-from tests.simulation.history import Ending, History, Operation, StreamEndedError
+from tests.simulation.history import Ending, History, Operation, Outcome, StreamEndedError
 from tests.simulation.plan import Plan
 
 BULK_IDS = 40
@@ -48,6 +48,10 @@ class Streams(Protocol):
     async def open_stream(self, method: str) -> tuple[StreamEnd, str]:
         """A stream, and the name of its server. Raises `StreamEndedError`."""
         ...
+
+    async def exchange(
+        self, method: str, request: dict[str, Any], timeout_s: float | None
+    ) -> Outcome: ...
 
     def now_s(self) -> float: ...
 

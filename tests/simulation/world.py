@@ -20,6 +20,8 @@ from typing import Any, Final
 
 import trio
 
+from dbos_actors.actors.scheduler import Scheduler
+from dbos_actors.domain.task_record import TaskRecord
 from dbos_actors.errors import FencedError
 from dbos_actors.runtime import ActorLimits
 from dbos_actors.server import RunningServer
@@ -46,6 +48,7 @@ from tests.simulation.servers import (
 )
 from tests.simulation.simulated_redis import Mode, SimulatedRedis
 from tests.simulation.streaming import BulkClient, StreamEnd
+from tests.simulation.subscribing import AGENT, Worker
 
 HEALED_WITHIN_S: Final = 60.0
 """After the last fault: the longest lease, stall, patience and backoff together, twice."""
@@ -69,6 +72,15 @@ BUGS: Final = frozenset(
     }
 )
 """Log lines that a fault never excuses."""
+
+
+def _inflight(tasks: Scheduler) -> list[TaskRecord]:
+    """Every task that is leased."""
+    actor = tasks._actor
+    if actor is None:
+        return []
+    found = [actor.book.get(task_id) for _, task_id in actor.book.index.leases.ascending()]
+    return [record for record in found if record is not None]
 
 
 def _is_fenced(cause: BaseException) -> bool:
@@ -121,6 +133,9 @@ class World:
         self._nursery = nursery
         self._random = stream_of_chance(plan.seed, "world")
         self._stream_random = stream_of_chance(plan.seed, "open-stream")
+        self._worker = Worker(
+            "worker", plan=plan, random=stream_of_chance(plan.seed, "worker"), service=self
+        )
         self._crash_random = stream_of_chance(plan.seed, "actors")
         self._is_healed = False
         # Entries of the log by earlier owners: nobody can write them again.
@@ -354,6 +369,8 @@ class World:
                 nursery.start_soon(self.client(f"client-{number}").run)
             if self.plan.bulk_streams:
                 nursery.start_soon(self._bulk_client("bulk").run)
+            if self.plan.subscriptions:
+                nursery.start_soon(self._worker.run)
         finished.set()
 
     def crashes(self) -> bool:
@@ -396,8 +413,11 @@ class World:
                 counted = server.running.tasks.statistics()
                 if counted.imbalance or counted.audit_imbalances or counted.audit_strangers:
                     self.violations.append(f"the ledger of tasks does not balance: {counted}")
-                if counted.inflight:
-                    self.violations.append(f"a lease has not ended: {counted}")
+                inflight = _inflight(server.running.tasks)
+                self.violations += self._worker.stranded(inflight)
+                lasting = [each.task_id for each in inflight if each.agent_id != AGENT]
+                if lasting:
+                    self.violations.append(f"leases have not ended: {lasting}")
 
     # ----------------------------------------------------------- the verdict
 
