@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,19 @@ def _give_up(status: Exit, text: str) -> None:
     sys.exit(status)
 
 
+_embedded = click.option(
+    "--embedded/--no-embedded",
+    default=None,
+    help="Start a private Valkey on the data directory instead of using REDIS_ADDR."
+    "  [DBOS_EMBEDDED]",
+)
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Data of the embedded store.  [DBOS_DATA_DIR]",
+)
+
+
 @main.command(
     "serve",
     epilog="Every other setting is an environment variable: see 'dbos-actors settings'. Exit "
@@ -66,17 +81,8 @@ def _give_up(status: Exit, text: str) -> None:
     metavar="HOST:PORT|unix:PATH",
     help="Listen there instead; may be repeated.  [DBOS_LISTEN]",
 )
-@click.option(
-    "--embedded/--no-embedded",
-    default=None,
-    help="Start a private Valkey on the data directory instead of using REDIS_ADDR."
-    "  [DBOS_EMBEDDED]",
-)
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Data of the embedded store.  [DBOS_DATA_DIR]",
-)
+@_embedded
+@_data_dir
 @click.option(
     "--durability",
     type=click.Choice(["replay", "fsync"]),
@@ -112,19 +118,69 @@ def serve_command(*, take_over: bool, listen: tuple[str, ...], **overrides: Any)
             settings, open_supervisor=open_supervisor, announce=_announce, take_over=take_over
         )
 
+    _run(run, settings)
+
+
+def _run(main_task: Callable[[], Awaitable[Exit | None]], settings: Settings) -> None:
+    """Runs a command to its end, and exits with its status or that of its error."""
     try:
-        trio.run(run)
+        status = trio.run(main_task)
     except Exception as error:  # noqa: BLE001  # the last place that can tell
         status, text = exit_of(error, settings)
         if text is None:
             _log.critical("failed", exc_info=error)
             sys.exit(status)
         _give_up(status, text)
+    if status:
+        sys.exit(status)
 
 
 def _announce(line: str) -> None:
     click.echo(line)
     sys.stdout.flush()
+
+
+_STATUSES = (
+    "Exit status: 0 no damage (left), 2 it cannot be read or is owned by a server (one line says "
+    "which), 4 damage was found (check) or is left (repair)."
+)
+
+
+@main.command("check", epilog=_STATUSES)
+@_embedded
+@_data_dir
+def check_command(**overrides: Any) -> None:
+    """Look for damage in a store: REDIS_ADDR or (--embedded) a data directory.
+
+    Reads everything in small steps and changes nothing. A Redis may be checked beside its server; a
+    data directory only while no server uses it.
+    """
+    from dbos_actors.cli.maintenance import run_check  # noqa: PLC0415  # as heavy as the server
+
+    settings = _maintained(overrides)
+    _run(partial(run_check, settings), settings)
+
+
+@main.command("repair", epilog=_STATUSES)
+@_embedded
+@_data_dir
+@click.option("--yes", is_flag=True, help="Mend without asking.")
+def repair_command(*, yes: bool, **overrides: Any) -> None:
+    """Mend what check finds, as far as it follows from the records.
+
+    Lists what it drops and asks first. Owns the store meanwhile, so no server may run on it. May
+    be interrupted at any time and run again.
+    """
+    from dbos_actors.cli.maintenance import run_repair  # noqa: PLC0415  # as heavy as the server
+
+    settings = _maintained(overrides)
+    _run(partial(run_repair, settings, yes=yes), settings)
+
+
+def _maintained(overrides: dict[str, Any]) -> Settings:
+    settings = _loaded(overrides)
+    configure_logs(level="error", json=settings.log_format == "json", stream=sys.stderr)
+    return settings
 
 
 @main.command("settings")

@@ -60,6 +60,8 @@ class Exit(IntEnum):
     """It cannot serve so: settings, Redis, address or directory. One line says which."""
     FENCED = 3
     """Another server has taken over. To start again would be to fight over the store."""
+    DAMAGED = 4
+    """``check`` has found damage, or ``repair`` has left some."""
 
 
 class Supervisor(Protocol):

@@ -15,11 +15,14 @@ The rules:
   record is right, since it is what workers get.
 - The ledger's completed count is kept, and the others follow from the records.
 
-Pure: bytes come in, a book and a list of findings go out. Nothing is written.
+`Readable` takes snapshot and journal, piece by piece, and says of each what is wrong with it.
+`Salvager` adds the records and makes the book, in steps. Pure: bytes come in, a book and a list of
+findings go out. Nothing is written.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,10 +30,9 @@ from google.protobuf.message import DecodeError
 
 from dbos_actors.api.messages import Task
 from dbos_actors.domain.id_table import IdTable
-from dbos_actors.domain.task_claims import Claim, ClaimRecovery
+from dbos_actors.domain.task_claims import CLAIMS_MAX, Claim, ClaimRecovery
 from dbos_actors.domain.task_due import Lane
 from dbos_actors.domain.task_journal import (
-    Entry,
     Header,
     JournalError,
     Ledger,
@@ -41,6 +43,127 @@ from dbos_actors.domain.task_record import ROW_ERRORS, TaskRecord, payload_diges
 from dbos_actors.domain.task_states import Status
 from dbos_actors.domain.tasks import TaskBook, TaskLimits
 from dbos_actors.domain.timers import Now
+
+_STEP = 1_000  # rows: 5 ms
+
+
+class Readable:
+    """What is readable of a snapshot and of the journal after it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, bytes] = {}
+        self.lanes: dict[int, Lane] = {}
+        self.next_lane = 1
+        self.claims: deque[Claim] = deque(maxlen=CLAIMS_MAX)
+        self.ledger = Ledger()
+        self.sequence = 0
+        """Of the last entry read, or the highest one that was named."""
+        self._chunks = 0
+        self._header: Header | None = None
+        self._has_end = False
+
+    def load_chunk(self, data: bytes) -> str | None:
+        """Take the next chunk of the snapshot; returns what is wrong with it, or None."""
+        number = self._chunks
+        self._chunks += 1
+        try:
+            item = decode_chunk(data)
+        except JournalError as error:
+            return f"snapshot chunk {number}: {error}"
+        if isinstance(item, Header):
+            self._header = item
+            self.sequence, self.ledger = item.sequence, item.ledger
+            self.next_lane = max(self.next_lane, item.next_lane)
+        elif isinstance(item, int):
+            self._has_end = item == number
+        else:
+            self._take(item)
+        return None
+
+    def end_snapshot(self, sequence: int | None) -> list[str]:
+        """The snapshot is read; ``sequence`` is what its key says, None if that is unreadable.
+
+        Returns what is wrong with the snapshot as a whole.
+        """
+        problems = []
+        if self._chunks and self._header is None:
+            problems.append("the snapshot has no header")
+        if self._chunks and not self._has_end:
+            problems.append("the snapshot has no end, or chunks are missing")
+        said = 0 if self._header is None else self._header.sequence
+        if sequence != said:
+            problems.append(f"the snapshot ends with journal entry {said}, its key says {sequence}")
+        self.sequence = max(said, sequence or 0)
+        return problems
+
+    def replay(self, entry_id: bytes, fields: Sequence[bytes]) -> list[str]:
+        """Take the next entry of the stream; returns what is wrong there."""
+        name = entry_id.decode(errors="replace")
+        number = int(entry_id.partition(b"-")[0])
+        if number <= self.sequence:
+            return []
+        problems = []
+        if number != self.sequence + 1:
+            problems.append(f"journal entries {self.sequence + 1} to {number - 1} are missing")
+        self.sequence = number
+        try:
+            entry = decode_entry(fields[1] if len(fields) > 1 else b"")
+        except JournalError as error:
+            return [*problems, f"journal entry {name}: {error}"]
+        if entry_id != b"%d-0" % entry.sequence:
+            problems.append(f"journal entry {name} calls itself {entry.sequence}")
+        self.ledger = self.ledger.plus(entry.added)
+        self._take(entry.lanes)
+        self._take(entry.claims)
+        for task_id, row in entry.rows:
+            if row:
+                self.rows[task_id] = row
+            else:
+                self.rows.pop(task_id, None)
+        return problems
+
+    def _take(self, items: Sequence[Lane | Claim | tuple[str, bytes]]) -> None:
+        for item in items:
+            if isinstance(item, Lane):
+                self.lanes[item.number] = item
+                self.next_lane = max(self.next_lane, item.number + 1)
+            elif isinstance(item, Claim):
+                self.claims.append(item)
+            else:
+                task_id, row = item
+                self.rows[task_id] = row
+
+    def record(self, task_id: str, other: Lane | None = None) -> TaskRecord | None:
+        """A task's state; None if there is none, or none that can be read.
+
+        ``other`` is the lane of a state that names an unknown one.
+        """
+        row = self.rows.get(task_id)
+        if row is None:
+            return None
+        lanes = self.lanes if other is None else _AnyLane(self.lanes, other)
+        try:
+            record = TaskRecord.decode(task_id, row, lanes)
+        except ROW_ERRORS:
+            return None
+        return None if record.status is Status.GONE else record
+
+    def ids(self, step: int) -> Iterator[list[str]]:
+        """The ids of all states there are now, in steps."""
+        ids = list(self.rows)
+        for start in range(0, len(ids), step):
+            yield ids[start : start + step]
+
+
+def disagree(state: TaskRecord, record: Task) -> bool:
+    """Whether a task's state tells something else than its record, which is right."""
+    told = (state.agent_id, state.module_name, state.digest, state.scheduled_at)
+    return bool(state.digest) and told != (
+        record.agent_id,
+        record.module_name,
+        payload_digest(record.payload),
+        record.scheduled_at,
+    )
 
 
 @dataclass(slots=True)
@@ -67,151 +190,77 @@ class Salvage:
 class Salvager:
     """Collects what is readable: first the snapshot, then the journal, then the records."""
 
-    def __init__(self, limits: TaskLimits | None = None) -> None:
+    def __init__(
+        self, limits: TaskLimits | None = None, *, readable: Readable | None = None
+    ) -> None:
+        """``readable``: snapshot and journal, where they have been read already."""
         self._limits = limits or TaskLimits()
         self._problems: list[str] = []
-        self._sequence = 0
-        self._ledger = Ledger()
-        self._lanes: dict[int, Lane] = {}
+        self._readable = readable or Readable()
         self._names: dict[tuple[str, str], Lane] = {}
-        self._next_lane = 1
-        self._claims: list[Claim] = []
-        self._rows: dict[str, bytes] = {}
-        self._records: dict[str, TaskRecord] = {}
+        self._rows: IdTable[bytes] = IdTable()
+        self._counts = dict.fromkeys(Status, 0)
         self._dropped: dict[str, str] = {}
         self._pending_again: list[str] = []
-
-    # --------------------------------------------------------------- snapshot
 
     def read_snapshot(self, chunks: Iterable[bytes], sequence: int | None) -> None:
         """Take the chunks of the snapshot in force.
 
         :param sequence: what the snapshot's key says it ends with; None if that is unreadable.
         """
-        header: Header | None = None
-        ended = False
-        count = 0
         for chunk in chunks:
-            try:
-                item = decode_chunk(chunk)
-            except JournalError as error:
-                self._problems.append(f"snapshot chunk {count}: {error}")
-                item = []
-            if isinstance(item, Header):
-                header = item
-                self._sequence, self._ledger = item.sequence, item.ledger
-                self._next_lane = max(self._next_lane, item.next_lane)
-            elif isinstance(item, int):
-                ended = item == count
-            else:
-                self._take(item)
-            count += 1
-        if count and header is None:
-            self._problems.append("the snapshot has no header")
-        if count and not ended:
-            self._problems.append("the snapshot has no end, or chunks are missing")
-        expected = 0 if header is None else header.sequence
-        if sequence != expected:
-            self._problems.append(
-                f"the snapshot ends with journal entry {expected}, its key says {sequence}"
-            )
-        self._sequence = max(self._sequence, sequence or 0)
-
-    def _take(self, items: Sequence[Lane | Claim | tuple[str, bytes]]) -> None:
-        for item in items:
-            if isinstance(item, Lane):
-                self._lanes[item.number] = item
-                self._next_lane = max(self._next_lane, item.number + 1)
-            elif isinstance(item, Claim):
-                self._claims.append(item)
-            else:
-                task_id, row = item
-                self._rows[task_id] = row
-
-    # ---------------------------------------------------------------- journal
+            problem = self._readable.load_chunk(chunk)
+            if problem is not None:
+                self._problems.append(problem)
+        self._problems += self._readable.end_snapshot(sequence)
 
     def read_journal(self, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> None:
         """Take the journal's entries as the stream has them: id and fields, in its order."""
-        contained = self._sequence
-        expected = contained + 1
-        last = contained
         for entry_id, fields in entries:
-            name = entry_id.decode(errors="replace")
-            number = entry_id.partition(b"-")[0]
-            last = max(last, int(number) if number.isdigit() else 0)
-            try:
-                entry = decode_entry(fields[1] if len(fields) > 1 else b"")
-            except JournalError as error:
-                self._problems.append(f"journal entry {name}: {error}")
-                continue
-            if entry_id != b"%d-0" % entry.sequence:
-                self._problems.append(f"journal entry {name} calls itself {entry.sequence}")
-            if entry.sequence <= contained:
-                continue
-            if entry.sequence != expected:
-                self._problems.append(
-                    f"journal entries {expected} to {entry.sequence - 1} are missing"
-                )
-            expected = max(expected, entry.sequence + 1)
-            self._replay(entry)
-        self._sequence = max(last, expected - 1)
-
-    def _replay(self, entry: Entry) -> None:
-        self._ledger = self._ledger.plus(entry.added)
-        self._take(entry.lanes)
-        self._take(entry.claims)
-        for task_id, row in entry.rows:
-            if row:
-                self._rows[task_id] = row
-            else:
-                self._rows.pop(task_id, None)
-
-    # ---------------------------------------------------------------- records
+            self._problems += self._readable.replay(entry_id, fields)
 
     def read_records(self, kept: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take the tasks as they were scheduled: id and bytes. May be called several times."""
+        """Take the tasks as they were scheduled: id and bytes. May be called several times.
+
+        The same task again changes nothing.
+        """
         for key, data in kept:
             task_id = key.decode(errors="replace")
+            if task_id in self._rows:
+                continue
             task = _decoded(data)
             if task is None or task.id != task_id:
                 self._drop(task_id, "its record cannot be read")
                 continue
             lane = self._lane(task.agent_id, task.module_name)
-            record = self._state_of(task_id, lane)
+            record = self._readable.record(task_id, lane)
+            self._readable.rows.pop(task_id, None)
             if record is None:
                 self._pending_again.append(task_id)
                 self._problems.append(f"task {task_id}: its state is lost")
                 record = TaskRecord(task_id, lane)
                 record.status = Status.PENDING
                 record.max_attempts = self._limits.max_attempts
-            digest = payload_digest(task.payload)
-            told = (record.lane is lane, record.digest, record.scheduled_at)
-            if record.digest and told != (True, digest, task.scheduled_at):
+            if disagree(record, task):
                 self._problems.append(f"task {task_id}: its record and its state disagree")
-            record.lane, record.digest, record.scheduled_at = lane, digest, task.scheduled_at
-            self._records[task_id] = record
-
-    def _state_of(self, task_id: str, lane: Lane) -> TaskRecord | None:
-        row = self._rows.pop(task_id, None)
-        if row is None:
-            return None
-        try:
-            return TaskRecord.decode(task_id, row, _AnyLane(self._lanes, lane))
-        except ROW_ERRORS:
-            return None
+            record.lane, record.scheduled_at = lane, task.scheduled_at
+            record.digest = payload_digest(task.payload)
+            self._rows.put(task_id, record.encode())
+            self._counts[record.status] += 1
 
     def _lane(self, agent_id: str, module_name: str) -> Lane:
+        readable = self._readable
         if not self._names:
-            self._names = {(one.agent_id, one.module_name): one for one in self._lanes.values()}
+            self._names = {(one.agent_id, one.module_name): one for one in readable.lanes.values()}
         lane = self._names.get((agent_id, module_name))
         if lane is None:
-            lane = Lane(self._next_lane, agent_id, module_name)
-            self._next_lane += 1
-            self._lanes[lane.number] = self._names[agent_id, module_name] = lane
+            lane = Lane(readable.next_lane, agent_id, module_name)
+            readable.next_lane += 1
+            readable.lanes[lane.number] = self._names[agent_id, module_name] = lane
         return lane
 
     def _drop(self, task_id: str, why: str) -> None:
-        self._rows.pop(task_id, None)
+        self._readable.rows.pop(task_id, None)
         self._dropped[task_id] = why
         self._problems.append(f"task {task_id}: {why}")
 
@@ -219,28 +268,34 @@ class Salvager:
 
     def finish(self, now: Now) -> Salvage:
         """The book; nothing may be read afterwards."""
-        for task_id in list(self._rows):
-            self._drop(task_id, "it has no record")
-        rows: IdTable[bytes] = IdTable()
-        counts = dict.fromkeys(Status, 0)
-        for task_id, record in self._records.items():
-            rows.put(task_id, record.encode())
-            counts[record.status] += 1
-        book = TaskBook(self._limits)
-        book.restore(self._sequence, self._balanced(counts), self._lanes, self._next_lane, rows)
-        for _ in book.restore_indexes(now, ClaimRecovery(self._claims)):
-            pass
-        return Salvage(book, self._problems, self._dropped, self._pending_again)
+        *_, found = self.steps(now)
+        assert found is not None  # the last one
+        return found
 
-    def _balanced(self, counts: Mapping[Status, int]) -> Ledger:
-        completed = max(self._ledger.completed, counts[Status.COMPLETED])
+    def steps(self, now: Now) -> Iterator[Salvage | None]:
+        """`finish` in steps of a few milliseconds: None, and at last what it returns."""
+        for task_ids in self._readable.ids(_STEP):
+            for task_id in task_ids:
+                self._drop(task_id, "it has no record")
+            yield None
+        readable = self._readable
+        book = TaskBook(self._limits)
+        ledger = self._balanced()
+        book.restore(readable.sequence, ledger, readable.lanes, readable.next_lane, self._rows)
+        for _ in book.restore_indexes(now, ClaimRecovery(readable.claims)):
+            yield None
+        yield Salvage(book, self._problems, self._dropped, self._pending_again)
+
+    def _balanced(self) -> Ledger:
+        ledger, counts = self._readable.ledger, self._counts
+        completed = max(ledger.completed, counts[Status.COMPLETED])
         unfinished = counts[Status.PENDING] + counts[Status.INFLIGHT] + counts[Status.DEAD]
-        if self._ledger.scheduled != completed + unfinished:
+        if ledger.scheduled != completed + unfinished:
             self._problems.append(
-                f"the ledger counts {self._ledger.scheduled} scheduled tasks, "
+                f"the ledger counts {ledger.scheduled} scheduled tasks, "
                 f"{completed + unfinished} follow from the records"
             )
-        return Ledger(completed + unfinished, completed, max(self._ledger.deleted, 0))
+        return Ledger(completed + unfinished, completed, max(ledger.deleted, 0))
 
 
 class _AnyLane(Mapping[int, Lane]):

@@ -7,6 +7,7 @@ here serves that. Only this package imports ``redis`` or ``hiredis``.
 from dbos_actors.store.connection import ConnectionLostError
 from dbos_actors.store.connector import Connector, TcpConnector, UnixConnector, connector_for
 from dbos_actors.store.keys import Keys, escaped
+from dbos_actors.store.plain import open_connection
 from dbos_actors.store.resp import ReplyError, pack, pack_argument, pack_head, unpacked
 from dbos_actors.store.settings import StoreSettings, StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.store import Store, open_store
@@ -28,6 +29,7 @@ __all__ = [
     "UnixConnector",
     "connector_for",
     "escaped",
+    "open_connection",
     "open_store",
     "pack",
     "pack_argument",

@@ -79,7 +79,8 @@ def dumped(client: Any) -> Iterator[dict[str, Any]]:
     """Every key of a Redis as a line of the file."""
     for name in client.scan_iter():
         kind = client.type(name).decode()
-        yield {"key": name.decode(), "type": kind, "value": _DUMP[kind](client, name)}
+        text = name.decode(errors="surrogateescape")
+        yield {"key": text, "type": kind, "value": _DUMP[kind](client, name)}
 
 
 def _text(value: bytes) -> str:
