@@ -38,7 +38,11 @@ _CHUNKS_READ = 8
 """Snapshot chunks in one reply: 1 to 2 MB."""
 
 _ENTRIES_READ = 1_000
-"""Journal entries in one reply: some 150 KB, more where a turn touched many tasks."""
+"""Journal entries in one reply, at most: some 150 KB."""
+
+_JOURNAL_BYTES_READ = 1 << 20
+"""In one reply, if the next entries are as large as those before: a turn may touch thousands
+of tasks, each with a long error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,8 @@ class Recovered:
     """Of the snapshot in force; 0 if there is none."""
     sequence: int
     """The journal holds the entries after this one."""
+    snapshot_bytes: int
+    journal_bytes: int
 
 
 async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:
@@ -86,7 +92,13 @@ async def recover(store: Store, limits: TaskLimits, now: Now) -> Recovered:
         raise JournalError(
             f"{keys.tasks} holds {records} tasks, snapshot and journal know {len(recovery.book)}"
         )
-    return Recovered(book=recovery.book, generation=generation, sequence=sequence)
+    return Recovered(
+        book=recovery.book,
+        generation=generation,
+        sequence=sequence,
+        snapshot_bytes=recovery.snapshot_bytes,
+        journal_bytes=recovery.journal_bytes,
+    )
 
 
 async def _check_types(store: Store, expected: Mapping[str, bytes]) -> None:
@@ -115,16 +127,29 @@ async def _read_snapshot(store: Store, recovery: Recovery, key: str) -> None:
 async def _read_journal(store: Store, recovery: Recovery) -> None:
     key = store.keys.tasks_journal
 
-    async def read(last: bytes) -> tuple[list[Any], bytes | None]:
-        (entries,) = await store.read(pack("XRANGE", key, b"(" + last, "+", "COUNT", _ENTRIES_READ))
-        return entries, entries[-1][0] if len(entries) == _ENTRIES_READ else None
+    async def read(position: tuple[bytes, int]) -> tuple[list[Any], tuple[bytes, int] | None]:
+        last, count = position
+        (entries,) = await store.read(pack("XRANGE", key, b"(" + last, "+", "COUNT", count))
+        if len(entries) < count:
+            return entries, None
+        size_bytes = sum(len(part) for _, fields in entries for part in fields)
+        return entries, (entries[-1][0], _entries_to_read(count, size_bytes))
 
-    async with _read_ahead(read, b"%d-0" % recovery.sequence) as pages:
+    async with _read_ahead(read, (b"%d-0" % recovery.sequence, _ENTRIES_READ_FIRST)) as pages:
         async for entries in pages:
             for number, (_, fields) in enumerate(entries):
                 recovery.replay(fields[1] if len(fields) > 1 else b"")
                 if number % _ENTRIES_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+
+
+_ENTRIES_READ_FIRST = 32
+
+
+def _entries_to_read(count: int, size_bytes: int) -> int:
+    """How many entries to read after ``count`` that took ``size_bytes``; twice as many at most."""
+    fitting = _JOURNAL_BYTES_READ * count // max(size_bytes, 1)
+    return max(1, min(fitting, 2 * count, _ENTRIES_READ))
 
 
 @asynccontextmanager

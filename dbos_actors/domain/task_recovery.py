@@ -39,6 +39,8 @@ class Recovery:
         self._claims: deque[Claim] = deque(maxlen=CLAIMS_MAX)
         self._rows: IdTable[bytes] = IdTable()
         self._chunks = 0
+        self.snapshot_bytes = 0
+        self.journal_bytes = 0  # of the entries after the snapshot
         self._complete = True  # no snapshot at all is a complete one
 
     def load_chunk(self, chunk: bytes) -> None:
@@ -47,6 +49,7 @@ class Recovery:
         :raises JournalError: damaged, out of order, or of another format.
         """
         item = decode_chunk(chunk)
+        self.snapshot_bytes += len(chunk)
         if isinstance(item, Header):
             if self._chunks:
                 raise JournalError("a second snapshot header")
@@ -95,6 +98,7 @@ class Recovery:
         if sequence != self.sequence + 1:
             raise JournalError(f"journal entry {self.sequence + 1} is missing, {sequence} is next")
         self.sequence = sequence
+        self.journal_bytes += len(entry)
         if added != _NOTHING:
             self._ledger = self._ledger.plus(added)
         for lane in lanes:

@@ -163,6 +163,7 @@ class Change:
         "rows",
         "sequence",
         "served",
+        "size_bytes",
     )
 
     def __init__(self, now: Now) -> None:
@@ -175,6 +176,7 @@ class Change:
         self.claims: list[tuple[Claim, tuple[str, ...]]] = []  # each with its tasks
         self.added = Ledger()
         self.sequence = 0  # 0 until sealed
+        self.size_bytes = 0  # of its journal entry, likewise
         self.rows: dict[str, bytes] = {}  # from sealing on; empty: gone
 
     def __bool__(self) -> bool:
@@ -701,9 +703,11 @@ class TaskBook:
             for task_id, record in change.records.items()
         }
         claims = [claim for claim, _ in change.claims]
-        return encode_entry(
+        entry = encode_entry(
             change.sequence, change.added, change.lanes.values(), change.rows, claims
         )
+        change.size_bytes = len(entry)
+        return entry
 
     def apply(self, change: Change) -> None:
         """Make a sealed change real."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dbos_actors.actors.scheduler_store import _read_ahead
+from dbos_actors.actors.scheduler_store import (
+    _ENTRIES_READ,
+    _JOURNAL_BYTES_READ,
+    _entries_to_read,
+    _read_ahead,
+)
 from dbos_actors.errors import UnavailableError
 
 PAGES = 3
@@ -38,3 +43,15 @@ async def test_a_page_that_cannot_be_read_is_never_taken_for_the_end(failing: in
     for _ in range(RUNS):
         with pytest.raises(UnavailableError):
             await pages_until(failing)
+
+
+def test_a_page_of_the_journal_is_bounded_in_bytes_whatever_its_entries_take() -> None:
+    count = 32
+    for _ in range(10):  # small entries: as many as there may be
+        count = _entries_to_read(count, 150 * count)
+    assert count == _ENTRIES_READ
+    large = _JOURNAL_BYTES_READ // 10
+    count = _entries_to_read(count, large * count)
+    assert count == 10
+    assert _entries_to_read(count, 100 * _JOURNAL_BYTES_READ * count) == 1
+    assert _entries_to_read(1, 100) == 2

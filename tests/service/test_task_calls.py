@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
+from dbos_actors.actors.scheduler import SchedulerSettings
 from dbos_actors.errors import UnavailableError
 from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.contracts import contract
@@ -452,6 +454,33 @@ def test_a_wall_clock_that_jumps_either_way_makes_no_task_early_and_skips_none(
     clock.now_s += 5_000
     assert [one.id for one in lease(client)] == ["late"]
     assert client.call("AckTask", task_id="held", lease_token=held.lease_token).success
+
+
+def test_the_journal_is_bounded_in_bytes_too(
+    start_server: Callable[..., ServerThread],
+    redis: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = partial(SchedulerSettings, journal_bytes_min=20_000)
+    monkeypatch.setattr("dbos_actors.server.SchedulerSettings", small)
+    server = start_server()
+    with GrpcioClient(server.address) as client:
+        schedule(client, "t", max_attempts=1_000)
+        for number in range(1, 5):
+            # 40 entries, each with an error of 500 bytes: 24 KB.
+            for _ in range(40):
+                assert client.call("NackTask", task_id="t", reason="r" * 500).success
+            wait_until(lambda: ledger(server).snapshots == number)  # noqa: B023
+        before = ledger(server)
+        assert before.journal_entries < 200
+        entries = redis.execute("XRANGE", "dbos:{p0}:tasks:journal", "-", "+")
+        assert before.journal_bytes == sum(len(fields[b"e"]) for _, fields in entries) < 24_000
+    server.stop()
+    after = ledger(start_server())
+    assert (after.journal_bytes, after.snapshot_bytes) == (
+        before.journal_bytes,
+        before.snapshot_bytes,
+    )
 
 
 def test_a_task_that_redis_refuses_to_write_never_was(
