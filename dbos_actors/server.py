@@ -32,6 +32,7 @@ from trio_util import compose_values
 
 from dbos_actors.actors.agent import AgentActor
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.change_clock import ChangeClock
 from dbos_actors.actors.context import AgentContext
 from dbos_actors.actors.deletion import Deletions
 from dbos_actors.actors.event_log import EventLog
@@ -57,7 +58,7 @@ from dbos_actors.rpc.listeners import Listener, bound_address, open_listeners
 from dbos_actors.rpc.reflection import reflection_services
 from dbos_actors.rpc.server import Server
 from dbos_actors.rpc.tls import ReloadingContext
-from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits
+from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits, until_available
 from dbos_actors.service import SERVICE, DbosService, status_of
 from dbos_actors.settings import Settings, load_settings
 from dbos_actors.store import (
@@ -198,8 +199,17 @@ async def open_supervisor(
             directory = RunDirectory(_DIRECTORY_ENTRIES)
             tasks = _tasks(settings, store, clock, random)
             deletions = Deletions(store)
-            agents = _agents(settings, store, clock, directory, tasks=tasks, deletions=deletions)
-            for forget in (directory.clear, agents.reload_all, tasks.reload):
+            changes = ChangeClock(store, clock)
+            agents = _agents(
+                settings,
+                store,
+                clock,
+                directory,
+                changes=changes,
+                tasks=tasks,
+                deletions=deletions,
+            )
+            for forget in (directory.clear, changes.lost, agents.reload_all, tasks.reload):
                 store.on_reload(forget)
             queries = Queries(store, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes)
             liveness = _liveness(settings, store, agents, clock)
@@ -231,6 +241,7 @@ async def open_supervisor(
             store.on_batch(rpc.flush)
 
             await nursery.start(tasks.run)
+            await until_available(changes.load)
             await nursery.start(agents.run)
             await nursery.start(deletions.run, agents)
             if liveness is not None:
@@ -307,6 +318,7 @@ def _agents(
     clock: Clock,
     directory: RunDirectory,
     *,
+    changes: ChangeClock,
     tasks: Scheduler,
     deletions: Deletions,
 ) -> Supervisor:
@@ -314,6 +326,7 @@ def _agents(
         store=store,
         clock=clock,
         server_id=settings.server_id,
+        changes=changes,
         runs=RunCache(settings.run_cache_bytes),
         directory=directory,
         log=EventLog(store, events_max=settings.max_events),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from dbos_actors.actors.change_clock import score_of
 from dbos_actors.actors.context import MODULE, RUN, AgentContext, readable
 from dbos_actors.actors.deletion import FinishDeletion, forget_agent
 from dbos_actors.actors.run_retention import ForgetRuns, forget_runs
@@ -249,33 +250,40 @@ class AgentActor:
 
     def _changed(
         self, part: str, report: runs.Report, *, is_new: bool
-    ) -> tuple[list[bytes], tuple[str, tuple[bytes, bool]]]:
-        """What to write about a changed state, and what it becomes in memory."""
+    ) -> tuple[list[bytes], tuple[str, tuple[bytes, bool, int]]]:
+        """What to write about a changed state, and what it becomes in memory.
+
+        That is its record, whether it is finished, and what is reserved of `ChangeClock`.
+        """
         context = self._context
         keys = context.store.keys
         name = self._name
         record = report.record
         data = record.SerializeToString()
         module = record.module_name
-        now_ms = int(context.clock.wall_s() * 1000)
+        place_us = context.changes.next_us()
+        score = score_of(place_us)
+        mark_us = context.changes.mark_us(place_us)
         commands = [
             pack("HSET", keys.states + name, part, data),
-            pack("ZADD", keys.states_at + name, now_ms, part),
-            pack("ZADD", f"{keys.states_of}{name}:{escaped(module)}", now_ms, part),
+            pack("ZADD", keys.states_at + name, score, part),
+            pack("ZADD", f"{keys.states_of}{name}:{escaped(module)}", score, part),
         ]
+        if mark_us:
+            commands.append(context.changes.marked(mark_us))
         if is_new:
             commands.append(pack("SADD", keys.modules + name, module))
         if report.event is not None:
             commands.append(context.log_event(report.event))
         if part[0] == MODULE:
-            return commands, (part, (data, True))
+            return commands, (part, (data, True, mark_us))
         request_id = record.request_id
-        commands.append(pack("ZADD", keys.request + escaped(request_id), now_ms, self._agent_id))
+        commands.append(pack("ZADD", keys.request + escaped(request_id), score, self._agent_id))
         if report.began:
             commands.append(pack("SADD", keys.unfinished + name, request_id))
         elif report.finished and not is_new:
             commands.append(pack("SREM", keys.unfinished + name, request_id))
-        return commands, (part, (data, runs.is_finished(record)))
+        return commands, (part, (data, runs.is_finished(record), mark_us))
 
     def _states_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002
         context = self._context
@@ -284,8 +292,10 @@ class AgentActor:
                 continue
             if part[0] == RUN:
                 context.directory.changed(part[1:], self._agent_id)
-            record: bytes = value[0]
-            finished = value[1]
+            record: bytes
+            record, finished, mark_us = value
+            if mark_us:
+                context.changes.reserved(mark_us)
             # A later turn may have changed it again, and keeps it then.
             if finished and self._runs.get(part) is record and self._cell.behaviour is self:
                 context.runs.keep(self, part, len(record))

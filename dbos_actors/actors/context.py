@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from dbos_actors.actors.caches import RunCache, RunDirectory
+from dbos_actors.actors.change_clock import ChangeClock
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.clock import Clock
 from dbos_actors.store import Store
@@ -52,6 +53,7 @@ class AgentContext:
     server_id: str
     """Becomes ``dbos_server_id`` of results that have none."""
 
+    changes: ChangeClock
     runs: RunCache
     directory: RunDirectory
     log: EventLog

@@ -55,10 +55,11 @@ _ENVELOPE_BYTES = 4096
 class Page:
     """A response under construction: repeated field 1, within the message limit."""
 
-    def __init__(self, *, page_size: int, limit_bytes: int) -> None:
+    def __init__(self, *, page_size: int, limit_bytes: int, id_bytes: int = 0) -> None:
+        """``limit_bytes`` bounds the response, ``id_bytes`` the id in its page token."""
         self._page_size = page_size
         self._limit_bytes = limit_bytes
-        self._room_bytes = limit_bytes - _ENVELOPE_BYTES
+        self._room_bytes = limit_bytes - max(_ENVELOPE_BYTES, paging.token_chars(id_bytes) + 8)
         self._records: list[bytes] = []
 
     @property
@@ -93,13 +94,8 @@ class Page:
     def response(self, next_page_token: str = "") -> bytes:
         """The serialised list response."""
         if next_page_token:
-            token = next_page_token.encode()
-            # Field 20 takes a two-byte tag (protobuf encoding, "Message Structure").
-            size = len(token)
-            prefix = b"\xa2\x01" + (
-                bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
-            )
-            self._records.append(prefix + token)
+            # Field 20 takes a tag of two bytes (protobuf encoding, "Message Structure").
+            self._records.append(b"\xa2\x01" + embedded(0, next_page_token.encode())[1:])
         return b"".join(self._records)
 
 
@@ -110,6 +106,8 @@ class Queries:
         """``limit_bytes`` bounds a response, ``id_bytes`` an id or a name."""
         self._store = store
         self._limit_bytes = limit_bytes
+        # Of a state's name in the index: a letter, then the id.
+        self._id_bytes = id_bytes + 1
         # An event has three ids or names, each twice, and JSON may take six bytes for one.
         self._events_step = max(1, min(_STEP, _EVENTS_BYTES // (36 * id_bytes + 4096)))
 
@@ -207,10 +205,11 @@ class Queries:
         return await self._list(
             request,
             room,
-            listing=paging.Listing("ListModuleStates", agent_id, module_name, sorted(states)),
+            listing=paging.Listing("ListModuleStates us", agent_id, module_name, sorted(states)),
             index=Index(self._store, index),
             records=keys.states + name,
             is_wanted=is_wanted if states else None,
+            unit=1_000,
         )
 
     async def list_results(self, request: ListResultsRequest, room: Room) -> bytes:
@@ -270,7 +269,11 @@ class Queries:
                 return page.response(listing.token(0, (last or b"").decode()))
 
     def _page(self, page_size: int) -> Page:
-        return Page(page_size=paging.page_size(page_size), limit_bytes=self._limit_bytes)
+        return Page(
+            page_size=paging.page_size(page_size),
+            limit_bytes=self._limit_bytes,
+            id_bytes=self._id_bytes,
+        )
 
     async def _list(
         self,
@@ -281,9 +284,11 @@ class Queries:
         index: Index,
         records: str,
         is_wanted: Callable[[bytes], bool] | None,
+        unit: int = 1,
     ) -> bytes:
+        """``unit`` is what a score is multiplied by to be a whole number, in a page token."""
         after = listing.position(request.page_token)
-        last = None if after is None else (after.score, after.id.encode())
+        last = None if after is None else (after.score / unit, after.id.encode())
         page = self._page(request.page_size)
         step = _FIRST_STEP
         scanned = scanned_bytes = 0
@@ -308,7 +313,7 @@ class Queries:
                 scanned_bytes += size_bytes
                 is_long = scanned >= _SCANNED_MAX or scanned_bytes >= _SCANNED_BYTES_MAX
                 if taken < len(part) or (page.is_bounded and is_long):
-                    return page.response(_token(listing, last))
+                    return page.response(_token(listing, last, unit))
 
     async def _take(
         self,
@@ -332,6 +337,10 @@ class Queries:
         return len(members)
 
 
+Entry = tuple[float, bytes]
+"""Of a sorted set: score and member."""
+
+
 class Index:
     """A sorted set of (score, member), read in steps that survive inserts and deletions."""
 
@@ -350,9 +359,7 @@ class Index:
         self._high = high
         self._reverse = reverse
 
-    async def entries_after(
-        self, last: tuple[int, bytes] | None, count: int
-    ) -> list[tuple[int, bytes]]:
+    async def entries_after(self, last: Entry | None, count: int) -> list[Entry]:
         """At most ``count`` entries behind ``last``; none when there are no more.
 
         Where many entries share the score of ``last``, reading begins inside that
@@ -372,47 +379,41 @@ class Index:
             size *= 2
         return self._behind(entries, last)[:count]
 
-    def _is_behind(self, entry: tuple[int, bytes], last: tuple[int, bytes]) -> bool:
+    def _is_behind(self, entry: Entry, last: Entry) -> bool:
         return entry < last if self._reverse else entry > last
 
-    def _all_before(
-        self, entries: list[tuple[int, bytes]], last: tuple[int, bytes], count: int
-    ) -> bool:
+    def _all_before(self, entries: list[Entry], last: Entry, count: int) -> bool:
         return len(entries) == count and not self._is_behind(entries[-1], last)
 
-    def _behind(
-        self, entries: list[tuple[int, bytes]], last: tuple[int, bytes] | None
-    ) -> list[tuple[int, bytes]]:
+    def _behind(self, entries: list[Entry], last: Entry | None) -> list[Entry]:
         if last is None:
             return entries
         return [entry for entry in entries if self._is_behind(entry, last)]
 
-    async def _read(
-        self, last: tuple[int, bytes] | None, offset: int, count: int
-    ) -> list[tuple[int, bytes]]:
+    async def _read(self, last: Entry | None, offset: int, count: int) -> list[Entry]:
         low, high = self._low, self._high
         if self._reverse:
-            bounds = [high if last is None else str(last[0]), low, "BYSCORE", "REV"]
+            bounds = [high if last is None else repr(last[0]), low, "BYSCORE", "REV"]
         else:
-            bounds = [low if last is None else str(last[0]), high, "BYSCORE"]
+            bounds = [low if last is None else repr(last[0]), high, "BYSCORE"]
         (flat,) = await self._store.read(
             pack("ZRANGE", self._key, *bounds, "LIMIT", offset, count, "WITHSCORES")
         )
-        return [(int(float(score)), member) for member, score in _pairs(flat)]
+        return [(float(score), member) for member, score in _pairs(flat)]
 
-    async def _rank_in_group(self, last: tuple[int, bytes]) -> int:
+    async def _rank_in_group(self, last: Entry) -> int:
         score, member = last
         rank = "ZREVRANK" if self._reverse else "ZRANK"
-        outside = (f"({score}", "+inf") if self._reverse else ("-inf", f"({score}")
+        outside = (f"({score!r}", "+inf") if self._reverse else ("-inf", f"({score!r}")
         position, before = await self._store.read(
             pack(rank, self._key, member), pack("ZCOUNT", self._key, *outside)
         )
         return 0 if position is None else max(0, int(position) - int(before))
 
 
-def _token(listing: paging.Listing, last: tuple[int, bytes] | None) -> str:
-    score, member = last or (0, b"")
-    return listing.token(score, member.decode())
+def _token(listing: paging.Listing, last: Entry | None, unit: int) -> str:
+    score, member = last or (0.0, b"")
+    return listing.token(round(score * unit), member.decode())
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:

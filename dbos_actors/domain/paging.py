@@ -29,8 +29,9 @@ PAGE_SIZE_MAX: Final = 10_000
 EVENTS_DEFAULT: Final = 100
 """Events of a page for which no number is asked."""
 
-TOKEN_CHARS_MAX: Final = 16 * 1024
-"""Ours are 1.4 times the id's bytes; so no time is spent on decoding megabytes."""
+TOKEN_CHARS_MAX: Final = 96 * 1024
+"""Ours are 1.4 times the id's bytes, of which settings allow 64 KiB; so no time is spent on
+decoding megabytes."""
 
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BIq")
@@ -57,6 +58,11 @@ def page_size(size: int) -> int:
 def event_count(limit: int) -> int:
     """How many events to answer with: 0 or less is the default, and there is a maximum."""
     return min(limit, PAGE_SIZE_MAX) if limit > 0 else EVENTS_DEFAULT
+
+
+def token_chars(id_bytes: int) -> int:
+    """The length of a token whose id has so many bytes, at most."""
+    return (_HEAD.size + id_bytes + _CHECK.size + 2) * 4 // 3
 
 
 class Listing:

@@ -16,9 +16,10 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 | agents | hash | agent id -> Agent |
 | agents:index | sorted set, score 0 | agent ids in lexical order |
 | agents:known | set | every agent that has anything stored, registered or not |
+| changes | string | ms: a moment above all scores by time of last change |
 | agents:deleting | set | agents whose deletion has begun |
 | states:<agent> | hash | ``r`` + request id or ``m`` + module name -> ModuleState |
-| states-at:<agent> | sorted set | the same fields by time of last change, ms |
+| states-at:<agent> | sorted set | the same fields by time of last change, ms with decimals |
 | states-of:<agent>:<module> | sorted set | the same, of one module |
 | modules:<agent> | set | module names that have a ``states-of`` |
 | unfinished:<agent> | set | request ids of runs not in a terminal state |
@@ -66,6 +67,7 @@ class Keys:
         self.agents = prefix + "agents"
         self.agents_index = prefix + "agents:index"
         self.agents_known = prefix + "agents:known"
+        self.changes = prefix + "changes"
         self.agents_deleting = prefix + "agents:deleting"
         self.tasks = prefix + "tasks"
         self.tasks_journal = prefix + "tasks:journal"

@@ -44,7 +44,7 @@ async def listed(
     """All members, a step at a time; ``between`` is called with those so far."""
     index = Index(cast("Store", data), KEY, reverse=reverse)
     found: list[str] = []
-    last: tuple[int, bytes] | None = None
+    last: tuple[float, bytes] | None = None
     for _ in range(100):
         entries = await index.entries_after(last, step)
         if not entries:

@@ -132,7 +132,7 @@ def test_a_checked_token_whose_id_is_not_utf8_is_refused() -> None:
 
 
 def test_an_enormous_token_is_refused_by_its_length() -> None:
-    with pytest.raises(RefusedError, match="the limit is 16384"):
+    with pytest.raises(RefusedError, match="the limit is 98304"):
         LISTING.position("A" * (TOKEN_CHARS_MAX + 1))
 
 

@@ -98,7 +98,7 @@ def test_an_agent_with_thousands_of_runs_is_deleted_completely(
     fill(client, "doomed", runs=2_500)
     assert client.call("DeleteAgent", agent_id="doomed").success
     left = {key.removeprefix(b"dbos:{p0}:") for key in redis.execute("KEYS", "*")}
-    assert left == {b"commit", b"owner", b"layout", b"events"}
+    assert left == {b"commit", b"owner", b"layout", b"changes", b"events"}
 
 
 def test_calls_during_a_deletion_wait_and_see_all_of_it(client: Client) -> None:

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from dbos_actors import ingest
 from dbos_actors.actors.agent import AgentActor
+from dbos_actors.actors.change_clock import ChangeClock
 from dbos_actors.actors.deletion import Deletions
 from dbos_actors.actors.scheduler import Scheduler
 from dbos_actors.actors.scheduler_push import Subscriber
@@ -503,6 +504,12 @@ def a_late_copy_revives_a_dead_task() -> Any:
 @planted
 def the_key_of_a_lease_is_forgotten() -> Any:
     return patch.object(Claims, "find", lambda *_: None)
+
+
+@planted
+def changes_are_in_the_order_of_the_wall_clock() -> Any:
+    """A run that changes after a step back is put where a listing has been already."""
+    return patch.object(ChangeClock, "next_us", lambda self: int(self._clock.wall_s() * 1e6))
 
 
 @planted

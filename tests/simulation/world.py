@@ -39,7 +39,7 @@ from tests.simulation.evidence import early_deliveries, other_deliveries, violat
 from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome, StreamEndedError
 from tests.simulation.linearizability import Rollback
-from tests.simulation.plan import Fault, Plan, plan_of
+from tests.simulation.plan import Plan, plan_of
 from tests.simulation.servers import (
     Life,
     SimulatedCrashError,
@@ -444,15 +444,12 @@ class World:
         database = self.redis.primary.database
         if unfinished := database.values.get(b"dbos:{p0}:agents:deleting"):
             self.violations.append(f"deletions are unfinished in good health: {unfinished}")
-        # Listings are in order of the wall clock: one that goes back may hide an entry once.
-        listed = Fault.WALL_CLOCK_JUMP not in self.plan.faults
         # Unless the network may deliver a deletion after its client has given it up.
         deletions_end = not self.plan.over_grpc and not self.rollbacks
         self.violations += violations(
             self.history,
             universe,
             self.rollbacks,
-            absences=listed,
             deletions_end=deletions_end,
         )
         self.violations += early_deliveries(self.history)
