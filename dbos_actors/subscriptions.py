@@ -103,6 +103,7 @@ async def subscribe_tasks(
             stream.abandon()
         subscription.note_handed_over()
         tasks.unsubscribe(subscriber, keep_leases=keep_leases)
+        del subscription.subscriber  # which holds it: apart they are freed at once
     if draining.begun.is_set() and not is_cut:
         raise UnavailableError(DRAINING)
 

@@ -305,6 +305,7 @@ class Server:
         finally:
             trio.lowlevel.notify_closing(sock)
             sock.close()
+            connection.let_go()
             del self._connections[connection]
             self._connection_ended.unpark_all()
 
@@ -359,6 +360,22 @@ def _plain_socket(stream: trio.SocketStream) -> socket.socket:
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     return sock
+
+
+class _NoDriver:
+    """The driver of a connection that has ended; a late answer finds nothing to do."""
+
+    def flush(self) -> None:
+        pass
+
+    def start(self, call: StreamCall) -> None:
+        pass
+
+    def dismiss(self) -> None:
+        pass
+
+
+_NO_DRIVER = _NoDriver()
 
 
 class _Connection:
@@ -433,6 +450,15 @@ class _Connection:
                 self._nursery.cancel_scope.cancel()
         finally:
             self._protocol.lost()
+
+    def let_go(self) -> None:
+        """Part from the protocol, once nothing is to be read or written any more.
+
+        They hold each other, and the engine with its buffers. Apart they are freed at once,
+        without the garbage collector.
+        """
+        self._protocol.driver = _NO_DRIVER
+        self._nursery = None
 
     def _failed(self, error: Exception) -> None:
         """The connection cannot go on."""

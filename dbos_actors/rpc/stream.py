@@ -289,16 +289,19 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
         try:
             with scope:
                 await call.method.handler(stream)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - what is not to be kept goes on
             passing, failure = split_failure(error)
             if passing is not None:
                 call.cancel()
             if failure is not None:
                 _fail(call, core, sole_cause(failure))
-            if passing is error:
-                raise
-            if passing is not None:
-                raise passing from None
+            try:
+                if passing is error:
+                    raise
+                if passing is not None:
+                    raise passing from None
+            finally:
+                del passing, failure  # they hold this frame, by their tracebacks
         else:
             if call.over:
                 return

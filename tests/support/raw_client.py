@@ -63,6 +63,12 @@ class RawSocketClient:
         self._engine.send_data(stream_id, frame(message), end_stream=end)
         return stream_id
 
+    def reset(self, streams: Sequence[int]) -> None:
+        """Reset streams (CANCEL)."""
+        for stream_id in streams:
+            self._engine.reset(stream_id, 8)
+        self.flush()
+
     def flush(self) -> None:
         """Send what is queued."""
         while data := self._engine.output(1 << 16):
