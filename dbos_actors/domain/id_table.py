@@ -56,16 +56,18 @@ class IdTable(Generic[V]):
         """The value of an id, or None."""
         return self._blocks[bisect_right(self._firsts, key) - 1].get(key)
 
-    def put(self, key: str, value: V) -> None:
-        """Set the value of an id."""
+    def put(self, key: str, value: V) -> V | None:
+        """Set the value of an id, and keep this very string; the value before, or None."""
         at = bisect_right(self._firsts, key) - 1
         block = self._blocks[at]
         before = len(block)
+        old = block.pop(key, None)
         block[key] = value
         if len(block) != before:
             self._size += 1
             if before == BLOCK_MAX:
                 self._split(at, key)
+        return old
 
     def pop(self, key: str) -> V | None:
         """Remove an id; its value, or None if it was not there."""

@@ -723,17 +723,19 @@ class TaskBook:
             self.claims.remember(claim, task_ids, change.now.monotonic_s + claim.span_s)
         touched = list(change.lanes.values())
         for task_id, row in change.rows.items():
-            old = self.get(task_id)
             record = change.records[task_id]
+            # The key, the timer and the queue share one string.
+            replaced = self._rows.put(task_id, row) if row else self._rows.pop(task_id)
+            old = None if replaced is None else self.record(task_id, replaced)
             if old is not None:
-                self._remove(old)
+                self.index.remove(old)
                 if record is None or record.lane is not old.lane:
                     old.lane.ids.remove(task_id)
                     touched.append(old.lane)
             if record is not None:
                 if old is None or record.lane is not old.lane:
                     record.lane.ids.add(task_id)
-                self._insert(record, row, change.deadlines.get(task_id), change.now)
+                self.index.place(record, change.deadlines.get(task_id), change.now)
         for lane in touched:
             if not lane.ids:
                 self._forget_lane(lane)
@@ -935,15 +937,6 @@ class TaskBook:
     def _drop(self, change: Change, record: TaskRecord, event: Event) -> None:
         assert successor(record.status, event) is Status.GONE
         change.records[record.task_id] = None
-
-    def _insert(self, record: TaskRecord, row: bytes, deadline_s: float | None, now: Now) -> None:
-        # The key, the timer and the queue share one string.
-        self._rows.put(record.task_id, row)
-        self.index.place(record, deadline_s, now)
-
-    def _remove(self, record: TaskRecord) -> None:
-        self._rows.pop(record.task_id)
-        self.index.remove(record)
 
     def _remember_lane(self, lane: Lane) -> None:
         self._lanes[lane.number] = lane

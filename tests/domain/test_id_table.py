@@ -31,7 +31,7 @@ class TablesAgainstDict(RuleBasedStateMachine):
 
     @rule(key=IDS, value=st.integers(0, 3))
     def put(self, key: str, value: int) -> None:
-        self.table.put(key, value)
+        assert self.table.put(key, value) == self.model.get(key)
         if key not in self.model:
             self.list.add(key)
         self.model[key] = value
