@@ -414,6 +414,9 @@ class Scheduler:
         )
         self._wake()
 
+    def lease_answered(self) -> None:
+        self._wake()
+
     def damaged(self, records: Sequence[TaskRecord]) -> None:
         # From within a commit's or a read's end, where nothing may be submitted.
         self._damaged.extend(records)
@@ -534,6 +537,7 @@ class Scheduler:
             damaged, self._damaged = self._damaged[:BURIED_AT_ONCE], self._damaged[BURIED_AT_ONCE:]
             self.deliver(_Quiet(Bury(damaged)))
         self._woken = trio.Event()
+        actor.let_leases_on()
         book = actor.book
         now = self.now()
         is_busy = book.advance(now, limit=ADVANCED_AT_ONCE) == ADVANCED_AT_ONCE

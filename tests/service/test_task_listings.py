@@ -130,3 +130,25 @@ def test_listings_of_megabyte_tasks_hold_a_bounded_number_of_bytes(
             assert list(pool.map(list_some, range(16))) == [fitting] * 16
         assert high.highest[0] - before < 150 * MIB
         assert high.highest[1] - redis_before < 40 * MIB
+
+
+def test_leases_of_megabyte_tasks_that_come_at_once_are_read_a_few_at_a_time(
+    redis: ValkeyServer,
+) -> None:
+    with (
+        ServerProcess(redis.address).wait_ready() as server,
+        GrpcioClient(server.address) as client,
+    ):
+        schedule_many(client, 64, b"x" * (MIB - 1024))
+        time.sleep(6)  # what may be sent again to Redis leaves memory after five seconds
+
+        def used_memory() -> int:
+            return int(redis.execute("INFO", "memory")["used_memory"])
+
+        before = used_memory()
+        with HighWater(used_memory) as high:
+            responses = client.call_many("LeaseTasks", [{"limit": 100}] * 20)
+        leased = [task.id for response in responses for task in response.tasks]
+        assert len(leased) == len(set(leased)) == 64
+        assert [len(response.tasks) for response in responses] == [4] * 16 + [0] * 4
+        assert high.highest[0] - before < 20 * MIB
