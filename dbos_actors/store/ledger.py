@@ -69,7 +69,6 @@ class LedgerLimits:
     kept_bytes: int
     lease_s: float
     renewal_s: float
-    patience_s: float
     refuse_loss: bool = False
 
 
@@ -262,17 +261,14 @@ class Ledger:
             raise UnavailableError("this server no longer owns the store")
         if self.forbidden is not None and submission.commands:
             raise UnavailableError(self.forbidden)
-        if self._held:
-            self._expect_in_time(submission, size_bytes, now_s)
+        if self._held and submission.deadline_s is not None:
+            self._expect_in_time(submission.deadline_s, size_bytes)
         self._queued_bytes += size_bytes
         self._queue.append((submission, now_s))
 
-    def _expect_in_time(self, submission: Submission, size_bytes: int, now_s: float) -> None:
+    def _expect_in_time(self, deadline_s: float, size_bytes: int) -> None:
         """Raise `OverloadedError` if what waits already takes longer than the caller will wait."""
         turn_s = self._pace.ready_at_s(self._queued_bytes + size_bytes)
-        deadline_s = submission.deadline_s
-        if deadline_s is None:
-            deadline_s = now_s + self._limits.patience_s
         if turn_s > deadline_s:
             limit = self._limits.kept_bytes
             raise OverloadedError(

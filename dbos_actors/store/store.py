@@ -392,7 +392,6 @@ class _Opening:
             kept_bytes=settings.kept_bytes,
             lease_s=settings.lease_s,
             renewal_s=settings.renewal_s,
-            patience_s=settings.patience_s,
             refuse_loss=settings.refuse_loss,
         )
 

@@ -62,7 +62,7 @@ BUGS: Final = frozenset(
     {
         "actor_crashed",
         "actor_quarantined",
-        "command_failed",
+        "key_damaged",
         "handler failed",
         "internal_error",
         "owner_raised",

@@ -26,7 +26,6 @@ def ledger(**changes: Any) -> Ledger:
         "kept_bytes": 10_000,
         "lease_s": 5.0,
         "renewal_s": 1.0,
-        "patience_s": 5.0,
     }
     return Ledger(base=None, epoch=EPOCH, limits=LedgerLimits(**{**limits, **changes}), now_s=0.0)
 
@@ -215,11 +214,12 @@ def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() ->
     with pytest.raises(OverloadedError, match="DBOS_REPLAY_BYTES"):
         books.submit(RecordingSubmission(owner, write, deadline_s=now_s + 0.01), now_s)
     books.submit(RecordingSubmission(owner, write, deadline_s=now_s + 1.0), now_s)
-    # Without a deadline, what is queued is five seconds at most.
-    more = [RecordingSubmission(owner, write) for _ in range(10_000)]
+    more = [RecordingSubmission(owner, write, deadline_s=now_s + 5.0) for _ in range(10_000)]
     with pytest.raises(OverloadedError, match="DBOS_REPLAY_BYTES"):
         list(map(books.submit, more, itertools.repeat(now_s)))
     assert books.queued_bytes / (7 / 8 * 16 * MIB / KEPT_S) == pytest.approx(5.0, rel=0.02)
+    # A step of something longer has no deadline, and must not be refused half-way.
+    books.submit(RecordingSubmission(owner, write), now_s)
 
 
 def test_reads_do_not_wait_for_a_window_that_only_holds_up_writes() -> None:

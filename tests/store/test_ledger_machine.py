@@ -25,7 +25,6 @@ LIMITS = LedgerLimits(
     kept_bytes=10_000,
     lease_s=5.0,
     renewal_s=1.0,
-    patience_s=5.0,
 )
 
 
