@@ -149,10 +149,15 @@ def _taken_by(operation: Operation) -> str:
 def other_deliveries(history: History) -> list[str]:
     """Leases asked for again with their key while they ran, and answered with other deliveries."""
     answered: dict[tuple[Any, ...], list[Operation]] = defaultdict(list)
+    # The lease may have begun as soon as it was asked for first, by a call without an answer too.
+    first_asked_s: dict[tuple[Any, ...], float] = {}
     found = []
     for two in history.operations:
         key = two.request.get("request_key")
-        if two.method != "LeaseTasks" or not key or two.ending is not Ending.ANSWERED:
+        if two.method != "LeaseTasks" or not key:
+            continue
+        begun_s = first_asked_s.setdefault((key, two.request["worker_id"]), two.start_s)
+        if two.ending is not Ending.ANSWERED:
             continue
         deliveries = {(task.id, task.lease_token) for task in two.answer.tasks}
         before = answered[key, two.request["worker_id"]]
@@ -160,7 +165,7 @@ def other_deliveries(history: History) -> list[str]:
             f"a lease asked for again got other tasks:\n    {one}\n    {two}"
             for one in before
             if one.answer.tasks
-            and two.end_s < one.start_s + one.request["lease_seconds"]
+            and two.end_s < begun_s + one.request["lease_seconds"]
             and not deliveries <= {(task.id, task.lease_token) for task in one.answer.tasks}
         ]
         before.append(two)
