@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from dbos_actors.store.keys import Keys, escaped
+from tests.simulation.clients import Universe
 from tests.simulation.plan import DEATHS, FREQUENT, Fault
 from tests.simulation.servers import Life
 from tests.simulation.simulated_redis import Mode, Refusal
@@ -45,6 +47,7 @@ class Misfortune:
         self._world = world
         self._random = random
         self._redis_is_busy = False
+        self._damaged: dict[bytes, dict[bytes, float]] = {}
         self.counts: dict[str, int] = {}
 
     async def run(self, nursery: trio.Nursery) -> None:
@@ -146,6 +149,35 @@ class Misfortune:
         await trio.sleep(self._pause_s(0.1, 1.0, 3.0))
         if self._world.redis.primary is node and node.mode is Mode.SERVING:
             node.refusal = None
+
+    async def _wrong_type(self) -> None:
+        """Somebody else writes to an agent's index of results; it is put back after a while."""
+        agent = self._random.choice(Universe(self._world.plan).agents)
+        key = f"{Keys().results_at}{escaped(agent)}".encode()
+        node = self._world.redis.primary
+        index = node.database.values.get(key)
+        if key not in self._damaged and node.mode is Mode.SERVING:
+            self._damaged[key] = {} if index is None else dict(index.scores)
+            node.run_logged([b"DEL", key], [b"SET", key, b"not a sorted set"])
+        await trio.sleep(self._pause_s(0.1, 1.0, 3.0))
+        if self._world.redis.primary.mode is Mode.SERVING:
+            self.mend()
+
+    def mend(self) -> None:
+        """Put back what the damaged indexes held, of the records that are there still.
+
+        What was written meanwhile, and not acknowledged, stays a record without an index.
+        """
+        node = self._world.redis.primary
+        for key, scores in self._damaged.items():
+            if not isinstance(node.database.values.get(key), bytes):
+                continue
+            node.run_logged([b"DEL", key])
+            records = node.database.values.get(key.replace(b":results-at:", b":results:")) or {}
+            kept = {member: score for member, score in scores.items() if member in records}
+            if kept:
+                pairs = [part for m, score in kept.items() for part in (b"%.17g" % score, m)]
+                node.run_logged([b"ZADD", key, *pairs])
 
     # --------------------------------------------------------------- servers
 

@@ -17,6 +17,9 @@ from tests.simulation.network import Conditions
 OVER_GRPC: Final = 0.3
 """The share of seeds whose calls are bytes: they take half as long again."""
 
+DAMAGED: Final = 0.15
+"""The share of seeds in which somebody else writes to a key."""
+
 
 class Fault(Enum):
     """What can happen."""
@@ -37,6 +40,7 @@ class Fault(Enum):
     ZOMBIE = auto()
     TAKE_OVER = auto()
     WALL_CLOCK_JUMP = auto()
+    WRONG_TYPE = auto()
 
 
 FREQUENT: Final = frozenset(
@@ -114,9 +118,12 @@ def plan_of(seed: int) -> Plan:
     """The plan of a seed."""
     random = stream_of_chance(seed, "plan")
     pick = random.choice
-    chosen = random.sample(list(Fault), random.randint(1, 5))
+    faults: list[Fault] = [fault for fault in Fault if fault is not Fault.WRONG_TYPE]
+    chosen = random.sample(faults, random.randint(1, 5))
     if random.random() < 0.05:
         chosen = []
+    elif stream_of_chance(seed, "damage").random() < DAMAGED:
+        chosen.append(Fault.WRONG_TYPE)
     over_grpc = stream_of_chance(seed, "transport").random() < OVER_GRPC
     plan = Plan(
         seed=seed,
@@ -133,7 +140,8 @@ def plan_of(seed: int) -> Plan:
         clients=random.randint(2, 5),
         operations=pick([10, 20, 30]),
         think_s=pick([0.0, 0.02, 0.2, 0.5]),
-        deletes=random.random() < 0.4,
+        # A deletion that a damaged key stops half-way goes on later, at no moment of its own.
+        deletes=random.random() < 0.4 and Fault.WRONG_TYPE not in chosen,
         redis_conditions=Conditions(
             latency_s=pick([0.0, 0.0, 0.002, 0.05]), split_chance=pick([0.0, 0.3])
         ),

@@ -39,7 +39,7 @@ from tests.simulation.evidence import early_deliveries, other_deliveries, violat
 from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome, StreamEndedError
 from tests.simulation.linearizability import Rollback
-from tests.simulation.plan import Plan, plan_of
+from tests.simulation.plan import Fault, Plan, plan_of
 from tests.simulation.servers import (
     Life,
     SimulatedCrashError,
@@ -391,6 +391,7 @@ class World:
         redis.loaded()
         redis.resume()
         redis.primary.refusal = None
+        self.misfortune.mend()
         self.clock.set_right()
         for server in self.alive():
             server.thaw()
@@ -450,6 +451,8 @@ class World:
             self.history,
             universe,
             self.rollbacks,
+            # What was not written in full is in no listing, though its record can be read.
+            absences=Fault.WRONG_TYPE not in self.plan.faults,
             deletions_end=deletions_end,
         )
         self.violations += early_deliveries(self.history)
@@ -463,6 +466,8 @@ class World:
         """Whether a log line is about a crash of ours, or what follows from several."""
         if line["event"] == "actor_quarantined":
             return self.plan.crash_chance > 0.0
+        if line["event"] in {"key_damaged", "read_failed"}:
+            return Fault.WRONG_TYPE in self.plan.faults
         return isinstance(line.get("exc_info"), SimulatedCrashError)
 
     def digest(self) -> str:
