@@ -8,7 +8,6 @@ most of it is for running calls, the rest for the last commits and for the embed
 
 from __future__ import annotations
 
-import gc
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from dbos_actors.cli.garbage import tidy_when_idle, tune_garbage_collection
 from dbos_actors.errors import (
     ConfigurationError,
     FencedError,
@@ -41,11 +41,6 @@ _REDIS_WAIT_MAX_S = 5.0
 # Of the grace, for running calls. Of the rest the store takes two thirds to commit what waits
 # (`dbos_actors.server`), and the embedded Valkey what is left to write its file and end.
 _CALLS_SHARE = 0.7
-
-# Generation 0 after so many more containers than were freed, 1 after so many of those, 2 likewise.
-# Almost everything a call makes is freed by reference counts, while a full collection visits every
-# agent in memory: with Python's defaults a growing server spent half of its time on that.
-_GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 _log = structlog.get_logger(__name__)
 
@@ -141,7 +136,8 @@ async def serve(
                 supervisor = await _open_supervisor(
                     stack, settings, open_supervisor, connector, take_over=take_over
                 )
-                _tune_garbage_collection()
+                tune_garbage_collection()
+                nursery.start_soon(tidy_when_idle)
                 signals.is_ready = True
                 announce(
                     f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
@@ -150,13 +146,6 @@ async def serve(
                 await supervisor.drain(settings.drain_grace_s * _CALLS_SHARE)
         nursery.cancel_scope.cancel()
     _log.info("stopped")
-
-
-def _tune_garbage_collection() -> None:
-    """For a process that is nothing but this server; an embedding program decides for itself."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings, signals: _Signals) -> Connector:

@@ -20,7 +20,7 @@ from typing import Any, Self
 import structlog
 import trio
 
-from dbos_actors.cli.serving import _tune_garbage_collection
+from dbos_actors.cli.garbage import tune_garbage_collection
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.settings import descriptions
 
@@ -105,7 +105,7 @@ def _figures(running: RunningServer, *, precisely: bool) -> dict[str, Any]:
 
 async def _serve() -> None:
     async with open_supervisor() as running:
-        _tune_garbage_collection()
+        tune_garbage_collection()
         print(json.dumps({"address": running.address}), flush=True)
         stdin = trio.lowlevel.FdStream(os.dup(0))
         while line := await stdin.receive_some():
