@@ -220,8 +220,8 @@ def oldest_tasks(
 ) -> Iterator[Slice]:
     """Pending tasks scheduled at ``until`` (wall-clock seconds) or before, oldest first.
 
-    Tasks waiting out a retry delay are not among them. An empty name stands for all;
-    ``wanted`` is how many will be taken at most.
+    Tasks waiting out a retry delay are not among them. An empty name stands for all. It ends when
+    ``wanted`` tasks have been found; a slice may have found some more.
     """
     lanes, _ = _oldest_plan(book, until, agent_id, module_name, wanted)
     if lanes is None:
@@ -308,15 +308,15 @@ def _oldest_walked(
         if not nearest:
             return
         last = nearest[-1]
-        yield Slice(
-            len(nearest),
-            [
-                record
-                for record in _still_due(book, nearest, until)
-                if agent_id in ("", record.agent_id) and module_name in ("", record.module_name)
-            ],
-            "",
-        )
+        records = [
+            record
+            for record in _still_due(book, nearest, until)
+            if agent_id in ("", record.agent_id) and module_name in ("", record.module_name)
+        ]
+        yield Slice(len(nearest), records, "")
+        wanted -= len(records)
+        if wanted <= 0:
+            return
 
 
 def _following(

@@ -297,8 +297,8 @@ def test_the_oldest_of_a_million_are_found_among_few_rows(
     rows_max: int,
 ) -> None:
     steps = oldest_tasks(cost.book, until=NOW_S + ahead_s, wanted=wanted, **filters)
-    counted, rows = cost.of(steps, wanted)
-    assert counted == found
+    counted, rows = cost.of(steps)
+    assert min(counted, wanted) == found
     assert rows <= rows_max
 
 
