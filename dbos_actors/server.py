@@ -214,15 +214,14 @@ async def open_supervisor(
             queries = Queries(store, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes)
             liveness = _liveness(settings, store, agents, clock)
             retention = _retention(settings, store, agents, clock)
+            listings = ListingBudget(settings.listing_bytes, message_bytes=limits.message_bytes)
             service = DbosService(
                 agents=agents,
                 tasks=tasks,
                 queries=queries,
                 directory=directory,
                 limits=limits,
-                listing_budget=ListingBudget(
-                    settings.listing_bytes, message_bytes=limits.message_bytes
-                ),
+                listing_budget=listings,
                 heard=None if liveness is None else liveness.heard,
             )
             health = Health([SERVICE.full_name, TASKS_HEALTH])
@@ -263,6 +262,7 @@ async def open_supervisor(
                         **gauges_of("store", store.statistics()),
                         **gauges_of("agents", agents.statistics()),
                         **gauges_of("tasks", tasks.statistics()),
+                        **gauges_of("listings", listings.statistics()),
                         **gauges_of("rpc", rpc.statistics()),
                         "dbos_log_lines_left_out": (
                             "Log lines of clients' doing that were not written.",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -30,6 +31,18 @@ _RUNNING_MAX = 64
 """Listings that read at the same time: 16,000 records' sizes may be asked for at once."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListingStatistics:
+    """Listings since the start, and now."""
+
+    calls: int
+    rows: int
+    """Entries and records looked at for them. Divided by what they list it tells how well the
+    filters that clients use are served."""
+    running: int
+    large: int
+
+
 class ListingBudget:
     """The memory of all listings."""
 
@@ -43,11 +56,23 @@ class ListingBudget:
         self.large = trio.CapacityLimiter(max(1, limit_bytes // large_bytes))
         """The places of large listings."""
         self.running = trio.CapacityLimiter(_RUNNING_MAX)
+        self.rows = 0
+        self._calls = 0
+
+    def statistics(self) -> ListingStatistics:
+        """What listings did and do."""
+        return ListingStatistics(
+            calls=self._calls,
+            rows=self.rows,
+            running=int(self.running.borrowed_tokens),
+            large=int(self.large.borrowed_tokens),
+        )
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[Room]:
         """A listing's share, for the length of the context; waits until it may run."""
         room = Room(self)
+        self._calls += 1
         try:
             await room.run()
             yield room
@@ -81,6 +106,10 @@ class Room:
         await self._budget.large.acquire_on_behalf_of(self)
         self._is_large = True
         await self.run()
+
+    def looked_at(self, rows: int) -> None:
+        """Count what was looked at."""
+        self._budget.rows += rows
 
     def release(self, size_bytes: int) -> None:
         """Of what was read, so much is not part of the response."""

@@ -177,6 +177,7 @@ class Queries:
             )
             if not members:
                 return page.response()
+            room.looked_at(len(members))
             sizes = await record_sizes(self._store, keys.agents, members)
             for first, behind, size_bytes in reads(sizes):
                 part = members[first:behind]
@@ -257,6 +258,7 @@ class Queries:
             )
             if not entries:
                 return page.response()
+            room.looked_at(len(entries))
             for entry_id, fields in entries:
                 event = fields[1]
                 if not is_filtered or _is_wanted_event(event, types, request.agent_id):
@@ -300,6 +302,7 @@ class Queries:
             entries = await index.entries_after(last, count)
             if not entries:
                 return page.response()
+            room.looked_at(len(entries))
             members = [member for _, member in entries]
             sizes = await record_sizes(self._store, records, members)
             for first, behind, size_bytes in reads(sizes):

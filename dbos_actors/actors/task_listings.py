@@ -115,7 +115,7 @@ class TaskListings:
         )
         rows = 0
         found: list[TaskRecord] = []
-        while step := await self._next(scan):
+        while step := await self._next(scan, room):
             rows += step.rows
             found += step.records
             # A scan that gathers before it orders has not come anywhere yet.
@@ -181,7 +181,7 @@ class TaskListings:
         )
         found: list[TaskRecord] = []
         room_bytes = room_for_tasks(self._message_bytes_max)
-        while len(found) < limit and (step := await self._next(scan)):
+        while len(found) < limit and (step := await self._next(scan, room)):
             records = step.records[: limit - len(found)]
             fitting = fitting_tasks(records, room_bytes, has_any=bool(found))
             found += fitting
@@ -205,10 +205,13 @@ class TaskListings:
                 self._damaged(damaged)
         return b"".join(parts)
 
-    async def _next(self, scan: Iterator[Slice]) -> Slice | None:
+    async def _next(self, scan: Iterator[Slice], room: Room) -> Slice | None:
         """The next slice, when it is this listing's turn; None at the end."""
         async with self._turns:
-            return next(scan, None)
+            step = next(scan, None)
+        if step is not None:
+            room.looked_at(step.rows)
+        return step
 
     async def _wait_committed(self, book: TaskBook) -> None:
         """Wait until all that the book has shown is committed.
