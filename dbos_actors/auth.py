@@ -28,8 +28,8 @@ _LOOK_S = 0.5
 """Between looks at the file. It is read when it was the same at two looks in a row: whoever
 writes it in place empties it first, and that is no reason to end everybody's streams."""
 
-_SCHEME = b"bearer "
-"""In any case (RFC 9110, section 11.1)."""
+_SCHEME = b"Bearer "
+"""As clients write it. Any case is accepted (RFC 9110, section 11.1), at a higher price."""
 
 _TOKENS_MAX = 100
 """Each call is compared with every token, whichever fits, so that time tells nothing."""
@@ -42,8 +42,9 @@ class BearerAuth:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
         self._path = path
         self._stamp = _stamp(path)
-        self._tokens = _read(path)
-        if not self._tokens:
+        # What an `authorization` header must be, each.
+        self._accepted = _read(path)
+        if not self._accepted:
             raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: has no token")
 
     async def watch(self, on_change: Callable[[], Awaitable[None]]) -> NoReturn:
@@ -56,29 +57,30 @@ class BearerAuth:
                 continue
             self._stamp = seen
             try:
-                self._tokens = _read(self._path)
+                self._accepted = _read(self._path)
             except ConfigurationError as error:
                 logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
             else:
-                log = logger.info if self._tokens else logger.warning
-                log("tokens_reloaded", tokens=len(self._tokens))
+                log = logger.info if self._accepted else logger.warning
+                log("tokens_reloaded", tokens=len(self._accepted))
                 await on_change()
 
     def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
-        """The token that a call presents, if it is one of the file's."""
+        """The header that a call presents, as usually written, if it has a token of the file."""
         presented = headers.get(b"authorization", b"")
-        if presented[: len(_SCHEME)].lower() != _SCHEME:
-            return None
-        presented = presented[len(_SCHEME) :].strip(b" ")
         client = None
-        for token in self._tokens:
-            if compare_digest(presented, token):
-                client = token
+        for expected in self._accepted:
+            if compare_digest(presented, expected):
+                client = expected
+        if client is None and presented[: len(_SCHEME)].lower() == _SCHEME.lower():
+            usual = _SCHEME + presented[len(_SCHEME) :].strip(b" ")
+            if usual != presented:
+                return self.identify({b"authorization": usual})
         return client
 
     def is_valid(self, client: Hashable) -> bool:
-        """Whether a token is still one of the file's."""
-        return client in self._tokens
+        """Whether its token is still one of the file's."""
+        return client in self._accepted
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -99,4 +101,4 @@ def _read(path: Path) -> list[bytes]:
         raise ConfigurationError(
             f"DBOS_AUTH_TOKEN_FILE={path}: has {len(tokens)} tokens, the limit is {_TOKENS_MAX}"
         )
-    return [token.encode() for token in tokens]
+    return [_SCHEME + token.encode() for token in tokens]
