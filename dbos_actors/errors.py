@@ -3,7 +3,7 @@
 Two kinds are kept apart. A `RefusedError` is the domain's answer to a request
 that cannot be granted; it travels in-band, in the response's ``error`` field,
 with gRPC status OK. Every other `DbosError` is about the infrastructure and
-becomes a gRPC status (`dbos_actors.service` has the one table).
+becomes a gRPC status (`dbos_actors.service.methods` has the one table).
 """
 
 from __future__ import annotations

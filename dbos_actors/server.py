@@ -30,36 +30,36 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 from trio_util import compose_values
 
-from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.caches import RunCache, RunDirectory
-from dbos_actors.actors.change_clock import ChangeClock
-from dbos_actors.actors.context import AgentContext
-from dbos_actors.actors.deletion import Deletions
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.agents.caches import RunCache, RunDirectory
+from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.context import AgentContext
+from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.agents.liveness import Liveness
+from dbos_actors.actors.agents.queries import Queries
+from dbos_actors.actors.agents.retention import Retention, RetentionPolicy
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.listings import ListingBudget
-from dbos_actors.actors.liveness import Liveness
-from dbos_actors.actors.queries import Queries
-from dbos_actors.actors.retention import Retention, RetentionPolicy
-from dbos_actors.actors.scheduler import Scheduler, SchedulerSettings
+from dbos_actors.actors.tasks.scheduler import Scheduler, SchedulerSettings
 from dbos_actors.api.messages import DESCRIPTOR
-from dbos_actors.auth import BearerAuth
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.limits import Limits
 from dbos_actors.errors import ConfigurationError, raise_sole_cause
 from dbos_actors.log_limits import LIMITS
-from dbos_actors.metrics import CallMetrics, gauges_of, metrics_page
-from dbos_actors.pages import serve_pages
-from dbos_actors.rpc.descriptors import connections_that_fit
-from dbos_actors.rpc.health import FILE as HEALTH_FILE
-from dbos_actors.rpc.health import OVERALL, Health
-from dbos_actors.rpc.interceptors import Interceptor
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import Listener, bound_address, open_listeners
-from dbos_actors.rpc.reflection import reflection_services
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.tls import ReloadingContext
-from dbos_actors.runtime import Cell, Supervisor, SupervisorLimits, until_available
-from dbos_actors.service import SERVICE, DbosService, status_of
+from dbos_actors.rpc.server.descriptors import connections_that_fit
+from dbos_actors.rpc.server.health import FILE as HEALTH_FILE
+from dbos_actors.rpc.server.health import OVERALL, Health
+from dbos_actors.rpc.server.interceptors import Interceptor
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import Listener, bound_address, open_listeners
+from dbos_actors.rpc.server.reflection import reflection_services
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.wire.tls import ReloadingContext
+from dbos_actors.runtime import ActorCell, Supervisor, SupervisorLimits, until_available
+from dbos_actors.service.auth import BearerAuth
+from dbos_actors.service.http_pages import serve_pages
+from dbos_actors.service.methods import SERVICE, DbosService, status_of
+from dbos_actors.service.metrics import CallMetrics, gauges_of, metrics_page
 from dbos_actors.settings import Settings, load_settings
 from dbos_actors.store import (
     Connector,
@@ -335,7 +335,7 @@ def _agents(
         deletion_interrupted=deletions.interrupted,
     )
 
-    def make(agent_id: str, cell: Cell) -> AgentActor:
+    def make(agent_id: str, cell: ActorCell) -> AgentActor:
         return AgentActor(agent_id, cell, context)
 
     return Supervisor(

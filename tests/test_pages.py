@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from dbos_actors import pages
-from dbos_actors.pages import CONNECTIONS_MAX, REQUEST_BYTES_MAX, Page, serve_pages
+from dbos_actors.service import http_pages as pages
+from dbos_actors.service.http_pages import CONNECTIONS_MAX, REQUEST_BYTES_MAX, Page, serve_pages
 
 
 @asynccontextmanager

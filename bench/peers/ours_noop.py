@@ -12,9 +12,9 @@ import trio
 from grpclib.const import Status
 
 from dbos_actors.api import messages
-from dbos_actors.rpc.listeners import open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 
 
 def _no_op(call: UnaryCall) -> None:

@@ -1,7 +1,7 @@
 """The commands and their options.
 
 An option that is given overrides its environment variable; one that is not leaves the
-setting alone, so defaults are in `dbos_actors.settings` only.
+setting alone, so defaults are in `dbos_actors.settings.declaration` only.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from dbos_actors.errors import (
     UnsafeStoreError,
     UnusableStoreError,
 )
-from dbos_actors.rpc.descriptors import raise_descriptor_limit
-from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.server.descriptors import raise_descriptor_limit
+from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.settings import Settings
 from dbos_actors.store.connector import Connector, connector_for
 from dbos_actors.store.embedded import EmbeddedStoreError, open_embedded

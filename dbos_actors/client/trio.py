@@ -23,8 +23,8 @@ from typing import Any
 from dbos_actors.api.sdk import dbos
 from dbos_actors.client import DEFAULT_TIMEOUT_S, GRPCError, Status
 from dbos_actors.client.addresses import parse_address
-from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions
-from dbos_actors.rpc.client_stubs import TrioStub
+from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
+from dbos_actors.rpc.client.stubs import TrioStub
 
 __all__ = [
     "BackoffPolicy",

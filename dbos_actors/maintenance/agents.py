@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from dbos_actors.actors.context import RUN
+from dbos_actors.actors.agents.context import RUN
 from dbos_actors.api.messages import ModuleState
 from dbos_actors.domain import runs
 from dbos_actors.maintenance import records

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from dbos_actors.actors.context import MODULE, RUN
+from dbos_actors.actors.agents.context import MODULE, RUN
 from dbos_actors.api.messages import Agent, MeasurementResult, ModuleState, Task
 from dbos_actors.domain.runs import STATES
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 
 from dbos_actors.clock import Clock, SystemClock
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import DbosError, UnavailableError, UnusableStoreError
 from dbos_actors.maintenance import head
 from dbos_actors.maintenance.check import Tally, check

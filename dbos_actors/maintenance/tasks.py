@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import trio
 
-from dbos_actors.actors.scheduler_commands import TaskCommands
-from dbos_actors.domain.task_salvage import Readable, Salvager, disagree
-from dbos_actors.domain.task_states import Status
-from dbos_actors.domain.tasks import TaskLimits
-from dbos_actors.domain.timers import Now
+from dbos_actors.actors.tasks.commands import TaskCommands
+from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks.salvage import Readable, Salvager, disagree
+from dbos_actors.domain.tasks.states import Status
+from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.maintenance import records
 from dbos_actors.maintenance.findings import Finding, Report
 from dbos_actors.maintenance.reading import StoreReader

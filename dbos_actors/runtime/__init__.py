@@ -1,7 +1,7 @@
 """A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis."""
 
-from dbos_actors.runtime.backlog import Backlog
-from dbos_actors.runtime.cell import ActorLimits, Cell, State, Waiter
+from dbos_actors.runtime.actor_cell import ActorCell, ActorLimits, State, Waiter
+from dbos_actors.runtime.mailbox_budget import MailboxBudget
 from dbos_actors.runtime.retry import until_available
 from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
 from dbos_actors.runtime.turn import (
@@ -20,15 +20,15 @@ from dbos_actors.runtime.turn import (
 __all__ = [
     "AGAIN",
     "DEFERRED",
+    "ActorCell",
     "ActorLimits",
     "Again",
-    "Backlog",
     "Behaviour",
     "Call",
-    "Cell",
     "CommitLog",
     "Deferred",
     "Job",
+    "MailboxBudget",
     "Reply",
     "State",
     "Supervisor",

@@ -17,8 +17,8 @@ import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
-from dbos_actors.runtime.backlog import Backlog
-from dbos_actors.runtime.cell import ActorLimits, Cell, State
+from dbos_actors.runtime.actor_cell import ActorCell, ActorLimits, State
+from dbos_actors.runtime.mailbox_budget import MailboxBudget
 from dbos_actors.runtime.turn import Behaviour, Call, CommitLog
 
 
@@ -28,7 +28,7 @@ class SupervisorLimits:
 
     actor: ActorLimits = field(default_factory=ActorLimits)
 
-    backlog_bytes: int = 64 * 1024 * 1024
+    mailbox_bytes: int = 64 * 1024 * 1024
     """Of all messages that wait for their turn, over all actors; beyond it RESOURCE_EXHAUSTED.
     As much as may wait for its commit."""
 
@@ -49,7 +49,7 @@ class SupervisorStatistics:
     quarantined: int
     mailbox_messages: int
     mailbox_messages_max: int
-    backlog_bytes: int
+    mailbox_bytes: int
     activations: int
     passivations: int
 
@@ -69,23 +69,23 @@ class Supervisor:
     def __init__(
         self,
         *,
-        make: Callable[[str, Cell], Behaviour],
+        make: Callable[[str, ActorCell], Behaviour],
         log: CommitLog,
         clock: Clock,
         limits: SupervisorLimits,
         size_of: Callable[[Any], int] = _weightless,
     ) -> None:
-        """``size_of`` gives the bytes that a request holds; see `Backlog`."""
+        """``size_of`` gives the bytes that a request holds; see `MailboxBudget`."""
         self._make = make
         self._log = log
         self._clock = clock
         self._limits = limits
-        self._backlog = Backlog(limits.backlog_bytes, size_of)
-        self._cells: dict[str, Cell] = {}
+        self._mailbox_budget = MailboxBudget(limits.mailbox_bytes, size_of)
+        self._cells: dict[str, ActorCell] = {}
         self._nursery: trio.Nursery | None = None
         # What the hand has yet to pass in this lap, next one last. What it has passed is not
         # kept, so that cells which have left memory are freed.
-        self._lap: list[Cell] = []
+        self._lap: list[ActorCell] = []
         self._lap_size = 0
         self._activations = 0
         self._passivations = 0
@@ -111,7 +111,7 @@ class Supervisor:
                 return
         cell.deliver(call)
 
-    def get(self, key: str) -> Cell | None:
+    def get(self, key: str) -> ActorCell | None:
         """The cell of ``key`` if it is resident."""
         return self._cells.get(key)
 
@@ -128,25 +128,25 @@ class Supervisor:
             quarantined=sum(c.state is State.QUARANTINED for c in self._cells.values()),
             mailbox_messages=sum(waiting),
             mailbox_messages_max=max(waiting, default=0),
-            backlog_bytes=self._backlog.size_bytes,
+            mailbox_bytes=self._mailbox_budget.size_bytes,
             activations=self._activations,
             passivations=self._passivations,
         )
 
-    def _activate(self, key: str) -> Cell:
+    def _activate(self, key: str) -> ActorCell:
         if self._nursery is None:
             raise UnavailableError("the actors are not running")
         if len(self._cells) >= self._limits.max_resident and not self._evict_one():
             raise OverloadedError(
                 "the table of resident actors", limit=self._limits.max_resident, unit="actors"
             )
-        cell = Cell(
+        cell = ActorCell(
             key,
             make=self._make,
             log=self._log,
             clock=self._clock,
             limits=self._limits.actor,
-            backlog=self._backlog,
+            mailbox_budget=self._mailbox_budget,
             unroute=self._unroute,
         )
         self._cells[key] = cell
@@ -154,11 +154,11 @@ class Supervisor:
         self._nursery.start_soon(cell.run, name=key)
         return cell
 
-    def _unroute(self, cell: Cell) -> None:
+    def _unroute(self, cell: ActorCell) -> None:
         del self._cells[cell.key]
         self._passivations += 1
 
-    def _next_cell(self) -> Cell | None:
+    def _next_cell(self) -> ActorCell | None:
         """Where the hand points next; a lap is a snapshot, so it survives what comes and goes."""
         while True:
             if not self._lap:
@@ -184,7 +184,7 @@ class Supervisor:
             if cell is not None
         )
 
-    def _is_idle(self, cell: Cell) -> bool:
+    def _is_idle(self, cell: ActorCell) -> bool:
         """Second chance: whether it had no message since the last visit."""
         if cell.active:
             cell.active = False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from dbos_actors.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from dbos_actors.runtime.cell import Cell
+    from dbos_actors.runtime.actor_cell import ActorCell
 
 
 class Reply(Protocol):
@@ -90,7 +90,7 @@ class Turn:
         "then",
     )
 
-    owner: Cell
+    owner: ActorCell
     call: Call
     deadline_s: float | None
 
@@ -158,7 +158,7 @@ class Job:
 
     __slots__ = ("run",)
 
-    def __init__(self, run: Callable[[Cell], Awaitable[Any]]) -> None:
+    def __init__(self, run: Callable[[ActorCell], Awaitable[Any]]) -> None:
         """``run(cell)`` is awaited in the actor's task, and returns the answer or `AGAIN`."""
         self.run = run
 

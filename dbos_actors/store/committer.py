@@ -1,4 +1,4 @@
-"""The one task that writes: it sends what the ledger decides and carries the effects out."""
+"""The one task that writes: it sends what the history decides and carries the effects out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
 from dbos_actors.store.batch import Batch, Wire
+from dbos_actors.store.commit_history import CommitHistory, Phase
 from dbos_actors.store.connection import (
     AuthenticationError,
     Connection,
@@ -21,11 +22,10 @@ from dbos_actors.store.connection import (
 )
 from dbos_actors.store.damage import Marks, failures
 from dbos_actors.store.effects import Effects
-from dbos_actors.store.ledger import Ledger, Phase
-from dbos_actors.store.patience import Patience
 from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
+from dbos_actors.store.wait_timeouts import WaitTimeouts
 
 logger = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ def backoff_s(attempt: int, settings: StoreSettings, random: Random) -> float:
 
 
 class Committer:
-    """Runs the ledger against Redis.
+    """Runs the history against Redis.
 
     ``generation`` rises whenever the commit connection is replaced: whoever reads on another
     connection then has to replace that one too, lest the two lead to different servers.
@@ -63,7 +63,7 @@ class Committer:
     def __init__(
         self,
         *,
-        ledger: Ledger,
+        history: CommitHistory,
         wire: Wire,
         connection: Connection,
         connect: Callable[[], Awaitable[Connection]],
@@ -73,20 +73,20 @@ class Committer:
         requirements: Requirements,
         findings: Findings,
         state: AsyncValue,
-        patience: Patience,
+        wait_timeouts: WaitTimeouts,
         marks_key: str,
         told: Callable[[], None],
         on_away: Callable[[str], None],
         on_reload: Callable[[], None],
     ) -> None:
-        """``connection`` watches the commit key, which has the ledger's value.
+        """``connection`` watches the commit key, which has the history's value.
 
         ``findings`` are those of `inspect`, on that connection.
         Damaged keys are listed in ``marks_key``.
         ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
         away, with the reason, ``on_reload`` when it has lost commits for good.
         """
-        self.ledger = ledger
+        self.history = history
         self.generation = 0
         self.reconnects = 0
         self.commit_seconds = 0.0
@@ -102,7 +102,7 @@ class Committer:
         self._requirements = requirements
         self._inspect_at_s = clock.monotonic_s() + settings.inspection_s
         self._state = state
-        self._patience = patience
+        self._wait_timeouts = wait_timeouts
         self._marks = Marks(marks_key, clock=clock, submit=self.submit)
         self._told = told
         self._on_away = on_away
@@ -119,50 +119,50 @@ class Committer:
     @property
     def is_current(self) -> bool:
         """Whether memory may be shown: nothing is in doubt and nobody can have taken the store."""
-        ledger = self.ledger
-        return ledger.settled and self._clock.monotonic_s() < ledger.lease_until_s
+        history = self.history
+        return history.settled and self._clock.monotonic_s() < history.lease_until_s
 
     def submit(self, submission: Submission) -> None:
         """Queue a submission. Raises `OverloadedError`, or `UnavailableError` when closed."""
         now_s = self._clock.monotonic_s()
-        self.ledger.submit(submission, now_s)
+        self.history.submit(submission, now_s)
         if self._sleeper is not None:
             self.wake()
         if self._state.value is not _CONNECTED:
-            self._patience.enrol(submission, now_s)
+            self._wait_timeouts.enrol(submission, now_s)
 
     def wake(self) -> None:
-        """Look at the ledger again."""
+        """Look at the history again."""
         sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None:
             trio.lowlevel.reschedule(sleeper)
 
     def release(self) -> None:
         """Commit what is queued, give the lease up, and end."""
-        self.ledger.releasing = True
+        self.history.releasing = True
         self.wake()
 
     def suspect(self) -> None:
         """Someone saw the store in a state that does not fit: check it."""
-        self.ledger.check_wanted = True
+        self.history.check_wanted = True
         self.wake()
 
     async def run(self) -> None:
-        """Commit until the ledger is closed.
+        """Commit until the history is closed.
 
         Raises:
             FencedError: another server has taken the store; nobody was told anything since.
         """
         try:
-            while not self.ledger.closed:
+            while not self.history.closed:
                 try:
                     await self._serve()
                 except ConnectionLostError as error:
-                    self.ledger.connection_lost()
+                    self.history.connection_lost()
                     self._go_away(str(error))
                     self._failures += 1
                     await self._connection.aclose()
-                    if not self.ledger.closed:
+                    if not self.history.closed:
                         await self._reconnect()
         finally:
             with trio.CancelScope(shield=True):
@@ -183,23 +183,25 @@ class Committer:
                 await self._connection.aclose()
             elif waited_s >= settings.stall_s:
                 self._go_away("no answer to a commit")
-            elif self._sleeper is not None and now_s >= min(self.ledger.wake_s, self._inspect_at_s):
+            elif self._sleeper is not None and now_s >= min(
+                self.history.wake_s, self._inspect_at_s
+            ):
                 self.wake()
                 self._marks.flush()
 
     # ------------------------------------------------------------- the loop
 
     async def _serve(self) -> None:
-        ledger = self.ledger
+        history = self.history
         clock = self._clock
-        while ledger.phase is _KNOWN:
+        while history.phase is _KNOWN:
             now_s = clock.monotonic_s()
             if now_s >= self._inspect_at_s:
                 self._adopt(await self._inspect(self._connection))
-            batch = ledger.next_batch(now_s)
+            batch = history.next_batch(now_s)
             if batch is None:
-                if ledger.held:
-                    await trio.sleep(max(HELD_S_MIN, ledger.wake_s - now_s))
+                if history.held:
+                    await trio.sleep(max(HELD_S_MIN, history.wake_s - now_s))
                 else:
                     await self._wait_for_work()
                 continue
@@ -214,7 +216,7 @@ class Committer:
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _exchange(self, batch: Batch) -> None:
-        ledger = self.ledger
+        history = self.history
         connection = self._connection
         self._lost_because = None
         self._sent_s = sent_s = self._clock.monotonic_s()
@@ -222,8 +224,8 @@ class Committer:
             answer = await self._wire.send(
                 connection,
                 batch,
-                before=ledger.key_value,
-                after=ledger.value_at(batch.sequence),
+                before=history.key_value,
+                after=history.value_at(batch.sequence),
             )
         except ConnectionLostError as error:
             if self._lost_because is None:
@@ -232,7 +234,7 @@ class Committer:
         finally:
             self._sent_s = math.inf
         now_s = self._clock.monotonic_s()
-        effects = ledger.answered(batch, answer, now_s)
+        effects = history.answered(batch, answer, now_s)
         if answer.replies is not None:
             self.commit_seconds += now_s - sent_s
             self._failures = 0
@@ -240,7 +242,7 @@ class Committer:
         if effects.reconnect is not None:
             logger.warning("commit_refused", reason=effects.reconnect)
             raise ConnectionLostError(effects.reconnect)
-        if self._state.value is _AWAY and ledger.settled:
+        if self._state.value is _AWAY and history.settled:
             self._come_back()
 
     async def _inspect(self, connection: Connection) -> Findings:
@@ -264,7 +266,7 @@ class Committer:
             logger.info("writes_accepted")
         else:
             logger.error("writes_refused", reason=findings.violation)
-        self._carry_out(self.ledger.forbid(findings.violation))
+        self._carry_out(self.history.forbid(findings.violation))
         self.forbidden.value = findings.violation
 
     # ------------------------------------------------------------- effects
@@ -288,9 +290,9 @@ class Committer:
             self._refuse(effects)
         if effects.damage:
             self._marks.add(effects.damage)
-        if self._patience.has_given_up:
+        if self._wait_timeouts.has_given_up:
             for submission, _ in (*effects.committed, *effects.refused):
-                self._patience.settled(submission)
+                self._wait_timeouts.settled(submission)
         if effects.committed or effects.refused:
             self._told()
         if effects.lost_batches:
@@ -323,44 +325,44 @@ class Committer:
     # ------------------------------------------------------------ away, back
 
     def _go_away(self, reason: str) -> None:
-        self._patience.reason = reason
+        self._wait_timeouts.reason = reason
         if self._state.value is not StoreState.CONNECTED:
             return
         logger.warning("store_away", reason=reason)
         self._state.value = StoreState.AWAY
-        for submission, since_s in self.ledger.waiting():
-            self._patience.enrol(submission, since_s)
+        for submission, since_s in self.history.waiting():
+            self._wait_timeouts.enrol(submission, since_s)
         self._on_away(reason)
 
     def _come_back(self) -> None:
         logger.info("store_back")
-        self._patience.clear()
+        self._wait_timeouts.clear()
         self._state.value = StoreState.CONNECTED
 
     async def _reconnect(self) -> None:
         """Connect, with pauses, and settle what is in doubt."""
-        refusals = self.ledger.counts.losses_refused
+        refusals = self.history.counts.losses_refused
         while True:
             await trio.sleep(backoff_s(self._failures, self._settings, self._random))
             try:
                 self._connection, findings, value, failed = await self._armed_connection()
             except (ConnectionLostError, AuthenticationError) as error:
-                self._patience.reason = str(error)
+                self._wait_timeouts.reason = str(error)
                 self._failures += 1
                 continue
-            effects = self.ledger.key_read(value, self._clock.monotonic_s(), failed)
+            effects = self.history.key_read(value, self._clock.monotonic_s(), failed)
             self._carry_out(effects)
             if effects.reconnect is None:
                 break
-            if self.ledger.counts.losses_refused == refusals + 1:
+            if self.history.counts.losses_refused == refusals + 1:
                 logger.error("older_redis_refused", reason=effects.reconnect)
-            self._patience.reason = effects.reconnect
+            self._wait_timeouts.reason = effects.reconnect
             self._failures += 1
             await self._connection.aclose()
         self.generation += 1
         self.reconnects += 1
         self._adopt(findings)
-        if self.ledger.settled:
+        if self.history.settled:
             self._come_back()
 
     async def _armed_connection(
@@ -374,7 +376,7 @@ class Committer:
             with answered_within(self._settings.connect_timeout_s):
                 findings = await self._inspect(connection)
                 value = await self._wire.arm(connection)
-                in_doubt = self.ledger.executed_in_doubt(value)
+                in_doubt = self.history.executed_in_doubt(value)
                 failed = await failures(connection, in_doubt) if in_doubt is not None else ()
                 return connection, findings, value, failed
         except BaseException:

@@ -122,7 +122,7 @@ class Connection:
         return bytes(chunk)
 
 
-async def introduce(
+async def handshake(
     connection: Connection,
     *,
     username: str | None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from dbos_actors.store.connection import Connection, answered_within, introduce
+from dbos_actors.store.connection import Connection, answered_within, handshake
 from dbos_actors.store.connector import Connector
 
 Call = Callable[[bytes, int], Awaitable[list[Any]]]
@@ -27,7 +27,7 @@ async def open_connection(connector: Connector, *, timeout_s: float) -> AsyncIte
         connection = Connection(await connector.connect())
     try:
         with answered_within(timeout_s):
-            await introduce(
+            await handshake(
                 connection,
                 username=connector.username,
                 password=connector.password,

@@ -32,9 +32,9 @@ from dbos_actors.store.connection import (
     ConnectionLostError,
     answered_within,
 )
-from dbos_actors.store.patience import Patience
 from dbos_actors.store.resp import ReplyError, first_error
 from dbos_actors.store.settings import StoreSettings, StoreState
+from dbos_actors.store.wait_timeouts import WaitTimeouts
 
 logger = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class Reader:
         clock: Clock,
         random: Random,
         state: AsyncValue,
-        patience: Patience,
+        wait_timeouts: WaitTimeouts,
         told: Callable[[], None],
     ) -> None:
         self.reads = 0
@@ -105,7 +105,7 @@ class Reader:
         self._clock = clock
         self._random = random
         self._state = state
-        self._patience = patience
+        self._wait_timeouts = wait_timeouts
         self._told = told
         self._queue: deque[Read] = deque()
         self._queued_commands = 0
@@ -149,7 +149,7 @@ class Reader:
         self._queued_commands += len(commands)
         self._work.set()
         if self._away:
-            self._patience.enrol(read, read.since_s)
+            self._wait_timeouts.enrol(read, read.since_s)
         return read
 
     async def read(self, *commands: bytes) -> list[object]:
@@ -211,13 +211,13 @@ class Reader:
 
     def away(self, reason: str) -> None:
         """Nothing can be read until further notice: everything that waits gives up in due time."""
-        self._patience.reason = reason
+        self._wait_timeouts.reason = reason
         if self._away:
             return
         self._away = True
         for read in (*self._batch, *self._queue):
             if not read.done:
-                self._patience.enrol(read, read.since_s)
+                self._wait_timeouts.enrol(read, read.since_s)
 
     def _forget_done(self) -> None:
         """Make room: those that have given up need not be read."""
@@ -235,12 +235,12 @@ class Reader:
         if not batch:
             return
         commands = [command for read in batch for command in read.commands]
-        sequence = self._committer.ledger.sequence
+        sequence = self._committer.history.sequence
         errors = connection.error_count
         with answered_within(self._settings.reply_timeout_s):
             payload = self._wire.read_command + b"".join(commands)
             value, *replies = await connection.call(payload, 1 + len(commands))
-        if self._generation != self._committer.generation or not self._committer.ledger.settled:
+        if self._generation != self._committer.generation or not self._committer.history.settled:
             raise ConnectionLostError("the commit connection was lost meanwhile")
         self._expect_current(self._wire.key_value(value), sequence)
         failed = connection.error_count != errors
@@ -249,7 +249,7 @@ class Reader:
         self._batch = []
         if self._away:
             self._away = False
-            self._patience.clear()
+            self._wait_timeouts.clear()
         self.reads += len(batch)
         self.round_trips += 1
         self._deliver(batch, replies, failed=failed)
@@ -270,7 +270,7 @@ class Reader:
 
     def _is_done(self, read: Read) -> bool:
         if read.done:
-            self._patience.settled(read)
+            self._wait_timeouts.settled(read)
         return read.done
 
     def _deliver(self, batch: list[Read], replies: list[object], *, failed: bool) -> None:
@@ -283,9 +283,9 @@ class Reader:
                 logger.error("read_failed", reason=str(error))
                 outcome = UnavailableError(f"Redis refused the read: {error}")
             read.finish(outcome)
-        if self._patience.has_given_up:
+        if self._wait_timeouts.has_given_up:
             for read in batch:
-                self._patience.settled(read)
+                self._wait_timeouts.settled(read)
         self._told()
 
     # ---------------------------------------------------------- connections
@@ -301,7 +301,7 @@ class Reader:
 
     def _expect_current(self, value: bytes | None, sequence: int) -> None:
         """Raises `ConnectionLostError` if a store with this commit key lacks the commit."""
-        if not self._committer.ledger.includes(value, sequence):
+        if not self._committer.history.includes(value, sequence):
             self._committer.suspect()
             raise ConnectionLostError(
                 "what is read lacks what was acknowledged: it is another server than the one that "

@@ -69,7 +69,7 @@ class StoreSettings:
 
     stall_s: float = 0.5
     """A commit unanswered for so long means that Redis is away, though the connection stands.
-    Far above any commit of a healthy Redis, far below the patience of callers."""
+    Far above any commit of a healthy Redis, far below the wait_timeouts of callers."""
 
     reply_timeout_s: float = 10.0
     """A connection that is silent for so long is given up and opened again. Longer than the pauses

@@ -20,25 +20,25 @@ from dbos_actors.errors import (
     raise_sole_cause,
 )
 from dbos_actors.store.batch import Wire
+from dbos_actors.store.commit_history import CommitHistory, HistoryLimits, Phase
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
     AuthenticationError,
     Connection,
     ConnectionLostError,
     answered_within,
-    introduce,
+    handshake,
 )
 from dbos_actors.store.connector import Connector
 from dbos_actors.store.event_ids import EventIds, last_event_id
 from dbos_actors.store.keys import Keys
-from dbos_actors.store.ledger import Ledger, LedgerLimits, Phase
 from dbos_actors.store.ownership import RefusedByRedisError, take_ownership, this_process
-from dbos_actors.store.patience import Patience
 from dbos_actors.store.reader import OnReplies, Reader
 from dbos_actors.store.resp import pack
 from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.submission import Submission
+from dbos_actors.store.wait_timeouts import WaitTimeouts
 
 logger = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Store:
         keys: Keys,
         committer: Committer,
         reader: Reader,
-        patience: tuple[Patience, Patience],
+        wait_timeouts: tuple[WaitTimeouts, WaitTimeouts],
         event_ids: EventIds,
         state: AsyncValue,
         clock: Clock,
@@ -73,7 +73,7 @@ class Store:
         """A stream id above all earlier ones, for an ``XADD`` in the very next submission."""
         self._committer = committer
         self._reader = reader
-        self._patience = patience
+        self._wait_timeouts = wait_timeouts
         self._state = state
         self._clock = clock
         self._on_batch = on_batch
@@ -95,7 +95,7 @@ class Store:
         """
         if self._state.value is not StoreState.CONNECTED:
             return 0.0
-        oldest_s = min(self._committer.ledger.oldest_queued_s, self._reader.oldest_queued_s)
+        oldest_s = min(self._committer.history.oldest_queued_s, self._reader.oldest_queued_s)
         return max(0.0, self._clock.monotonic_s() - oldest_s)
 
     @property
@@ -150,19 +150,21 @@ class Store:
     def statistics(self) -> StoreStatistics:
         """Figures since the start, and what is held now."""
         committer, reader = self._committer, self._reader
-        ledger = committer.ledger
-        counts = ledger.counts
+        history = committer.history
+        counts = history.counts
         return StoreStatistics(
             state=self._state.value,
-            epoch=ledger.epoch,
-            sequence=ledger.sequence,
+            epoch=history.epoch,
+            sequence=history.sequence,
             commits=counts.commits,
             commit_seconds=committer.commit_seconds,
             commits_repeated=counts.repeated,
             commits_refused=counts.refused,
             submissions_committed=counts.submissions_committed,
             submissions_refused=counts.submissions_refused,
-            waits_given_up=sum(patience.given_up_count for patience in self._patience),
+            waits_given_up=sum(
+                wait_timeouts.given_up_count for wait_timeouts in self._wait_timeouts
+            ),
             command_errors=counts.commands_failed,
             batches_lost=counts.batches_lost,
             losses_refused=counts.losses_refused,
@@ -170,12 +172,12 @@ class Store:
             reconnects=committer.reconnects,
             lease_renewals_failed=counts.renewals_failed,
             warnings=len(committer.findings.warnings),
-            writes_forbidden=ledger.forbidden is not None,
-            queued_submissions=ledger.queued_submissions,
-            queued_bytes=ledger.queued_bytes,
-            kept_batches=ledger.kept_batches,
-            kept_bytes=ledger.kept_bytes,
-            in_flight_submissions=ledger.in_flight_submissions,
+            writes_forbidden=history.forbidden is not None,
+            queued_submissions=history.queued_submissions,
+            queued_bytes=history.queued_bytes,
+            kept_batches=history.kept_batches,
+            kept_bytes=history.kept_bytes,
+            in_flight_submissions=history.in_flight_submissions,
             reads=reader.reads,
             read_round_trips=reader.round_trips,
             queued_reads=reader.queued,
@@ -207,8 +209,8 @@ async def open_store(
             committing = _Committing(parts.committer)
             nursery.start_soon(committing.run)
             nursery.start_soon(parts.committer.watch)
-            for patience in parts.patience:
-                nursery.start_soon(patience.run)
+            for wait_timeouts in parts.wait_timeouts:
+                nursery.start_soon(wait_timeouts.run)
             nursery.start_soon(parts.reader.run)
             try:
                 yield parts.store
@@ -248,14 +250,14 @@ class _Committing:
 
 def _close(parts: _Parts) -> None:
     """Tell whoever still waits. A fenced server says nothing more."""
-    ledger = parts.committer.ledger
-    in_flight, queued = ledger.close()
+    history = parts.committer.history
+    in_flight, queued = history.close()
     parts.state.value = StoreState.CLOSED
-    if ledger.phase is Phase.FENCED:
+    if history.phase is Phase.FENCED:
         return
     error = UnavailableError("the store is closed")
     for submission, _ in in_flight:
-        parts.patience[0].give_up(submission, error)
+        parts.wait_timeouts[0].give_up(submission, error)
     for submission, _ in queued:
         submission.refused(error)
     parts.reader.close()
@@ -269,7 +271,7 @@ class _Parts:
     committer: Committer
     reader: Reader
     # Of writes and of reads.
-    patience: tuple[Patience, Patience]
+    wait_timeouts: tuple[WaitTimeouts, WaitTimeouts]
     state: AsyncValue
 
 
@@ -325,7 +327,7 @@ class _Opening:
             connection = Connection(await connector.connect())
             self._answered = True
             try:
-                await introduce(
+                await handshake(
                     connection,
                     username=connector.username,
                     password=connector.password,
@@ -374,17 +376,17 @@ class _Opening:
             owner=self._owner.to_json(),
             lease_ms=lease_ms,
         )
-        ledger = Ledger(
+        history = CommitHistory(
             base=base, epoch=epoch, limits=self._limits(), now_s=now_s, commit_key=keys.commit
         )
-        if await wire.arm(connection) != ledger.key_value:
+        if await wire.arm(connection) != history.key_value:
             # The next attempt finds out who was faster.
             raise ConnectionLostError("another server starts at the same time")
-        return self._assemble(connection, ledger, wire, EventIds(self._clock, last_id), findings)
+        return self._assemble(connection, history, wire, EventIds(self._clock, last_id), findings)
 
-    def _limits(self) -> LedgerLimits:
+    def _limits(self) -> HistoryLimits:
         settings = self._settings
-        return LedgerLimits(
+        return HistoryLimits(
             batch_submissions=settings.batch_submissions,
             batch_bytes=settings.batch_bytes,
             queue_bytes=settings.queue_bytes,
@@ -395,8 +397,8 @@ class _Opening:
             refuse_loss=settings.refuse_loss,
         )
 
-    def _patience(self, told: Callable[[], None]) -> Patience:
-        return Patience(
+    def _wait_timeouts(self, told: Callable[[], None]) -> WaitTimeouts:
+        return WaitTimeouts(
             patience_s=self._settings.patience_s,
             clock=self._clock,
             told=told,
@@ -406,7 +408,7 @@ class _Opening:
     def _assemble(
         self,
         connection: Connection,
-        ledger: Ledger,
+        history: CommitHistory,
         wire: Wire,
         event_ids: EventIds,
         findings: Findings,
@@ -426,9 +428,12 @@ class _Opening:
         def away(reason: str) -> None:
             reader.away(reason)
 
-        patience_to_write, patience_to_read = patience = self._patience(told), self._patience(told)
+        patience_to_write, patience_to_read = wait_timeouts = (
+            self._wait_timeouts(told),
+            self._wait_timeouts(told),
+        )
         committer = Committer(
-            ledger=ledger,
+            history=history,
             wire=wire,
             connection=connection,
             connect=self.connect,
@@ -438,7 +443,7 @@ class _Opening:
             requirements=self._requirements,
             findings=findings,
             state=state,
-            patience=patience_to_write,
+            wait_timeouts=patience_to_write,
             marks_key=self._keys.to_check,
             told=told,
             on_away=away,
@@ -452,18 +457,18 @@ class _Opening:
             clock=self._clock,
             random=self._random,
             state=state,
-            patience=patience_to_read,
+            wait_timeouts=patience_to_read,
             told=told,
         )
         store = Store(
             keys=self._keys,
             committer=committer,
             reader=reader,
-            patience=patience,
+            wait_timeouts=wait_timeouts,
             event_ids=event_ids,
             state=state,
             clock=self._clock,
             on_batch=on_batch,
             on_reload=on_reload,
         )
-        return _Parts(store, committer, reader, patience, state)
+        return _Parts(store, committer, reader, wait_timeouts, state)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from dbos_actors.actors.queries import Index
+from dbos_actors.actors.agents.queries import Index
 from dbos_actors.store import Store
 from dbos_actors.store.resp import unpacked
 from tests.simulation.redis_commands import Database

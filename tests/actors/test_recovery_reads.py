@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbos_actors.actors.scheduler_store import (
+from dbos_actors.actors.tasks.recovery import (
     _ENTRIES_READ,
     _JOURNAL_BYTES_READ,
     _entries_to_read,

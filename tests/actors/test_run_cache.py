@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from dbos_actors.actors.caches import RunCache
+from dbos_actors.actors.agents.caches import RunCache
 
 
 class Holder:

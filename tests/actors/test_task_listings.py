@@ -8,13 +8,13 @@ from typing import Any
 
 import trio
 
-from dbos_actors.actors import task_listings
 from dbos_actors.actors.listings import ListingBudget
-from dbos_actors.actors.task_listings import TaskListings
+from dbos_actors.actors.tasks import listings as task_listings
+from dbos_actors.actors.tasks.listings import TaskListings
 from dbos_actors.api.messages import ListDueTasksRequest, ListTasksRequest
-from dbos_actors.domain.task_scan import Slice
-from dbos_actors.domain.tasks import TaskBook
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.scan import Slice
+from dbos_actors.domain.tasks.timers import Now
 from tests.domain.task_helpers import Driver
 
 

@@ -30,7 +30,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.api import messages
-from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions
+from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
 from tests.chaos.disks import SmallDisk, VolatileDisk
 from tests.chaos.proxy import Proxy
 from tests.chaos.sentinel import SentinelPair

@@ -22,7 +22,7 @@ import trio
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.api import messages
-from dbos_actors.rpc.client import Channel
+from dbos_actors.rpc.client.channel import Channel
 from dbos_actors.store.keys import Keys
 from tests.chaos.inspected import InspectedServer, resident_bytes
 from tests.support.load import Load, Write

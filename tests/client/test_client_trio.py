@@ -24,9 +24,9 @@ from dbos_actors.client import (
     StoreResultsResponse,
 )
 from dbos_actors.client.trio import BackoffPolicy, Channel, ChannelOptions, DbosStub, connect
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
 
 
 class FakeDbos(dbos.DbosBase):

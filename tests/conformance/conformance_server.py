@@ -20,12 +20,12 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.schemas import message_class
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
-from dbos_actors.rpc.tls import server_context
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.wire.schemas import message_class
+from dbos_actors.rpc.wire.tls import server_context
 
 RequestInfo = service_pb2.ConformancePayload.RequestInfo
 RpcStatus = message_class("google.rpc.Status")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from dbos_actors.domain.task_journal import Ledger
-from dbos_actors.domain.task_record import TaskRecord, payload_digest
-from dbos_actors.domain.task_recovery import Recovery
-from dbos_actors.domain.task_scan import oldest_tasks
-from dbos_actors.domain.tasks import Change, TaskBook, TaskLimits
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.book import Change, TaskBook, TaskLimits
+from dbos_actors.domain.tasks.journal import Ledger
+from dbos_actors.domain.tasks.record import TaskRecord, payload_digest
+from dbos_actors.domain.tasks.recovery import Recovery
+from dbos_actors.domain.tasks.scan import oldest_tasks
+from dbos_actors.domain.tasks.timers import Now
 
 T = TypeVar("T")
 WALL_S = 1_700_000_000.0
@@ -136,8 +136,8 @@ def all_rows(book: TaskBook) -> Iterator[tuple[str, bytes]]:
 def durable_state(book: TaskBook) -> tuple[int, Ledger, dict[str, bytes], dict[int, Any]]:
     """All that must survive a restart."""
     rows = dict(all_rows(book))
-    lanes = {
-        number: (lane.agent_id, lane.module_name, len(lane.ids))
-        for number, lane in book.lanes.items()
+    flows = {
+        number: (flow.agent_id, flow.module_name, len(flow.ids))
+        for number, flow in book.flows.items()
     }
-    return book.sequence, book.ledger, rows, lanes
+    return book.sequence, book.ledger, rows, flows

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dbos_actors.domain import id_table
-from dbos_actors.domain.id_table import BLOCK_MAX, IdList, IdTable
+from dbos_actors.domain.tasks import id_table
+from dbos_actors.domain.tasks.id_table import BLOCK_MAX, IdList, IdTable
 
 IDS = st.integers(0, 60).map(lambda number: f"{number:02}")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dbos_actors.domain.task_audit import Audit, Findings
-from dbos_actors.domain.task_journal import Ledger
+from dbos_actors.domain.tasks.audit import Audit, Findings
+from dbos_actors.domain.tasks.journal import Ledger
 from tests.domain.task_helpers import Driver
 
 
@@ -65,7 +65,7 @@ def test_strangers_are_removed_from_every_index() -> None:
     index.delays.add(2, "ghost")
     index.leases.add(3, "ghost")
     index.retained.add(4, "ghost")
-    index.due.add(driver.record("due1").lane, "ghost")
+    index.due.add(driver.record("due1").flow, "ghost")
     index.due_order.add(5, "ghost")
     index.dead.add(6, "ghost")
     findings = audited(driver)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dbos_actors.domain.task_claims import CLAIMED_TASKS_MAX, CLAIMS_MAX, Claim, Claims, identity_of
-from dbos_actors.domain.task_journal import FORMAT, FORMAT_WITH_CLAIMS
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.claims import (
+    CLAIMED_TASKS_MAX,
+    CLAIMS_MAX,
+    Claim,
+    Claims,
+    identity_of,
+)
+from dbos_actors.domain.tasks.journal import FORMAT, FORMAT_WITH_CLAIMS
+from dbos_actors.domain.tasks.timers import Now
 from tests.domain.task_helpers import Driver, recovered
 
 KEY = identity_of("key", "worker", "", "")

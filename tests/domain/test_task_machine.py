@@ -16,8 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dbos_actors.domain.task_audit import Audit
-from dbos_actors.domain.tasks import TaskLimits
+from dbos_actors.domain.tasks.audit import Audit
+from dbos_actors.domain.tasks.book import TaskLimits
 from dbos_actors.errors import RefusedError
 from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
 
@@ -31,7 +31,7 @@ FILTERS = st.fixed_dictionaries({}, optional={"agent_id": AGENTS, "module_name":
 @dataclass
 class Model:
     status: str
-    lane: tuple[str, str]
+    flow: tuple[str, str]
     payload: bytes
     scheduled_at: int
     max_attempts: int
@@ -129,7 +129,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(
         task_id=IDS,
-        lane=st.tuples(AGENTS, MODULES),
+        flow=st.tuples(AGENTS, MODULES),
         payload=st.sampled_from([b"", b"x"]),
         in_s=st.sampled_from([None, -90_000, -90_000, -20, -1, 0, 1, 7, 60, 3600]),
         attempts=st.sampled_from([0, 0, 0, 1, 2]),
@@ -138,19 +138,19 @@ class TaskMachine(RuleBasedStateMachine):
     def schedule(
         self,
         task_id: str,
-        lane: tuple[str, str],
+        flow: tuple[str, str],
         payload: bytes,
         in_s: int | None,
         attempts: int,
         *,
         revive: bool,
     ) -> None:
-        self.schedule_one(task_id, lane, payload, in_s, attempts, revive=revive)
+        self.schedule_one(task_id, flow, payload, in_s, attempts, revive=revive)
 
     def schedule_one(
         self,
         task_id: str,
-        lane: tuple[str, str],
+        flow: tuple[str, str],
         payload: bytes,
         in_s: int | None,
         attempts: int,
@@ -161,7 +161,7 @@ class TaskMachine(RuleBasedStateMachine):
         task = self.model.get(task_id)
         same = (
             task is not None
-            and task.lane == lane
+            and task.flow == flow
             and task.payload == payload
             and attempts in (0, task.max_attempts)
             and (
@@ -175,8 +175,8 @@ class TaskMachine(RuleBasedStateMachine):
         try:
             changed = self.driver.schedule(
                 task_id,
-                agent_id=lane[0],
-                module_name=lane[1],
+                agent_id=flow[0],
+                module_name=flow[1],
                 payload=payload,
                 scheduled_at=at,
                 max_attempts=attempts,
@@ -194,7 +194,7 @@ class TaskMachine(RuleBasedStateMachine):
         deliveries = task.deliveries if task and task.status == "pending" else 0
         self.model[task_id] = Model(
             "pending",
-            lane,
+            flow,
             payload,
             at or int(self.wall_s),
             attempts or 3,
@@ -215,14 +215,14 @@ class TaskMachine(RuleBasedStateMachine):
             task_id
             for task_id, task in self.model.items()
             if self.is_due(task)
-            and filters.get("agent_id", task.lane[0]) == task.lane[0]
-            and filters.get("module_name", task.lane[1]) == task.lane[1]
+            and filters.get("agent_id", task.flow[0]) == task.flow[0]
+            and filters.get("module_name", task.flow[1]) == task.flow[1]
         ]
         leased = self.driver.lease(limit=limit, lease_s=lease_s, **filters)
         assert len(leased) == min(limit, len(due))
         assert {record.task_id for record in leased} <= set(due)
         # Fair: an agent gets a second task only when every agent with due tasks has one.
-        agents = [self.model[task_id].lane[0] for task_id in due]
+        agents = [self.model[task_id].flow[0] for task_id in due]
         served = [record.agent_id for record in leased]
         if len(served) > len(set(served)):
             assert set(served) == set(agents)
@@ -368,7 +368,7 @@ class TaskMachine(RuleBasedStateMachine):
                 lambda change, at=at: book.delete_agent(change, agent, cursor=at, limit=1)  # type: ignore[misc]
             )
         for task_id, task in list(self.model.items()):
-            if task.lane[0] == agent and task.status != "completed":
+            if task.flow[0] == agent and task.status != "completed":
                 del self.model[task_id]
                 self.scheduled -= 1
                 self.deleted += 1

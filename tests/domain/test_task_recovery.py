@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.domain.task_due import Lane
-from dbos_actors.domain.task_journal import (
+from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks.fair_queue import Flow
+from dbos_actors.domain.tasks.journal import (
     JournalError,
     Ledger,
     decode_chunk,
     decode_entry,
     encode_entry,
 )
-from dbos_actors.domain.task_recovery import Recovery
-from dbos_actors.domain.task_states import Status
-from dbos_actors.domain.tasks import TaskLimits
+from dbos_actors.domain.tasks.recovery import Recovery
+from dbos_actors.domain.tasks.states import Status
 from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
 
 NAMES = st.text(max_size=12)
@@ -31,13 +31,13 @@ NAMES = st.text(max_size=12)
 def test_an_entry_comes_back_as_it_was(
     sequence: int,
     added: tuple[int, int, int],
-    lanes: list[tuple[int, str, str]],
+    flows: list[tuple[int, str, str]],
     rows: dict[str, bytes],
 ) -> None:
-    entry = decode_entry(encode_entry(sequence, Ledger(*added), (Lane(*x) for x in lanes), rows))
+    entry = decode_entry(encode_entry(sequence, Ledger(*added), (Flow(*x) for x in flows), rows))
     assert entry.sequence == sequence
     assert entry.added == Ledger(*added)
-    assert [(x.number, x.agent_id, x.module_name) for x in entry.lanes] == lanes
+    assert [(x.number, x.agent_id, x.module_name) for x in entry.flows] == flows
     assert dict(entry.rows) == rows
 
 
@@ -157,16 +157,16 @@ def test_a_clock_that_is_wrong_at_the_restart_delays_a_retry_by_its_own_length_a
     assert len(driver.lease()) == 1
 
 
-def test_a_lane_that_emptied_and_came_back_is_one_lane_after_a_restart() -> None:
+def test_a_flow_that_emptied_and_came_back_is_one_flow_after_a_restart() -> None:
     driver = Driver(TaskLimits(completed_max=0))
     driver.schedule("t")
     driver.ack("t")
     driver.retire()
     driver.schedule("t")
-    assert list(driver.book.lanes) == [2]
+    assert list(driver.book.flows) == [2]
     driver.restart()
     driver.schedule("u")
-    assert list(driver.book.lanes) == [2]
+    assert list(driver.book.flows) == [2]
     assert len(driver.lease(agent_id="a1")) == 2
 
 

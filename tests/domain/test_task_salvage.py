@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from dbos_actors.api.messages import Task
-from dbos_actors.domain.task_audit import Audit
-from dbos_actors.domain.task_salvage import Salvage, Salvager
-from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks.audit import Audit
+from dbos_actors.domain.tasks.salvage import Salvage, Salvager
+from dbos_actors.domain.tasks.states import Status
 from tests.domain.task_helpers import Driver, durable_state, recovered
 
 
@@ -105,7 +105,7 @@ def test_an_undecodable_entry_is_as_a_missing_one(garbage: bytes) -> None:
     assert len(found.book) == 10
 
 
-def test_a_lane_that_a_lost_entry_named_is_taken_from_the_records() -> None:
+def test_a_flow_that_a_lost_entry_named_is_taken_from_the_records() -> None:
     parts = Parts(snapshot_at=4)
     parts.chunks = [chunk for chunk in parts.chunks if chunk[:1] != b"L"]
     found = parts.salvage()

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.domain import task_scan
-from dbos_actors.domain.id_table import BLOCK_MAX, IdTable
-from dbos_actors.domain.task_claims import ClaimRecovery
-from dbos_actors.domain.task_due import Lane
-from dbos_actors.domain.task_journal import Ledger
-from dbos_actors.domain.task_record import TaskRecord, payload_digest
-from dbos_actors.domain.task_scan import (
+from dbos_actors.domain.tasks import scan as task_scan
+from dbos_actors.domain.tasks.book import LEASE_LIMIT_MAX, WITHDRAWN_AT_ONCE, TaskBook, TaskLimits
+from dbos_actors.domain.tasks.claims import ClaimRecovery
+from dbos_actors.domain.tasks.fair_queue import Flow
+from dbos_actors.domain.tasks.id_table import BLOCK_MAX, IdTable
+from dbos_actors.domain.tasks.journal import Ledger
+from dbos_actors.domain.tasks.record import TaskRecord, payload_digest
+from dbos_actors.domain.tasks.scan import (
     SLICE_ROWS,
     Slice,
     oldest_tasks,
     tasks_by_id,
 )
-from dbos_actors.domain.task_states import Status
-from dbos_actors.domain.tasks import LEASE_LIMIT_MAX, WITHDRAWN_AT_ONCE, TaskBook, TaskLimits
+from dbos_actors.domain.tasks.states import Status
 from tests.domain.task_helpers import WALL_S, Driver, all_rows, due_tasks
 
 NOW_S = int(WALL_S)
@@ -190,7 +190,7 @@ def million() -> TaskBook:
     All tasks of one agent are among the newest, and one module has a dozen tasks.
     """
     random = Random(3)
-    lanes: dict[tuple[str, str], Lane] = {}
+    flows: dict[tuple[str, str], Flow] = {}
     rows: IdTable[bytes] = IdTable()
     claims = ClaimRecovery([])
     digest = payload_digest(b"p")
@@ -212,13 +212,13 @@ def million() -> TaskBook:
             record.status, record.moment = Status.COMPLETED, NOW_S - number % 80_000
         if number % (TASKS // 12) == 1:
             module = RARE_MODULE
-        lane = lanes.get((agent, module))
-        if lane is None:
-            lane = lanes[agent, module] = Lane(len(lanes) + 1, agent, module)
-        record.lane = lane
+        flow = flows.get((agent, module))
+        if flow is None:
+            flow = flows[agent, module] = Flow(len(flows) + 1, agent, module)
+        record.flow = flow
         rows.put(task_id, record.encode())
     book = TaskBook(TaskLimits(retention_s=10**9))
-    numbered = {lane.number: lane for lane in lanes.values()}
+    numbered = {flow.number: flow for flow in flows.values()}
     now = Driver().now
     book.restore(1, Ledger(TASKS, TASKS - DUE - DEAD - INFLIGHT, 0), numbered, 10**6, rows)
     for _ in book.restore_indexes(now, claims):

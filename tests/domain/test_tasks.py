@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dbos_actors.domain.task_record import LAST_ERROR_BYTES_MAX, TaskRecord
-from dbos_actors.domain.task_states import (
+from dbos_actors.domain.tasks.book import Change, TaskLimits
+from dbos_actors.domain.tasks.record import LAST_ERROR_BYTES_MAX, TaskRecord
+from dbos_actors.domain.tasks.states import (
     TRANSITIONS,
     DeadTaskError,
     Event,
@@ -18,7 +19,6 @@ from dbos_actors.domain.task_states import (
     UnknownTaskError,
     successor,
 )
-from dbos_actors.domain.tasks import Change, TaskLimits
 from dbos_actors.errors import (
     InvalidFieldError,
     InvalidTransitionError,
@@ -624,7 +624,7 @@ def test_a_completed_task_is_dropped_after_its_retention_and_stays_counted() -> 
     counters = driver.book.counters()
     assert (counters.scheduled, counters.completed, counters.completed_kept) == (1, 1, 0)
     assert counters.balanced
-    assert driver.book.lanes == {}
+    assert driver.book.flows == {}
     with pytest.raises(UnknownTaskError):
         driver.ack("t")
 
@@ -704,10 +704,10 @@ def test_deleting_an_agent_deletes_what_is_not_completed_and_the_ledger_balances
     assert durable_state(restarted.book) == durable_state(driver.book)
 
 
-def test_lanes_in_which_tasks_fell_due_are_told_once() -> None:
+def test_flows_in_which_tasks_fell_due_are_told_once() -> None:
     driver = Driver()
     driver.schedule("t", scheduled_at=NOW_S + 1)
     assert driver.book.take_fresh() == []
     driver.sleep(1)
-    assert [lane.agent_id for lane in driver.book.take_fresh()] == ["a1"]
+    assert [flow.agent_id for flow in driver.book.take_fresh()] == ["a1"]
     assert driver.book.take_fresh() == []

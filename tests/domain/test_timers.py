@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dbos_actors.domain.timers import PERIOD_TICKS, TimerHeap
+from dbos_actors.domain.tasks.timers import PERIOD_TICKS, TimerHeap
 
 TICKS = st.one_of(
     st.integers(0, 8),

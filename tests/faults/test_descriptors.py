@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from grpclib.const import Status
 
-from dbos_actors.rpc.descriptors import RESERVED
+from dbos_actors.rpc.server.descriptors import RESERVED
 from tests.support.process import NotReadyError, ServerProcess
 from tests.support.raw_client import RawSocketClient
 from tests.support.valkey import ValkeyServer

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 import trio
 
-from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks.states import Status
 from tests.support.clients import GrpcioClient
 from tests.support.load import ACKNOWLEDGED, Load, Write
 from tests.support.process import ServerProcess

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import trio
 
-from dbos_actors.actors.scheduler import Scheduler, SchedulerSettings
-from dbos_actors.actors.scheduler_turns import Barrier
+from dbos_actors.actors.tasks.actor import Barrier
+from dbos_actors.actors.tasks.scheduler import Scheduler, SchedulerSettings
 from dbos_actors.api.messages import (
     AckTaskRequest,
     LeaseTasksRequest,
@@ -26,7 +26,7 @@ from dbos_actors.api.messages import (
     Task,
 )
 from dbos_actors.clock import SystemClock
-from dbos_actors.domain.task_states import Status
+from dbos_actors.domain.tasks.states import Status
 from dbos_actors.errors import RefusedError
 from dbos_actors.runtime import Waiter
 from dbos_actors.store import Connector, StoreSettings, connector_for, open_store

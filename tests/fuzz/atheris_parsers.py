@@ -18,15 +18,15 @@ with atheris.instrument_imports(include=["dbos_actors"]):
     from dbos_actors.domain import limits as domain_limits
     from dbos_actors.domain.paging import Listing
     from dbos_actors.errors import RefusedError
-    from dbos_actors.rpc.framing import FramingError, MessageReader
-    from dbos_actors.rpc.metadata import (
+    from dbos_actors.rpc.wire.framing import FramingError, MessageReader
+    from dbos_actors.rpc.wire.metadata import (
         MetadataError,
         decode_metadata,
         decode_timeout,
         encode_status_message,
     )
+    from dbos_actors.store.commit_history import parse_key
     from dbos_actors.store.keys import escaped
-    from dbos_actors.store.ledger import parse_key
 
 _LIMITS = domain_limits.Limits()
 _CHECKS = (

@@ -15,9 +15,9 @@ import time
 from typing import Any
 
 from dbos_actors.api.messages import MeasurementResult, Task
-from dbos_actors.domain.task_record import payload_digest
-from dbos_actors.domain.tasks import TaskBook, TaskLimits
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.book import TaskBook, TaskLimits
+from dbos_actors.domain.tasks.record import payload_digest
+from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.store import Keys
 from tests.support.valkey import ValkeyServer
 

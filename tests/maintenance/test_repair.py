@@ -158,7 +158,7 @@ def all_damages() -> dict[str, Damage]:
     for name, member in INDEXES.items():
         damages[f"{name} without an entry"] = without(name, member)
         damages[f"{name} with an entry that is no text"] = with_stranger(name, NOT_UTF8)
-    for name in set(INDEXES) - {"agents:known", "modules:probe-1"}:
+    for name in sorted(INDEXES.keys() - {"agents:known", "modules:probe-1"}):
         damages[f"{name} with a stranger"] = with_stranger(name, b"rstranger")
     damages["unfinished with a finished run"] = with_stranger(
         "unfinished:probe-1", b"run-completed"

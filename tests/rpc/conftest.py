@@ -11,9 +11,15 @@ import pytest
 import trio
 from grpclib.const import Status
 
-from dbos_actors.rpc.core import Servable, ServerCore
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import (
+from dbos_actors.rpc.server.connection import ServerConnection
+from dbos_actors.rpc.server.core import Servable, ServerCore
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import (
     ConnectionClosed,
     DataReceived,
     GoAwayReceived,
@@ -25,12 +31,6 @@ from dbos_actors.rpc.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import open_listeners
-from dbos_actors.rpc.protocol import ServerConnection
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.streaming import StreamCall
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
 
 Handler: TypeAlias = Callable[[UnaryCall], None]
 

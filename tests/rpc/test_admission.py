@@ -10,9 +10,9 @@ import pytest
 import trio
 from grpclib.const import Cardinality, Handler, Status
 
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall
 
 MakePipe = Callable[..., Any]
 MakeServer = Callable[..., Server]

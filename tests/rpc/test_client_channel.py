@@ -18,14 +18,14 @@ from grpclib.const import Handler as GrpclibHandler
 from grpclib.events import RecvTrailingMetadata, SendRequest, listen
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
-from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions, ChannelState
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import open_listeners
-from dbos_actors.rpc.metadata import MetadataError
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions, ChannelState
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.http2 import Http2Options
+from dbos_actors.rpc.wire.metadata import MetadataError
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Func = Callable[[Stream[Any, Any]], Awaitable[None]]

@@ -15,10 +15,10 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions, ChannelState
-from dbos_actors.rpc.client_backoff import Backoff
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import ErrorCode, Http2Error, Setting
+from dbos_actors.rpc.client.backoff import Backoff
+from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions, ChannelState
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import ErrorCode, Http2Error, Setting
 from tests.support.raw_server import RawServer
 
 PATH = "/test.Test/Echo"

@@ -13,11 +13,11 @@ import trio.testing
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.client import Channel
-from dbos_actors.rpc.http2 import Http2Options, Setting
-from dbos_actors.rpc.listeners import open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.client.channel import Channel
+from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.http2 import Http2Options, Setting
 from tests.support.raw_server import RawServer
 
 MakeServer = Callable[..., Server]

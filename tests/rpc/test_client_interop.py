@@ -27,11 +27,11 @@ from grpclib.client import (
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.client import Channel, ChannelOptions
-from dbos_actors.rpc.listeners import TlsListener, open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.tls import server_context
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.client.channel import Channel, ChannelOptions
+from dbos_actors.rpc.server.listeners import TlsListener, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.tls import server_context
 
 BOTH = Cardinality.STREAM_STREAM
 

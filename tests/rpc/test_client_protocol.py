@@ -13,11 +13,11 @@ from grpclib.const import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbos_actors.rpc.client_calls import ClientCall
-from dbos_actors.rpc.client_options import ChannelOptions
-from dbos_actors.rpc.client_protocol import QUANTUM_BYTES, ClientConnection
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import ErrorCode, Http2Options, Setting
+from dbos_actors.rpc.client.call import ClientCall
+from dbos_actors.rpc.client.connection import QUANTUM_BYTES, ClientConnection
+from dbos_actors.rpc.client.options import ChannelOptions
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import ErrorCode, Http2Options, Setting
 from tests.support.raw_server import HEADERS, OK, RawServer
 
 NOW_S = 100.0

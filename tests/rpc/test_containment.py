@@ -14,13 +14,13 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from structlog.testing import capture_logs
 
-from dbos_actors.metrics import CallMetrics
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.interceptors import Interceptor, StreamHandler, UnaryHandler
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.interceptors import Interceptor, StreamHandler, UnaryHandler
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
+from dbos_actors.service.metrics import CallMetrics
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Connect = Callable[..., Any]

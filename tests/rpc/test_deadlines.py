@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.rpc.deadlines import Deadlines
+from dbos_actors.rpc.wire.deadlines import Deadlines
 
 LATE_S = 1 / 256
 

@@ -12,9 +12,9 @@ import trio
 import trio.testing
 from grpclib.const import Status
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
 
 Handler = Callable[[UnaryCall], None]
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]

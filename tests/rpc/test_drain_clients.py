@@ -16,9 +16,9 @@ import trio
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from dbos_actors.rpc.client import Channel
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
+from dbos_actors.rpc.client.channel import Channel
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.rpc.framing import (
+from dbos_actors.rpc.wire.framing import (
     InvalidFlagError,
     MessageReader,
     MessageTooLargeError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dbos_actors.rpc.handover import Handover
+from dbos_actors.rpc.server.handover import Handover
 
 
 def test_a_message_is_handed_over_when_the_socket_has_all_its_bytes() -> None:

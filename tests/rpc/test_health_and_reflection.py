@@ -19,10 +19,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from grpclib.const import Status
 
 from dbos_actors.api import messages
-from dbos_actors.rpc import health
-from dbos_actors.rpc.health import Health
-from dbos_actors.rpc.reflection import reflection_services
-from dbos_actors.rpc.server import Server
+from dbos_actors.rpc.server import health
+from dbos_actors.rpc.server.health import Health
+from dbos_actors.rpc.server.reflection import reflection_services
+from dbos_actors.rpc.server.server import Server
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 SERVING = health_pb2.HealthCheckResponse.SERVING

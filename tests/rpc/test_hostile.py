@@ -12,11 +12,11 @@ import pytest
 import trio
 from grpclib.const import Cardinality, Handler, Status
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Error, Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Error, Http2Options
 
 MakePipe = Callable[..., Any]
 MakeServer = Callable[..., Server]
@@ -92,7 +92,7 @@ def test_mutated_traffic_ends_in_order_or_in_goaway(
         assert call.over
         call.finished()
     assert pipe.core.calls_live == 0
-    assert pipe.core.backlog_free == ServerLimits().backlog_bytes_shared
+    assert pipe.core.unsent_free == ServerLimits().unsent_bytes_shared
     assert pipe.core.held_free == ServerLimits().held_bytes_shared
     assert pipe.server._held == 0
     pipe.core.deadlines.expire(float("inf"))
@@ -200,7 +200,7 @@ def test_requests_that_wait_for_answers_to_be_read_are_counted_too(
     make_pipe: MakePipe, make_client: Callable[..., Any]
 ) -> None:
     """Catches acknowledging requests that are only parked."""
-    limits = ServerLimits(backlog_bytes_max=100_000, held_bytes_free=0, held_bytes_shared=4_000_000)
+    limits = ServerLimits(unsent_bytes_max=100_000, held_bytes_free=0, held_bytes_shared=4_000_000)
     pipe = make_pipe(
         {"Echo": lambda call: call.reply(bytes(200_000))},
         limits=limits,

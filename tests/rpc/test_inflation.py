@@ -9,10 +9,10 @@ from typing import Any
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.streaming import StreamCall
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
 
 MakePipe = Callable[..., Any]
 

@@ -8,10 +8,10 @@ import pytest
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.health import Health
-from dbos_actors.rpc.interceptors import Interceptor, StreamHandler, UnaryHandler
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.health import Health
+from dbos_actors.rpc.server.interceptors import Interceptor, StreamHandler, UnaryHandler
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Connect = Callable[..., Any]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from grpclib.const import Status
 
-from dbos_actors.rpc.http2 import ErrorCode
-from dbos_actors.rpc.keepalive import Action, Keepalive, KeepalivePolicy
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.keepalive import Action, Keepalive, KeepalivePolicy
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.http2 import ErrorCode
 
 MakePipe = Callable[..., Any]
 Handler = Callable[[UnaryCall], None]
@@ -147,7 +147,7 @@ def test_an_idle_connection_ends_by_goaway(make_pipe: MakePipe) -> None:
 def test_a_connection_that_keeps_shared_memory_without_reading_is_closed(
     make_pipe: MakePipe, make_client: Callable[..., Any]
 ) -> None:
-    limits = ServerLimits(backlog_bytes_free=1_000, stalled_s_max=30)
+    limits = ServerLimits(unsent_bytes_free=1_000, stalled_s_max=30)
     pipe = make_pipe(
         {"Echo": lambda call: call.reply(b"x" * 100_000)},
         limits=limits,
@@ -160,4 +160,4 @@ def test_a_connection_that_keeps_shared_memory_without_reading_is_closed(
         assert not pipe.server.closed
     pipe.server.tick(pipe.now_s + 50, 20)
     assert pipe.server.closed
-    assert pipe.core.backlog_free == limits.backlog_bytes_shared
+    assert pipe.core.unsent_free == limits.unsent_bytes_shared

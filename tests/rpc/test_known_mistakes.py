@@ -16,12 +16,12 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from structlog.testing import capture_logs
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 MakePipe = Callable[..., Any]
 MakeServer = Callable[..., Server]
@@ -91,7 +91,7 @@ async def test_a_unary_call_does_not_wait_behind_a_large_stream(
         Service("Pour", pour, Cardinality.UNARY_STREAM),
         Service("LargeToo", large_of_grpclib, Cardinality.UNARY_UNARY),
     ]
-    limits = ServerLimits(backlog_bytes_max=32 << 20)
+    limits = ServerLimits(unsent_bytes_max=32 << 20)
     server = server_of({"Echo": echo, "Large": large}, *services, limits=limits)
     async with serve(server) as address:
         for path in (b"/test.Test/Pour", b"/test.Test/Large", b"/test.Test/LargeToo"):
@@ -439,7 +439,7 @@ async def test_a_client_that_reads_nothing_is_not_read_either(
         for _ in range(10):
             client.raw.request(b"")
         await client.flush()
-        while server.statistics().backlog_bytes < 9 << 20:
+        while server.statistics().mailbox_bytes < 9 << 20:
             await trio.lowlevel.checkpoint()
         window_update = b"\0\0\4\x08\0\0\0\0\0\0\0\0\1"
         with trio.move_on_after(1) as scope:

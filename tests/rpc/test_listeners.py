@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from dbos_actors.rpc.listeners import (
+from dbos_actors.rpc.server.listeners import (
     AddressError,
     TcpAddress,
     UnixAddress,

@@ -16,9 +16,9 @@ Connect = Callable[..., Any]
 SERVER = """
 import sys, trio
 from grpclib.const import Cardinality, Handler, Status
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryMethod
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryMethod
 
 SIZE = 4 * 1024 * 1024 - 5
 

@@ -5,7 +5,7 @@ from grpclib.metadata import decode_grpc_message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.rpc.metadata import (
+from dbos_actors.rpc.wire.metadata import (
     MetadataError,
     decode_binary,
     decode_metadata,

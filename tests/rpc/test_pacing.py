@@ -11,10 +11,10 @@ import trio
 from grpclib.const import Status
 from trio.testing import wait_all_tasks_blocked
 
-from dbos_actors.rpc.core import ServerCore
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.pacing import Pacer
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.core import ServerCore
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.read_turns import ReadTurns
+from dbos_actors.rpc.server.unary import UnaryCall
 
 MakePipe = Callable[..., Any]
 
@@ -44,12 +44,12 @@ def always() -> bool:
 def test_turns_are_needed_while_many_unary_calls_wait(
     calls: int, streams: int, *, needed: bool
 ) -> None:
-    assert Pacer(core_with(calls, streams_live=streams), never).is_needed is needed
+    assert ReadTurns(core_with(calls, streams_live=streams), never).is_needed is needed
 
 
 async def test_shedding_begins_with_a_turn_and_ends_when_few_calls_wait() -> None:
     core = core_with(101)
-    pacer = Pacer(core, always)
+    pacer = ReadTurns(core, always)
     async with pacer:
         assert core.shedding
     assert pacer.is_needed
@@ -60,7 +60,7 @@ async def test_shedding_begins_with_a_turn_and_ends_when_few_calls_wait() -> Non
 
 
 async def test_one_connection_reads_in_a_round_in_the_order_of_arrival() -> None:
-    pacer = Pacer(core_with(101), never)
+    pacer = ReadTurns(core_with(101), never)
     rounds = 0
     order: list[tuple[int, int]] = []
 
@@ -91,7 +91,7 @@ async def test_a_turn_that_shed_calls_is_paid_for_with_four_times_its_length(
     autojump_clock: Any,
 ) -> None:
     core = core_with(101)
-    pacer = Pacer(core, always)
+    pacer = ReadTurns(core, always)
     start = trio.current_time()
     for _ in range(20):
         async with pacer:
@@ -101,7 +101,7 @@ async def test_a_turn_that_shed_calls_is_paid_for_with_four_times_its_length(
 
 
 async def test_a_turn_that_shed_nothing_costs_no_pause(autojump_clock: Any) -> None:
-    pacer = Pacer(core_with(101), always)
+    pacer = ReadTurns(core_with(101), always)
     start = trio.current_time()
     for _ in range(20):
         async with pacer:
@@ -111,7 +111,7 @@ async def test_a_turn_that_shed_nothing_costs_no_pause(autojump_clock: Any) -> N
 
 async def test_a_pause_is_never_long(autojump_clock: Any) -> None:
     core = core_with(101)
-    pacer = Pacer(core, always)
+    pacer = ReadTurns(core, always)
     async with pacer:
         await trio.sleep(10.0)
         core.shed_total += 1
@@ -126,7 +126,7 @@ async def test_who_is_cancelled_in_line_or_in_a_pause_passes_the_turn_on(
     autojump_clock: Any,
 ) -> None:
     core = core_with(101)
-    pacer = Pacer(core, always)
+    pacer = ReadTurns(core, always)
     async with pacer:
         await trio.sleep(0.01)
         core.shed_total += 1  # a pause follows

@@ -9,10 +9,10 @@ import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 MakePipe = Callable[..., Any]
 Handler = Callable[[UnaryCall], None]
@@ -413,7 +413,7 @@ def test_a_client_that_does_not_take_its_answers_gets_no_further_call_begun(
         begun.append(1)
         call.reply(b"x" * 100_000)
 
-    limits = ServerLimits(backlog_bytes_max=1_000_000)
+    limits = ServerLimits(unsent_bytes_max=1_000_000)
     pipe = make_pipe({"Echo": big}, limits=limits, client=make_client(acknowledge=False))
     streams = [pipe.client.request(b"") for _ in range(100)]
     pipe.client.engine._engine.set_local_window_size(0)
@@ -430,7 +430,7 @@ def test_a_client_that_does_not_take_its_answers_gets_no_further_call_begun(
 def test_unread_answers_of_all_connections_together_are_bounded(
     make_pipe: MakePipe, make_client: Callable[..., Any]
 ) -> None:
-    limits = ServerLimits(backlog_bytes_free=1_000, backlog_bytes_shared=10_000)
+    limits = ServerLimits(unsent_bytes_free=1_000, unsent_bytes_shared=10_000)
     pipe = make_pipe(
         {"Echo": lambda call: call.reply(b"x" * 5_000)},
         limits=limits,
@@ -442,9 +442,9 @@ def test_unread_answers_of_all_connections_together_are_bounded(
     answers = [pipe.client.answers[stream] for stream in streams]
     assert [answer.closed for answer in answers] == [False, False, True]
     assert answers[2].status is Status.RESOURCE_EXHAUSTED
-    assert pipe.core.backlog_free == 1_000
+    assert pipe.core.unsent_free == 1_000
     pipe.server.lost()
-    assert pipe.core.backlog_free == 10_000
+    assert pipe.core.unsent_free == 10_000
 
 
 def test_bytes_that_are_not_http2_end_the_connection_quietly(make_pipe: MakePipe) -> None:

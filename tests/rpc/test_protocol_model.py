@@ -11,12 +11,12 @@ from grpclib.exceptions import GRPCError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.streaming import StreamCall
-from dbos_actors.rpc.unary import UnaryCall
-from dbos_actors.rpc.uploads import Uploads
+from dbos_actors.rpc.server.flow_accounts import Uploads
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 # Small enough for every limit to be met.
 LIMITS = ServerLimits(
@@ -25,10 +25,10 @@ LIMITS = ServerLimits(
     upload_bytes_max=700,
     held_bytes_free=100,
     held_bytes_shared=100_000,
-    backlog_bytes_max=2_000,
-    backlog_bytes_free=500,
-    backlog_bytes_shared=3_000,
-    stream_backlog_bytes=300,
+    unsent_bytes_max=2_000,
+    unsent_bytes_free=500,
+    unsent_bytes_shared=3_000,
+    stream_unsent_bytes=300,
     http2=Http2Options(stream_window_bytes=100, concurrent_streams_max=10),
 )
 
@@ -160,8 +160,8 @@ class World:
         held += sum(c.reader.buffered_bytes for c in calls if isinstance(c, StreamCall))
         assert server._held == held
         assert core.held_free == LIMITS.held_bytes_shared - server._held_charged
-        assert core.backlog_free == LIMITS.backlog_bytes_shared - server._charged
-        assert core.backlog_free >= 0
+        assert core.unsent_free == LIMITS.unsent_bytes_shared - server._charged
+        assert core.unsent_free >= 0
         assert core.dirty == []
 
 

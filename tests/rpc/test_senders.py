@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from grpclib.const import Cardinality, Handler, Status
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.streaming import StreamCall
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 MakePipe = Callable[..., Any]
 
@@ -46,7 +46,7 @@ class Stalled:
     def __init__(self, make_pipe: MakePipe, make_client: Any, count: int = STALLED) -> None:
         self.woken: Counter[int] = Counter()
         client = make_client(options=Http2Options(stream_window_bytes=1_000), acknowledge=False)
-        limits = ServerLimits(stream_backlog_bytes=QUEUED_MAX)
+        limits = ServerLimits(stream_unsent_bytes=QUEUED_MAX)
         echo = {"Echo": lambda call: call.reply(call.request)}
         self.pipe = make_pipe(echo, services=[Pour()], client=client, limits=limits)
         self.streams = [client.request(b"", path=b"/test.Test/Pour") for _ in range(count)]
@@ -127,19 +127,19 @@ def test_a_stream_that_is_over_is_not_woken_again(make_pipe: MakePipe, make_clie
 def test_streams_that_wait_for_shared_memory_are_woken_as_far_as_there_is_some(
     make_pipe: MakePipe, make_client: Any, released: int
 ) -> None:
-    limits = ServerLimits(backlog_bytes_free=0, backlog_bytes_shared=len(CHUNK) * 5)
+    limits = ServerLimits(unsent_bytes_free=0, unsent_bytes_shared=len(CHUNK) * 5)
     pipe = make_pipe({}, services=[Pour()], limits=limits)
     for _ in range(20):
         pipe.client.request(b"", path=b"/test.Test/Pour")
     pipe.run()
     woken: list[StreamCall] = []
-    pipe.core.backlog_free = 0  # another connection has it all
+    pipe.core.unsent_free = 0  # another connection has it all
     for call in pipe.started:
         call.on_change = lambda call=call: woken.append(call)
         assert not call.can_send(len(CHUNK))
     pipe.server.tick(pipe.now_s, 0)
     pipe.flush()
     assert not woken
-    pipe.core.backlog_free = len(CHUNK) * released
+    pipe.core.unsent_free = len(CHUNK) * released
     pipe.server.tick(pipe.now_s, 0)
     assert woken == pipe.started[:released]

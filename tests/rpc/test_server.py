@@ -20,12 +20,12 @@ from structlog.testing import capture_logs
 
 from dbos_actors.api import messages
 from dbos_actors.api.sdk import dbos as sdk
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 Handler = Callable[[UnaryCall], None]
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]

@@ -19,9 +19,9 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int32Value, StringValue
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.server import Server
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
 
 SPECIAL = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
 LARGE_REQUEST = 271_828

@@ -19,11 +19,11 @@ from grpclib.const import Handler as GrpclibHandler
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from structlog.testing import capture_logs
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Options
-from dbos_actors.rpc.limits import ServerLimits
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.stream import Stream
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Options
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Connect = Callable[..., Any]
@@ -556,7 +556,7 @@ async def test_a_handler_that_sends_to_one_who_does_not_read_waits(
         await client.flush()
         while server.statistics().calls_live:
             await trio.lowlevel.checkpoint()
-        assert server.statistics().backlog_bytes == 0
+        assert server.statistics().mailbox_bytes == 0
 
 
 async def test_a_handler_that_does_not_read_holds_its_client_back(

@@ -15,11 +15,11 @@ import trio
 from grpclib.const import Status
 from structlog.testing import capture_logs
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.listeners import bound_address, open_listeners
-from dbos_actors.rpc.server import Server
-from dbos_actors.rpc.tls import ContextProvider, ReloadingContext, server_context
-from dbos_actors.rpc.unary import UnaryCall
+from dbos_actors.rpc.server.listeners import bound_address, open_listeners
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.tls import ContextProvider, ReloadingContext, server_context
 
 MakeServer = Callable[..., Server]
 

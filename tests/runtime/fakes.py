@@ -18,7 +18,15 @@ from trio.testing import wait_all_tasks_blocked
 
 from dbos_actors.clock import SystemClock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import ActorLimits, Backlog, Cell, Job, Supervisor, SupervisorLimits, Turn
+from dbos_actors.runtime import (
+    ActorCell,
+    ActorLimits,
+    Job,
+    MailboxBudget,
+    Supervisor,
+    SupervisorLimits,
+    Turn,
+)
 
 Value = tuple[Any, ...]
 
@@ -157,7 +165,7 @@ def _split(queue: list[Turn], turns: int | None) -> tuple[list[Turn], list[Turn]
 class Recorder:
     """The actor: each part of its state is the tags of the writes to it, in order."""
 
-    def __init__(self, key: str, cell: Cell, store: FakeStore) -> None:
+    def __init__(self, key: str, cell: ActorCell, store: FakeStore) -> None:
         self.key = key
         self.cell = cell
         self.store = store
@@ -260,7 +268,7 @@ def raise_bug(turn: Turn, replies: Sequence[object] | None) -> Any:
 def do_job_write(actor: Recorder, request: Request) -> Job:
     """Two commits, each computed from what was in memory when the job began."""
 
-    async def run(cell: Cell) -> Any:
+    async def run(cell: ActorCell) -> Any:
         part = request.part
         value = actor.parts[part]
         for step in ("first", "second"):
@@ -300,7 +308,7 @@ class Actors:
             size_of=lambda _: 1,
         )
 
-    def _make(self, key: str, cell: Cell) -> Recorder:
+    def _make(self, key: str, cell: ActorCell) -> Recorder:
         actor = Recorder(key, cell, self.store)
         self.made.append(actor)
         return actor
@@ -309,7 +317,7 @@ class Actors:
         for each in calls:
             self.supervisor.deliver(to, each)
 
-    def cell(self, key: str = "a") -> Cell:
+    def cell(self, key: str = "a") -> ActorCell:
         cell = self.supervisor.get(key)
         assert cell is not None
         return cell
@@ -337,15 +345,15 @@ class Actors:
                 return
 
 
-def bare_cell(store: FakeStore) -> Cell:
+def bare_cell(store: FakeStore) -> ActorCell:
     """A cell without a supervisor, for tests that run its task themselves."""
-    return Cell(
+    return ActorCell(
         "a",
         make=lambda key, cell: Recorder(key, cell, store),
         log=store,
         clock=SystemClock(),
         limits=ActorLimits(),
-        backlog=Backlog(1_000_000, lambda _: 1),
+        mailbox_budget=MailboxBudget(1_000_000, lambda _: 1),
         unroute=lambda _: None,
     )
 
@@ -356,13 +364,13 @@ async def running(
     actor: ActorLimits | None = None,
     max_resident: int = 1_000,
     idle_s: float = 300.0,
-    backlog_bytes: int = 1_000_000,
+    mailbox_bytes: int = 1_000_000,
 ) -> AsyncIterator[Actors]:
     limits = SupervisorLimits(
         actor=actor or ActorLimits(),
         max_resident=max_resident,
         idle_s=idle_s,
-        backlog_bytes=backlog_bytes,
+        mailbox_bytes=mailbox_bytes,
     )
     actors = Actors(FakeStore(), limits)
     async with trio.open_nursery() as nursery:

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, ActorLimits, Cell, Job, State, SupervisorLimits, Turn
+from dbos_actors.runtime import DEFERRED, ActorCell, ActorLimits, Job, State, SupervisorLimits, Turn
 from tests.runtime.fakes import (
     AWAY,
     MAIN,
@@ -345,7 +345,7 @@ class ActorsMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_uncommitted_is_in_the_queue(self) -> None:
-        queued: dict[Cell, int] = {}
+        queued: dict[ActorCell, int] = {}
         for turn in self.store.queue:
             queued[turn.owner] = queued.get(turn.owner, 0) + 1
         for cell in self._cells():
@@ -359,7 +359,7 @@ class ActorsMachine(RuleBasedStateMachine):
                 if cell.waiting:
                     assert any(fetch.actor is cell.behaviour for fetch in self.store.fetches)
 
-    def _cells(self) -> list[Cell]:
+    def _cells(self) -> list[ActorCell]:
         return list(self.actors.supervisor._cells.values())
 
     # --------------------------------------------------------------- the end
@@ -396,7 +396,7 @@ class ActorsMachine(RuleBasedStateMachine):
                 assert isinstance(answer, kinds)
             elif request.act is do_write and answer is not None:
                 assert request.tag in self.store.value(key, request.part), "lost"
-        assert self.actors.supervisor.statistics().backlog_bytes == 0
+        assert self.actors.supervisor.statistics().mailbox_bytes == 0
         for cell in self._cells():
             assert cell.uncommitted == 0
             assert cell.waiting == 0

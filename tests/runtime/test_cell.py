@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import AGAIN, DEFERRED, ActorLimits, Cell, Job, State, Turn, Waiter
+from dbos_actors.runtime import AGAIN, DEFERRED, ActorCell, ActorLimits, Job, State, Turn, Waiter
 from tests.runtime.fakes import (
     AWAY,
     REFUSED,
@@ -750,7 +750,7 @@ class Impatient(Recorder):
         arrived(None if part == "there" else AWAY)
 
 
-def make_impatient(store: FakeStore) -> Callable[[str, Cell], Impatient]:
+def make_impatient(store: FakeStore) -> Callable[[str, ActorCell], Impatient]:
     return lambda key, cell: Impatient(key, cell, store)
 
 
@@ -858,7 +858,7 @@ async def test_a_job_may_have_its_message_come_again_before_all_others() -> None
                 return do_write(actor, request)
             jobs += 1
 
-            async def prepare(cell: Cell) -> Any:
+            async def prepare(cell: ActorCell) -> Any:
                 await trio.lowlevel.checkpoint()
                 return AGAIN
 
@@ -890,7 +890,7 @@ async def test_a_job_that_raises_fails_its_caller_alone(
     async with running() as actors:
         await actors.ready()
 
-        async def run(cell: Cell) -> Any:
+        async def run(cell: ActorCell) -> Any:
             raise error
 
         job, after = call(lambda *_: Job(run)), read()
@@ -1075,7 +1075,7 @@ async def test_a_commit_of_a_job_that_finds_the_queue_full_says_so() -> None:
     async with running() as actors:
         await actors.ready()
 
-        async def run(cell: Cell) -> Any:
+        async def run(cell: ActorCell) -> Any:
             actors.store.is_full = True
             await cell.commit(write_command("a", "main", (1,)))
 

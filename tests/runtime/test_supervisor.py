@@ -49,22 +49,22 @@ async def test_statistics_count_what_waits_in_mailboxes_and_behind_parts() -> No
 
 async def test_what_waits_in_all_mailboxes_together_is_bounded_in_bytes() -> None:
     # Mutation: count a message in, and out only when it is refused.
-    async with running(backlog_bytes=3) as actors:
+    async with running(mailbox_bytes=3) as actors:
         await actors.ready("ready")
         waiting = [read() for _ in range(3)]
         for number, one in enumerate(waiting):
             actors.send(one, to=f"k{number}")
-        assert actors.supervisor.statistics().backlog_bytes == 3
+        assert actors.supervisor.statistics().mailbox_bytes == 3
         late, parked, turned = read(), read("p"), read()
         actors.send(late, to="k3")
         actors.send(parked, turned, to="ready")
         assert isinstance(late.answer, OverloadedError)
-        assert "backlog" in str(late.answer)
+        assert "the budget of all mailboxes" in str(late.answer)
         assert isinstance(parked.answer, OverloadedError)
         assert turned.answer == ()
         await wait_all_tasks_blocked()
         assert [one.answer for one in waiting] == [(), (), ()]
-        assert actors.supervisor.statistics().backlog_bytes == 0
+        assert actors.supervisor.statistics().mailbox_bytes == 0
 
 
 async def test_messages_before_and_after_the_actors_run_are_told_so() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from grpclib.const import Status
 
-from dbos_actors.rpc.limits import ServerLimits
+from dbos_actors.rpc.server.limits import ServerLimits
 from tests.support.raw_client import RawSocketClient
 from tests.support.servers import ServerThread
 

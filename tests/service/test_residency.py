@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.caches import RUN_OVERHEAD_BYTES
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.agents.caches import RUN_OVERHEAD_BYTES
 from dbos_actors.domain.runs import STATES, TERMINAL_STATES
 from tests.support.clients import CallError, Client, GrpcioClient, outcome_of
 from tests.support.keyspace import Keyspace

@@ -16,10 +16,10 @@ from dbos_actors.api.messages import (
     StoreResultsResponse,
 )
 from dbos_actors.domain.limits import Limits
-from dbos_actors.draining import Draining
 from dbos_actors.errors import UnavailableError, sole_cause
-from dbos_actors.ingest import store_results
 from dbos_actors.runtime import Call
+from dbos_actors.service.draining import Draining
+from dbos_actors.service.store_results import store_results
 from dbos_actors.store import connector_for
 from tests.support.clients import GrpcioClient
 from tests.support.servers import ServerThread

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from dbos_actors.actors.scheduler import SchedulerSettings
+from dbos_actors.actors.tasks.scheduler import SchedulerSettings
 from dbos_actors.errors import UnavailableError
 from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.contracts import contract

@@ -10,10 +10,10 @@ import grpc
 import pytest
 import trio
 
-from dbos_actors.actors.scheduler_commands import TaskCommands
-from dbos_actors.domain.task_salvage import Salvage, Salvager
-from dbos_actors.domain.timers import Now
-from dbos_actors.rpc.health import HealthCheckRequest, HealthCheckResponse
+from dbos_actors.actors.tasks.commands import TaskCommands
+from dbos_actors.domain.tasks.salvage import Salvage, Salvager
+from dbos_actors.domain.tasks.timers import Now
+from dbos_actors.rpc.server.health import HealthCheckRequest, HealthCheckResponse
 from dbos_actors.server import TASKS_HEALTH
 from dbos_actors.store.keys import Keys
 from tests.support.clients import CallError, GrpcioClient

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dbos_actors.actors import agent as agent_actor
-from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.caches import RunDirectory
+from dbos_actors.actors.agents import actor as agent_actor
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.agents.caches import RunDirectory
 from dbos_actors.api.messages import SetModuleStateRequest
 from dbos_actors.runtime import Turn
 from dbos_actors.store import connector_for

@@ -1,6 +1,6 @@
 """Calls and streams without gRPC: handed to the service's handlers as objects.
 
-Stands in for `dbos_actors.rpc.server.Server`, whose own tests cover bytes and
+Stands in for `dbos_actors.rpc.server.server.Server`, whose own tests cover bytes and
 sockets; here it would cost most of the time. What matters is kept: a call is
 answered once, at any time; it may expire, and its client may go.
 """
@@ -16,12 +16,12 @@ from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from dbos_actors.errors import sole_cause
-from dbos_actors.rpc.unary import UnaryMethod
+from dbos_actors.rpc.server.unary import UnaryMethod
 from tests.simulation.history import StreamEndedError
 
 
 class DirectCall:
-    """One call; what `dbos_actors.rpc.unary.UnaryCall` is to the service."""
+    """One call; what `dbos_actors.rpc.server.unary.UnaryCall` is to the service."""
 
     def __init__(self, method: UnaryMethod, deadline: float | None, server: DirectServer) -> None:
         self.method = method
@@ -80,7 +80,7 @@ _UNREAD_RESPONSES_MAX = 2
 
 
 class DirectStream:
-    """One stream; what `dbos_actors.rpc.stream.Stream` is to a handler, and its client's end."""
+    """One stream: what `rpc.server.stream.Stream` is to a handler, and its client's end."""
 
     def __init__(self, handler: Handler, server: DirectServer) -> None:
         self.handler = handler

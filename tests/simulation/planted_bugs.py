@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from dbos_actors import ingest
-from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.change_clock import ChangeClock
-from dbos_actors.actors.deletion import Deletions
-from dbos_actors.actors.scheduler import Scheduler
-from dbos_actors.actors.scheduler_push import Subscriber
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.tasks.subscribers import Subscriber
 from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
-from dbos_actors.domain.task_claims import Claims
-from dbos_actors.domain.tasks import TaskBook
-from dbos_actors.domain.timers import Now
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.claims import Claims
+from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import FencedError, RefusedError, UnavailableError
 from dbos_actors.runtime import Supervisor, Waiter
-from dbos_actors.runtime.cell import Cell, State
+from dbos_actors.runtime.actor_cell import ActorCell, State
 from dbos_actors.runtime.turn import Turn
+from dbos_actors.service import store_results as ingest
 from dbos_actors.store.batch import Answer, Wire
+from dbos_actors.store.commit_history import CommitHistory, Phase
 from dbos_actors.store.committer import Committer
 from dbos_actors.store.effects import Effects
-from dbos_actors.store.ledger import Ledger, Phase
 from dbos_actors.store.reader import Reader
 from dbos_actors.store.resp import pack, unpacked
 
@@ -82,15 +82,15 @@ def acknowledged_when_it_is_refused() -> Any:
 
 @planted
 def uncommitted_state_is_read() -> Any:
-    return patch.object(Cell, "ahead", property(lambda _: 0, lambda *_: None))
+    return patch.object(ActorCell, "ahead", property(lambda _: 0, lambda *_: None))
 
 
 @planted
 def a_refusal_tells_of_uncommitted_state() -> Any:
-    def refuse(self: Cell, call: Any, error: RefusedError) -> None:
+    def refuse(self: ActorCell, call: Any, error: RefusedError) -> None:
         call.fail(error)
 
-    return patch.object(Cell, "_refuse", refuse)
+    return patch.object(ActorCell, "_refuse", refuse)
 
 
 @planted
@@ -105,7 +105,7 @@ def a_store_that_came_back_older_is_read_before_it_is_rolled_forward() -> Any:
     @contextmanager
     def plant() -> Iterator[None]:
         with (
-            patch.object(Ledger, "settled", property(lambda _: True)),
+            patch.object(CommitHistory, "settled", property(lambda _: True)),
             patch.object(Reader, "_expect_current", lambda *_: None),
         ):
             yield
@@ -132,7 +132,7 @@ def a_batch_is_not_a_transaction() -> Any:
 @planted
 def a_command_that_fails_in_a_commit_is_acknowledged() -> Any:
     """Redis does not roll back: what is told of as stored is half there."""
-    return patch.object(Ledger, "_take_failures", lambda *_: None)
+    return patch.object(CommitHistory, "_take_failures", lambda *_: None)
 
 
 @planted
@@ -152,9 +152,11 @@ def ownership_is_not_checked_by_commits() -> Any:
 @planted
 def another_owner_is_not_noticed() -> Any:
     """A fenced server takes the other's commit key for its own."""
-    place = Ledger._place
+    place = CommitHistory._place
 
-    def place_anyway(self: Ledger, value: bytes | None, now_s: float, effects: Effects) -> None:
+    def place_anyway(
+        self: CommitHistory, value: bytes | None, now_s: float, effects: Effects
+    ) -> None:
         try:
             place(self, value, now_s, effects)
         except FencedError:
@@ -162,27 +164,27 @@ def another_owner_is_not_noticed() -> Any:
             self._value = value or b""
             self._position = self._acknowledged
 
-    return patch.object(Ledger, "_place", place_anyway)
+    return patch.object(CommitHistory, "_place", place_anyway)
 
 
 @planted
 def what_redis_lost_is_not_sent_again() -> Any:
-    place = Ledger._place
+    place = CommitHistory._place
 
-    def forget(self: Ledger, value: bytes | None, now_s: float, effects: Effects) -> None:
+    def forget(self: CommitHistory, value: bytes | None, now_s: float, effects: Effects) -> None:
         place(self, value, now_s, effects)
         self._position = max(self._position, self._acknowledged)
 
-    return patch.object(Ledger, "_place", forget)
+    return patch.object(CommitHistory, "_place", forget)
 
 
 @planted
 def a_commit_in_doubt_is_sent_again_unchecked() -> Any:
     """After a lost connection: as if the batch in flight had not been executed."""
-    place = Ledger._place
+    place = CommitHistory._place
 
     def as_if_not_executed(
-        self: Ledger, value: bytes | None, now_s: float, effects: Effects
+        self: CommitHistory, value: bytes | None, now_s: float, effects: Effects
     ) -> None:
         history = self._history
         in_flight = history[-1] if history and history[-1].sequence > self._acknowledged else None
@@ -192,14 +194,14 @@ def a_commit_in_doubt_is_sent_again_unchecked() -> Any:
             self._requeue(entries)
             effects.committed = []
 
-    return patch.object(Ledger, "_place", as_if_not_executed)
+    return patch.object(CommitHistory, "_place", as_if_not_executed)
 
 
 @planted
 def a_commit_in_doubt_counts_as_executed() -> Any:
-    lost = Ledger.connection_lost
+    lost = CommitHistory.connection_lost
 
-    def assume(self: Ledger) -> None:
+    def assume(self: CommitHistory) -> None:
         history = self._history
         if history and history[-1].sequence > self._acknowledged:
             batch = history[-1]
@@ -208,23 +210,23 @@ def a_commit_in_doubt_counts_as_executed() -> Any:
             batch.entries = []
         lost(self)
 
-    return patch.object(Ledger, "connection_lost", assume)
+    return patch.object(CommitHistory, "connection_lost", assume)
 
 
 @planted
 def kept_batches_are_dropped_at_once() -> Any:
-    def drop(self: Ledger) -> None:
+    def drop(self: CommitHistory) -> None:
         while self._history and self._history[0].sequence <= self._position:
             self._history_bytes -= self._history.popleft().size_bytes
 
-    return patch.object(Ledger, "_trim", drop)
+    return patch.object(CommitHistory, "_trim", drop)
 
 
 @planted
 def batches_are_sent_again_in_the_wrong_order() -> Any:
-    place = Ledger._place
+    place = CommitHistory._place
 
-    def shuffled(self: Ledger, value: bytes | None, now_s: float, effects: Effects) -> None:
+    def shuffled(self: CommitHistory, value: bytes | None, now_s: float, effects: Effects) -> None:
         place(self, value, now_s, effects)
         missing = [b for b in self._history if b.sequence > self._position]
         if len(missing) >= 2:
@@ -232,7 +234,7 @@ def batches_are_sent_again_in_the_wrong_order() -> Any:
             for batch, (body, form, count, lease) in zip(missing, bodies, strict=True):
                 batch.body, batch.form, batch.command_count, batch.lease = body, form, count, lease
 
-    return patch.object(Ledger, "_place", shuffled)
+    return patch.object(CommitHistory, "_place", shuffled)
 
 
 # -------------------------------------------------------------------- streams
@@ -241,13 +243,13 @@ def batches_are_sent_again_in_the_wrong_order() -> Any:
 @planted
 def a_failed_message_of_a_stream_counts_as_durable() -> Any:
     """When an earlier one is settled before the stream has ended."""
-    failed = ingest._Ingest.failed
+    failed = ingest._Settlement.failed
 
     def fail(self: Any, message: Any, error: Exception) -> None:
         message.is_settled = True
         failed(self, message, error)
 
-    return patch.object(ingest._Ingest, "failed", fail)
+    return patch.object(ingest._Settlement, "failed", fail)
 
 
 @planted
@@ -284,7 +286,7 @@ def a_refused_commit_reloads_nothing() -> Any:
     def plant() -> Iterator[None]:
         with (
             patch.object(Turn, "refused", refused),
-            patch.object(Cell, "store_refused", lambda *_: None),
+            patch.object(ActorCell, "store_refused", lambda *_: None),
         ):
             yield
 
@@ -293,23 +295,23 @@ def a_refused_commit_reloads_nothing() -> Any:
 
 @planted
 def state_is_loaded_while_writes_are_in_flight() -> Any:
-    async def at_once(self: Cell) -> None:
+    async def at_once(self: ActorCell) -> None:
         self._behaviour.released()
         self._behaviour = self._make(self.key, self)
         self._state = State.LOADING
 
-    return patch.object(Cell, "_settle", at_once)
+    return patch.object(ActorCell, "_settle", at_once)
 
 
 @planted
 def an_actor_leaves_memory_with_writes_in_flight() -> Any:
-    def passivate(self: Cell) -> bool:
+    def passivate(self: ActorCell) -> bool:
         if self._state is not State.READY or self._turning or self.mailbox or self._parked_messages:
             return False
         self._end()
         return True
 
-    return patch.object(Cell, "passivate", passivate)
+    return patch.object(ActorCell, "passivate", passivate)
 
 
 @planted
@@ -324,10 +326,10 @@ def a_run_leaves_memory_before_it_is_in_redis() -> Any:
 
 @planted
 def actors_keep_their_state_when_redis_lost_its_own() -> Any:
-    def no_reload(self: Cell) -> None:
+    def no_reload(self: ActorCell) -> None:
         return
 
-    return patch.object(Cell, "reload", no_reload)
+    return patch.object(ActorCell, "reload", no_reload)
 
 
 # --------------------------------------------------------------------- domain
@@ -336,7 +338,7 @@ def actors_keep_their_state_when_redis_lost_its_own() -> Any:
 @contextmanager
 def _handler(name: str, change: Callable[[Turn], None]) -> Iterator[None]:
     """Change what a handler of the agent actor returns."""
-    from dbos_actors.actors import agent as module  # noqa: PLC0415 - its table is patched
+    from dbos_actors.actors.agents import actor as module  # noqa: PLC0415 - its table is patched
 
     original = getattr(AgentActor, name)
 
@@ -400,7 +402,7 @@ def a_result_is_written_in_two_steps() -> Any:
         turn.then = then
         return turn
 
-    from dbos_actors.actors import agent as module  # noqa: PLC0415 - its table is patched
+    from dbos_actors.actors.agents import actor as module  # noqa: PLC0415 - its table is patched
 
     handlers = {k: first_half if v is original else v for k, v in module._HANDLERS.items()}
     return patch.object(module, "_HANDLERS", handlers)
@@ -445,13 +447,13 @@ def a_repeated_outcome_is_taken_as_a_change() -> Any:
 
 @planted
 def a_deletion_forgets_the_request_ids() -> Any:
-    commit = Cell.commit
+    commit = ActorCell.commit
 
-    async def without_zrem(self: Cell, *commands: bytes, frees_memory: bool = False) -> None:
+    async def without_zrem(self: ActorCell, *commands: bytes, frees_memory: bool = False) -> None:
         kept = _without(commands, b"ZREM", b":request:")
         await commit(self, *kept, frees_memory=frees_memory)
 
-    return patch.object(Cell, "commit", without_zrem)
+    return patch.object(ActorCell, "commit", without_zrem)
 
 
 @planted

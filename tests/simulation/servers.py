@@ -21,21 +21,21 @@ from unittest.mock import patch
 import trio
 from grpclib.const import Status
 
-import dbos_actors.actors.agent
-import dbos_actors.actors.deletion
-import dbos_actors.actors.queries
-import dbos_actors.actors.run_retention
-import dbos_actors.rpc.server
+import dbos_actors.actors.agents.actor
+import dbos_actors.actors.agents.deletion
+import dbos_actors.actors.agents.queries
+import dbos_actors.actors.agents.run_retention
+import dbos_actors.rpc.server.server
 import dbos_actors.server
 import dbos_actors.store.ownership
 import dbos_actors.store.store
-from dbos_actors.actors.agent import AgentActor
-from dbos_actors.actors.scheduler import SchedulerSettings
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.tasks.scheduler import SchedulerSettings
 from dbos_actors.api import messages
-from dbos_actors.domain import id_table
+from dbos_actors.domain.tasks import id_table
 from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachableError
 from dbos_actors.server import RunningServer, open_supervisor
-from dbos_actors.service import SERVICE
+from dbos_actors.service.methods import SERVICE
 from dbos_actors.settings import Settings
 from dbos_actors.store.ownership import Owner
 from tests.simulation.determinism import SimulatedClock
@@ -110,9 +110,9 @@ class SimulatedServer:
         )
 
     @property
-    def ledger(self) -> Any:
+    def history(self) -> Any:
         """What the server knows of the store; None until it has started."""
-        return None if self.running is None else self.running.store._committer.ledger
+        return None if self.running is None else self.running.store._committer.history
 
     async def run(self) -> None:
         """Start, and start again while the store cannot be had; serve until ended."""
@@ -338,7 +338,7 @@ def simulated_surroundings(
     class Server(DirectServer):
         def __new__(cls, **arguments: Any) -> Any:
             if _current.get().over_grpc:
-                return dbos_actors.rpc.server.Server(**arguments)
+                return dbos_actors.rpc.server.server.Server(**arguments)
             return super().__new__(cls)
 
         def __init__(self, **arguments: Any) -> None:
@@ -370,10 +370,14 @@ def simulated_surroundings(
         patch.object(dbos_actors.server, "_store_settings", store_settings),
         patch.object(dbos_actors.store.store, "this_process", this_process),
         patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
-        patch.object(dbos_actors.actors.deletion, "_DELETION_STEP", constants["deletion_step"]),
-        patch.object(dbos_actors.actors.run_retention, "_STEP", constants["deletion_step"]),
-        patch.object(dbos_actors.actors.agent, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]),
-        patch.object(dbos_actors.actors.queries, "_STEP", constants["listing_step"]),
+        patch.object(
+            dbos_actors.actors.agents.deletion, "_DELETION_STEP", constants["deletion_step"]
+        ),
+        patch.object(dbos_actors.actors.agents.run_retention, "_STEP", constants["deletion_step"]),
+        patch.object(
+            dbos_actors.actors.agents.actor, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]
+        ),
+        patch.object(dbos_actors.actors.agents.queries, "_STEP", constants["listing_step"]),
         patch.object(
             dbos_actors.server,
             "SchedulerSettings",

@@ -18,7 +18,7 @@ import trio
 from grpclib.const import Status
 
 from dbos_actors.api.messages import SubscribeTasksRequest
-from dbos_actors.domain.task_record import TaskRecord
+from dbos_actors.domain.tasks.record import TaskRecord
 from tests.simulation.history import StreamEndedError
 from tests.simulation.plan import Plan
 from tests.simulation.streaming import StreamEnd, Streams

@@ -20,9 +20,9 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from dbos_actors.api import messages
 from dbos_actors.clock import Clock
-from dbos_actors.rpc.client import BackoffPolicy, Channel, ChannelOptions
-from dbos_actors.rpc.listeners import UnixListener
-from dbos_actors.service import SERVICE
+from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
+from dbos_actors.rpc.server.listeners import UnixListener
+from dbos_actors.service.methods import SERVICE
 from tests.simulation.history import Ending, StreamEndedError
 from tests.simulation.network import Pipe, Route
 

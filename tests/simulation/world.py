@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import trio
 
-from dbos_actors.actors.scheduler import Scheduler
-from dbos_actors.domain.task_record import TaskRecord
+from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.errors import FencedError
 from dbos_actors.runtime import ActorLimits
 from dbos_actors.server import RunningServer
@@ -188,7 +188,7 @@ class World:
         return self.servers[owner.pid - 1001].life is Life.DEAD
 
     def _started(self, server: SimulatedServer) -> None:
-        self.note(f"{server.name} serves, epoch {server.ledger.epoch}")
+        self.note(f"{server.name} serves, epoch {server.history.epoch}")
         self._written_before = self._take_of(server)
         if server.take_over:
             now = self.history.tick()
@@ -212,7 +212,7 @@ class World:
 
     def _ended(self, server: SimulatedServer, cause: BaseException | None) -> None:
         self.note(f"{server.name} has ended: {cause!r}")
-        if server.ledger is not None and not self._has_everything(server):
+        if server.history is not None and not self._has_everything(server):
             self._lost_since = self._missing_since
         if cause is not None and not _is_fenced(cause):
             self.violations.append(f"{server.name} died of {cause!r}")
@@ -230,7 +230,7 @@ class World:
     def _has_everything(self, server: SimulatedServer) -> bool:
         """Whether Redis has, on disk or not, all that the server has acknowledged."""
         value = self.redis.primary.database.values.get(b"dbos:{p0}:commit")
-        includes: bool = server.ledger.includes(value)
+        includes: bool = server.history.includes(value)
         return includes
 
     def certain_entries(self) -> int:
@@ -246,7 +246,7 @@ class World:
 
     def _take_of(self, server: SimulatedServer) -> int:
         """Where in the log the server became the owner."""
-        commit = [b"SET", b"dbos:{p0}:commit", b"%d:0" % server.ledger.epoch]
+        commit = [b"SET", b"dbos:{p0}:commit", b"%d:0" % server.history.epoch]
         log = self.redis.primary.log
         return next((i for i, entry in enumerate(log) if commit in entry.commands), len(log))
 

@@ -1,4 +1,4 @@
-"""How long the ledger keeps what it may have to send again."""
+"""How long the history keeps what it may have to send again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from dbos_actors.errors import OverloadedError
 from dbos_actors.store.batch import Answer, Batch, Form
-from dbos_actors.store.ledger import Ledger, LedgerLimits
+from dbos_actors.store.commit_history import CommitHistory, HistoryLimits
 from dbos_actors.store.resp import pack
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 
@@ -17,7 +17,7 @@ EPOCH = 3
 KEPT_S = 5.0
 
 
-def ledger(**changes: Any) -> Ledger:
+def history(**changes: Any) -> CommitHistory:
     limits: dict[str, Any] = {
         "batch_submissions": 10,
         "batch_bytes": 1_000,
@@ -27,40 +27,42 @@ def ledger(**changes: Any) -> Ledger:
         "lease_s": 5.0,
         "renewal_s": 1.0,
     }
-    return Ledger(base=None, epoch=EPOCH, limits=LedgerLimits(**{**limits, **changes}), now_s=0.0)
+    return CommitHistory(
+        base=None, epoch=EPOCH, limits=HistoryLimits(**{**limits, **changes}), now_s=0.0
+    )
 
 
-def commit(ledger: Ledger, now_s: float) -> Batch:
+def commit(history: CommitHistory, now_s: float) -> Batch:
     """One write, accepted."""
-    ledger.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", now_s)), now_s)
-    batch = ledger.next_batch(now_s)
+    history.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", now_s)), now_s)
+    batch = history.next_batch(now_s)
     assert batch is not None
-    accept(ledger, batch, now_s)
+    accept(history, batch, now_s)
     return batch
 
 
-def accept(ledger: Ledger, batch: Batch, now_s: float) -> None:
-    value = ledger.value_at(batch.sequence)
-    ledger.answered(batch, Answer(value, replies=[b"OK"] * batch.command_count), now_s)
+def accept(history: CommitHistory, batch: Batch, now_s: float) -> None:
+    value = history.value_at(batch.sequence)
+    history.answered(batch, Answer(value, replies=[b"OK"] * batch.command_count), now_s)
 
 
-def refuse_writes(ledger: Ledger, now_s: float) -> None:
+def refuse_writes(history: CommitHistory, now_s: float) -> None:
     """What is due at a time is refused, as by a Redis whose disk is full; a read is answered."""
-    ledger.submit(RecordingSubmission(RecordingOwner()), now_s)
+    history.submit(RecordingSubmission(RecordingOwner()), now_s)
     for _ in range(2):
-        batch = ledger.next_batch(now_s)
+        batch = history.next_batch(now_s)
         assert batch is not None
         if batch.form is Form.CHECK:
-            ledger.answered(batch, Answer(ledger.key_value, replies=[]), now_s)
+            history.answered(batch, Answer(history.key_value, replies=[]), now_s)
             return
         refusal = "MISCONF Errors writing to the AOF file"
-        ledger.answered(batch, Answer(ledger.key_value, refusal=refusal), now_s)
+        history.answered(batch, Answer(history.key_value, refusal=refusal), now_s)
     raise AssertionError("no check")
 
 
 def test_a_redis_that_refuses_writes_and_then_dies_is_sent_all_that_it_answered_for() -> None:
     """Catches a history that is trimmed because Redis answered a read."""
-    books = ledger()
+    books = history()
     commit(books, 0.1)
     before = books.key_value
     last = commit(books, 0.2)  # Redis has this one in memory, its disk is full
@@ -73,7 +75,7 @@ def test_a_redis_that_refuses_writes_and_then_dies_is_sent_all_that_it_answered_
 
 
 def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_write() -> None:
-    books = ledger()
+    books = history()
     for second in range(20):
         commit(books, float(second))
     assert books.kept_batches < 2 * KEPT_S + 4
@@ -85,7 +87,7 @@ def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_writ
 )
 def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int) -> None:
     limits = {"batch_bytes": 100_000, "queue_bytes": 1_000_000, "kept_bytes": 1_000_000}
-    books = ledger(batch_submissions=300, **limits)
+    books = history(batch_submissions=300, **limits)
     submissions = [RecordingSubmission(RecordingOwner(), pack("INCR", "n")) for _ in range(waiting)]
     for submission in submissions:
         books.submit(submission, 0.0)
@@ -96,7 +98,7 @@ def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int)
 
 
 def test_the_innocent_of_a_refused_batch_stay_before_what_they_submitted_later() -> None:
-    books = ledger(batch_submissions=2)
+    books = history(batch_submissions=2)
     guilty, innocent = RecordingOwner(), RecordingOwner()
     refused = RecordingSubmission(guilty, pack("SET", "k", "v"))
     first = RecordingSubmission(innocent, pack("DEL", "k"))
@@ -114,7 +116,7 @@ def test_the_innocent_of_a_refused_batch_stay_before_what_they_submitted_later()
 
 
 def test_a_full_history_is_trimmed_by_renewals_and_then_goes_on() -> None:
-    books = ledger(kept_bytes=100_000, queue_bytes=1_000_000)
+    books = history(kept_bytes=100_000, queue_bytes=1_000_000)
     for _ in range(2):
         books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
     first = books.next_batch(0.0)
@@ -139,7 +141,7 @@ class Writers:
     """Callers that each send one write after the other, and a Redis that answers in 1 ms."""
 
     def __init__(self, count: int, size_bytes: int, **limits: Any) -> None:
-        self.books = ledger(batch_submissions=2_000, batch_bytes=8 * MIB, **limits)
+        self.books = history(batch_submissions=2_000, batch_bytes=8 * MIB, **limits)
         self.value = "x" * size_bytes
         self.now_s = 0.0
         self.stored = 0
@@ -223,7 +225,7 @@ def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() ->
 
 
 def test_reads_do_not_wait_for_a_window_that_only_holds_up_writes() -> None:
-    books = ledger(kept_bytes=100_000, queue_bytes=1_000_000)
+    books = history(kept_bytes=100_000, queue_bytes=1_000_000)
     books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
     first = books.next_batch(0.0)
     assert first is not None

@@ -1,4 +1,4 @@
-"""The ledger against a model of Redis that dies, forgets and refuses at any step."""
+"""The history against a model of Redis that dies, forgets and refuses at any step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dbos_actors.errors import FencedError, OverloadedError, UnavailableError, UnusableStoreError
 from dbos_actors.store.batch import Answer, Batch, Form
+from dbos_actors.store.commit_history import CommitHistory, HistoryLimits, Phase
 from dbos_actors.store.effects import Effects
-from dbos_actors.store.ledger import Ledger, LedgerLimits, Phase
 from dbos_actors.store.resp import pack
 
 EPOCH = 7
 BASE = b"3:40"
-LIMITS = LedgerLimits(
+LIMITS = HistoryLimits(
     batch_submissions=4,
     batch_bytes=400,
     queue_bytes=8_000,
@@ -120,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.now_s = 100.0
         self.redis = ModelRedis(now_s=self.now_s)
-        self.ledger = Ledger(base=BASE, epoch=EPOCH, limits=LIMITS, now_s=self.now_s)
+        self.history = CommitHistory(base=BASE, epoch=EPOCH, limits=LIMITS, now_s=self.now_s)
         self.redis.write(b"%d:0" % EPOCH)
         self.redis.arm()
         self.owners = [ModelOwner("a"), ModelOwner("b"), ModelOwner("c")]
@@ -143,10 +143,10 @@ class LedgerMachine(RuleBasedStateMachine):
         number = len(self.submissions) + 1
         submission = ModelSubmission(number, self.owners[owner], commands, freeing=freeing)
         try:
-            self.ledger.submit(submission, self.now_s)
+            self.history.submit(submission, self.now_s)
         except OverloadedError:
-            full = self.ledger.queued_bytes + submission.size_bytes > LIMITS.queue_bytes - 300
-            assert full or self.ledger.held
+            full = self.history.queued_bytes + submission.size_bytes > LIMITS.queue_bytes - 300
+            assert full or self.history.held
         except UnavailableError:
             assert self.fenced
         else:
@@ -160,28 +160,28 @@ class LedgerMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ a round trip
 
     def _can_send(self) -> bool:
-        return not self.fenced and self.ledger.phase is Phase.KNOWN
+        return not self.fenced and self.history.phase is Phase.KNOWN
 
     @precondition(_can_send)
     @rule(fault=st.sampled_from(["none", "none", "none", "before", "after"]))
     def exchange(self, fault: str) -> None:
-        batch = self.ledger.next_batch(self.now_s)
+        batch = self.history.next_batch(self.now_s)
         if batch is None:
             return
         if fault == "before":
-            self.ledger.connection_lost()
+            self.history.connection_lost()
             return
-        before, after = self.ledger.key_value, self.ledger.value_at(batch.sequence)
+        before, after = self.history.key_value, self.history.value_at(batch.sequence)
         answer = self.redis.execute(batch, before, after)
         if fault == "after":
-            self.ledger.connection_lost()
+            self.history.connection_lost()
             return
         self._answer(batch, answer)
 
     @precondition(_can_send)
     @rule(guilty=st.integers(0, 5), reason=st.sampled_from(["OOM", "READONLY", "ERR"]))
     def refuse(self, guilty: int, reason: str) -> None:
-        batch = self.ledger.next_batch(self.now_s)
+        batch = self.history.next_batch(self.now_s)
         if batch is None:
             return
         if batch.form is Form.CHECK:
@@ -192,10 +192,10 @@ class LedgerMachine(RuleBasedStateMachine):
             batch, Answer(self.redis.key, refusal=f"{reason} no", refused_commands=refused)
         )
 
-    @precondition(lambda self: not self.fenced and self.ledger.phase is Phase.UNKNOWN)
+    @precondition(lambda self: not self.fenced and self.history.phase is Phase.UNKNOWN)
     @rule()
     def reconnect(self) -> None:
-        self._carry_out(lambda: self.ledger.key_read(self.redis.arm(), self.now_s))
+        self._carry_out(lambda: self.history.key_read(self.redis.arm(), self.now_s))
 
     # -------------------------------------------------------- what goes wrong
 
@@ -204,14 +204,14 @@ class LedgerMachine(RuleBasedStateMachine):
         lost = [at_s for at_s in self.redis.times_s if at_s > self.now_s - seconds]
         self.redis.forget(len(lost))
         if not self.fenced:
-            self.ledger.connection_lost()
+            self.history.connection_lost()
 
     @rule(commits=st.integers(0, 12))
     def redis_comes_back_from_a_backup(self, commits: int) -> None:
         self.reckless = True
         self.redis.forget(commits)
         if not self.fenced:
-            self.ledger.connection_lost()
+            self.history.connection_lost()
 
     @rule()
     def redis_is_flushed(self) -> None:
@@ -229,7 +229,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # ---------------------------------------------------------------- helpers
 
     def _answer(self, batch: Batch, answer: Answer) -> None:
-        self._carry_out(lambda: self.ledger.answered(batch, answer, self.now_s))
+        self._carry_out(lambda: self.history.answered(batch, answer, self.now_s))
 
     def _carry_out(self, event: object) -> None:
         assert callable(event)
@@ -249,18 +249,18 @@ class LedgerMachine(RuleBasedStateMachine):
             submission.outcomes.append("refused")  # type: ignore[attr-defined]
         assert refused <= {id(owner) for owner in effects.owners}
         assert len(effects.owners) == len({id(owner) for owner in effects.owners})
-        waiting = {id(submission.owner) for submission, _ in self.ledger.waiting()}
+        waiting = {id(submission.owner) for submission, _ in self.history.waiting()}
         assert not waiting & {id(owner) for owner in effects.owners}
         self.lost += effects.lost_batches
         assert self.reckless or not self.lost
         if effects.reconnect is not None:
-            self.ledger.connection_lost()
+            self.history.connection_lost()
 
     # -------------------------------------------------------------- invariants
 
     @invariant()
     def every_submission_has_one_outcome_or_still_waits(self) -> None:
-        waiting = [submission for submission, _ in self.ledger.waiting()]
+        waiting = [submission for submission, _ in self.history.waiting()]
         assert len(waiting) == len({id(submission) for submission in waiting})
         for submission in self.submissions:
             if not self.fenced:  # then the last effects are nobody's business any more
@@ -269,14 +269,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_accounts_for_its_bytes(self) -> None:
-        assert self.ledger.queued_bytes >= 0
-        if not self.ledger.queued_submissions:
-            assert self.ledger.queued_bytes == 0
+        assert self.history.queued_bytes >= 0
+        if not self.history.queued_submissions:
+            assert self.history.queued_bytes == 0
 
     @invariant()
     def submissions_of_an_owner_wait_in_order(self) -> None:
         for owner in self.owners:
-            numbers = [s.number for s, _ in self.ledger.waiting() if s.owner is owner]  # type: ignore[attr-defined]
+            numbers = [s.number for s, _ in self.history.waiting() if s.owner is owner]  # type: ignore[attr-defined]
             assert numbers == sorted(numbers)
 
     @invariant()
@@ -297,26 +297,26 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave Redis alone: it ends up with everything acknowledged, or the loss is known."""
-        if not hasattr(self, "ledger"):
+        if not hasattr(self, "history"):
             return
         for _ in range(1_000):
             if self.fenced:
                 return
-            if self.ledger.phase is Phase.UNKNOWN:
+            if self.history.phase is Phase.UNKNOWN:
                 self.reconnect()
-            batch = None if self.fenced else self.ledger.next_batch(self.now_s)
-            if batch is None and not self.ledger.queued_submissions:
+            batch = None if self.fenced else self.history.next_batch(self.now_s)
+            if batch is None and not self.history.queued_submissions:
                 break
             if batch is not None:
-                before, after = self.ledger.key_value, self.ledger.value_at(batch.sequence)
+                before, after = self.history.key_value, self.history.value_at(batch.sequence)
                 self._answer(batch, self.redis.execute(batch, before, after))
             self.time_passes(0.2)
         else:
             raise AssertionError("does not come to rest")
         if self.fenced:
             return
-        assert self.ledger.settled
-        assert not list(self.ledger.waiting())
+        assert self.history.settled
+        assert not list(self.history.waiting())
         self.every_submission_has_one_outcome_or_still_waits()
         if not self.lost:
             committed = [
@@ -333,10 +333,10 @@ TestLedger.settings = settings(max_examples=200, stateful_step_count=40, deadlin
 
 
 def test_a_commit_key_of_another_form_is_damaged() -> None:
-    ledger = Ledger(base=None, epoch=1, limits=LIMITS, now_s=0.0)
-    ledger.connection_lost()
+    history = CommitHistory(base=None, epoch=1, limits=LIMITS, now_s=0.0)
+    history.connection_lost()
     with pytest.raises(UnusableStoreError):
-        ledger.key_read(b"hello", 0.0)
+        history.key_read(b"hello", 0.0)
 
 
 def test_a_queue_that_keeps_the_window_full_comes_to_rest() -> None:

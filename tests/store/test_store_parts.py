@@ -20,10 +20,10 @@ from dbos_actors.store.committer import backoff_s
 from dbos_actors.store.connection import Connection, ConnectionLostError
 from dbos_actors.store.event_ids import EventIds
 from dbos_actors.store.ownership import Owner, is_gone, this_process
-from dbos_actors.store.patience import Patience, give_up_at_s
 from dbos_actors.store.resp import pack, unpacked
 from dbos_actors.store.safety import Requirements, judge
 from dbos_actors.store.settings import StoreSettings
+from dbos_actors.store.wait_timeouts import WaitTimeouts, give_up_at_s
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 
 # ------------------------------------------------------------------------ RESP
@@ -174,7 +174,7 @@ def test_without_knowledge_of_the_system_nobody_is_pronounced_gone() -> None:
     assert not is_gone(replace(blind, pid=2**22 + 1), seen_from=blind)
 
 
-# -------------------------------------------------------------------- patience
+# -------------------------------------------------------------------- wait_timeouts
 
 
 @pytest.mark.parametrize(
@@ -198,18 +198,18 @@ async def test_everyone_who_waits_gives_up_once_and_in_due_time(
 ) -> None:
     rounds: list[float] = []
     clock = SystemClock()
-    patience = Patience(
+    wait_timeouts = WaitTimeouts(
         patience_s=5.0, clock=clock, told=lambda: rounds.append(clock.monotonic_s()), address="here"
     )
-    patience.reason = "gone"
-    nursery.start_soon(patience.run)
+    wait_timeouts.reason = "gone"
+    nursery.start_soon(wait_timeouts.run)
     now_s = clock.monotonic_s()
     owner = RecordingOwner()
     urgent = RecordingSubmission(owner, deadline_s=now_s + 2)
     patient = RecordingSubmission(owner)
-    patience.enrol(patient, now_s)
+    wait_timeouts.enrol(patient, now_s)
     await trio.sleep(1)
-    patience.enrol(urgent, now_s)
+    wait_timeouts.enrol(urgent, now_s)
     await trio.sleep(3)
     assert [str(error) for error in urgent.give_ups] == ["Redis at here is away: gone"]
     assert not patient.give_ups
@@ -217,22 +217,22 @@ async def test_everyone_who_waits_gives_up_once_and_in_due_time(
     assert len(patient.give_ups) == 1
     assert rounds == pytest.approx([now_s + 1.8, now_s + 5.0])
     # It goes away once more before these are settled.
-    patience.enrol(urgent, now_s)
+    wait_timeouts.enrol(urgent, now_s)
     await trio.sleep(10)
     assert len(urgent.give_ups) == 1
-    assert patience.given_up_count == 2
+    assert wait_timeouts.given_up_count == 2
 
 
 async def test_nobody_gives_up_once_redis_is_back(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     clock = SystemClock()
-    patience = Patience(patience_s=5.0, clock=clock, told=lambda: None, address="here")
-    nursery.start_soon(patience.run)
+    wait_timeouts = WaitTimeouts(patience_s=5.0, clock=clock, told=lambda: None, address="here")
+    nursery.start_soon(wait_timeouts.run)
     submission = RecordingSubmission(RecordingOwner())
-    patience.enrol(submission, clock.monotonic_s())
+    wait_timeouts.enrol(submission, clock.monotonic_s())
     await trio.sleep(1)
-    patience.clear()
+    wait_timeouts.clear()
     await trio.sleep(10)
     assert not submission.give_ups
 

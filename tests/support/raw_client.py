@@ -8,8 +8,8 @@ from typing import Self
 
 from grpclib.const import Status
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import (
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import (
     ConnectionClosed,
     DataReceived,
     GoAwayReceived,

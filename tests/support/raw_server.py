@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import (
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import (
     ConnectionClosed,
     DataReceived,
     GoAwayReceived,

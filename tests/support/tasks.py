@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dbos_actors.actors.scheduler import SchedulerStatistics
-from dbos_actors.domain.task_audit import Audit
-from dbos_actors.domain.task_recovery import Recovery
-from dbos_actors.domain.tasks import TaskBook
-from dbos_actors.domain.timers import Now
+from dbos_actors.actors.tasks.scheduler import SchedulerStatistics
+from dbos_actors.domain.tasks.audit import Audit
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.recovery import Recovery
+from dbos_actors.domain.tasks.timers import Now
 from tests.domain.task_helpers import all_rows
 from tests.support.clients import Client
 from tests.support.servers import ServerThread

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
-from dbos_actors.rpc.framing import frame
-from dbos_actors.rpc.http2 import Http2Connection, Http2Options
+from dbos_actors.rpc.wire.framing import frame
+from dbos_actors.rpc.wire.http2 import Http2Connection, Http2Options
 
 _READ_BYTES: Final = 1 << 16
 _AHEAD_BYTES: Final = 1 << 18

@@ -1,0 +1,1 @@
+"""One actor for each agent: its record, its runs, its results."""

@@ -1,0 +1,1 @@
+"""The scheduler: one actor for all tasks, their timers and their subscribers."""

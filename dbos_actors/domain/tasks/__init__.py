@@ -1,0 +1,1 @@
+"""Tasks as a pure state machine: the book, its indexes, journal and recovery."""

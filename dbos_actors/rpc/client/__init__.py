@@ -1,0 +1,1 @@
+"""gRPC channels on Trio."""

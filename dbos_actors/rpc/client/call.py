@@ -1,0 +1,314 @@
+"""One call of a client: its request, what has come back, and what it ended with. Pure.
+
+A call *waits* until its channel gives it to a connection; is *started* while it has a stream
+there; and is *over* once it has a status, from the server or from here. A call that the server
+has provably not begun with goes back to waiting and is sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import decode_grpc_message
+
+from dbos_actors.rpc.server.stream_call import restore
+from dbos_actors.rpc.wire.compression import GZIP, IDENTITY
+from dbos_actors.rpc.wire.framing import FramingError, MessageReader, MessageTooLargeError
+from dbos_actors.rpc.wire.http2 import ErrorCode, Headers
+from dbos_actors.rpc.wire.metadata import MetadataError, decode_binary
+from dbos_actors.rpc.wire.status import STATUS_DETAILS_KEY, Fields
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.client.connection import ClientConnection
+
+_HTTP_STATUSES = {  # gRPC's http-grpc-status-mapping.md
+    b"400": Status.INTERNAL,
+    b"401": Status.UNAUTHENTICATED,
+    b"403": Status.PERMISSION_DENIED,
+    b"404": Status.UNIMPLEMENTED,
+    b"429": Status.UNAVAILABLE,
+    b"502": Status.UNAVAILABLE,
+    b"503": Status.UNAVAILABLE,
+    b"504": Status.UNAVAILABLE,
+}
+_RESET_STATUSES = {  # gRPC over HTTP2, "Errors"; every other code is INTERNAL
+    int(ErrorCode.REFUSED_STREAM): Status.UNAVAILABLE,
+    int(ErrorCode.CANCEL): Status.CANCELLED,
+    int(ErrorCode.ENHANCE_YOUR_CALM): Status.RESOURCE_EXHAUSTED,
+    int(ErrorCode.INADEQUATE_SECURITY): Status.PERMISSION_DENIED,
+}
+_STATUSES = {b"%d" % status.value: status for status in Status}
+
+
+class CallOwner(Protocol):
+    """Whoever made the call."""
+
+    def call_over(self, call: ClientCall) -> None:
+        """It has its status."""
+        ...
+
+    def call_refused(self, call: ClientCall) -> None:
+        """The server has not begun with it, and it may be sent again."""
+        ...
+
+
+class ClientCall:
+    """The protocol's half of one call."""
+
+    __slots__ = (
+        "_owner",
+        "connection",
+        "deadline_s",
+        "details",
+        "fields",
+        "headers",
+        "message",
+        "on_change",
+        "outbox",
+        "outbox_bytes",
+        "path",
+        "pending",
+        "reader",
+        "replays",
+        "request_ended",
+        "server_streaming",
+        "status",
+        "stream_id",
+        "taken",
+        "trailers",
+        "unacknowledged",
+        "wait_for_ready",
+    )
+
+    def __init__(
+        self,
+        owner: CallOwner,
+        path: bytes,
+        fields: Fields,
+        *,
+        server_streaming: bool,
+        deadline_s: float | None,
+        wait_for_ready: bool,
+        limit: int,
+    ) -> None:
+        self._owner = owner
+        self.path = path
+        self.fields = fields
+        self.deadline_s = deadline_s
+        self.wait_for_ready = wait_for_ready
+        self.server_streaming = server_streaming
+        self.connection: ClientConnection | None = None
+        """Where it is started; None while it waits. Kept when it is over."""
+        self.stream_id = 0
+        self.outbox: list[bytes] | None = []
+        """The framed messages queued so far, for another attempt; None: too many to keep."""
+        self.outbox_bytes = 0
+        self.pending: memoryview | None = None
+        """What the engine has not been given yet of the last message."""
+        self.request_ended = False
+        self.replays = 0
+        self.reader = MessageReader(limit)
+        self.unacknowledged = 0
+        self.taken = 0
+        """Response messages taken."""
+        self.headers: Headers | None = None
+        """The response's, once they have come; also those that end a call without a message."""
+        self.trailers: Headers = ()
+        self.status: Status | None = None
+        self.message: str | None = None
+        self.details: bytes | None = None
+        self.on_change: Callable[[], object] = _nothing
+        """Called when it is started or over, when something has come, or more may be sent."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has its status; messages may still be there to take."""
+        return self.status is not None
+
+    @property
+    def error(self) -> GRPCError | None:
+        """The status as an error, without details; None if the call is OK or not over."""
+        if self.status is None or self.status is Status.OK:
+            return None
+        return GRPCError(self.status, self.message)
+
+    # -------------------------------------------------------------- requests
+
+    @property
+    def can_send(self) -> bool:
+        """Whether another message may be queued now."""
+        return self.connection is not None and self.connection.can_send(self)
+
+    def queue(self, data: bytes, *, end: bool, replay_bytes_max: int) -> None:
+        """Send a framed message; if the call is not started yet, once it is."""
+        assert not self.request_ended
+        self.request_ended = end
+        if self.outbox is not None:
+            if self.outbox and self.outbox_bytes + len(data) > replay_bytes_max:
+                self.outbox = None
+            else:
+                self.outbox.append(data)
+                self.outbox_bytes += len(data)
+        if self.connection is not None:
+            self.connection.send(self, data)
+
+    # ------------------------------------------------------------- responses
+
+    def take(self) -> bytes | None:
+        """The next response message, if it is complete.
+
+        None, and the call is over, if the server's bytes are no such message.
+        """
+        try:
+            item = self.reader.next()
+            if item is None:
+                return None
+            compressed, body = item
+            if compressed:
+                body = restore(self._encoding(), body, self.reader.limit)
+        except FramingError as error:
+            self._spoil(*framing_problem(error))
+            return None
+        except GRPCError as error:
+            self._spoil(error.status, error.message)
+            return None
+        self.taken += 1
+        if self.unacknowledged and self.connection is not None:
+            self.connection.message_taken(self)
+        return body
+
+    def _spoil(self, status: Status, message: str | None) -> None:
+        """What has come is no message, even if the server's status is OK."""
+        if self.status is Status.OK:
+            self.reader = MessageReader(self.reader.limit)
+            self.status, self.message = status, message
+        else:
+            self.fail(status, message)
+
+    def end(self) -> GRPCError | None:
+        """Why there is no further message to take from a call that is over; None if it is OK."""
+        if self.status is Status.OK and self.reader.buffered_bytes:
+            self._spoil(Status.INTERNAL, "truncated response message")
+        return self.error
+
+    def _encoding(self) -> bytes | None:
+        encoding = dict(self.headers or ()).get(b"grpc-encoding")
+        if encoding is None or encoding == IDENTITY:
+            return None
+        if encoding != GZIP:
+            raise GRPCError(Status.INTERNAL, f"unknown response encoding {encoding[:32]!r}")
+        return GZIP
+
+    def _has_whole_message(self) -> bool:
+        announced = self.reader.announced_bytes  # its prefix was found valid as it came
+        return 0 < announced <= self.reader.buffered_bytes
+
+    # ------------------------------------------------------------------- end
+
+    def finish(self, status: Status, message: str | None = None) -> None:
+        """It has a status. No-op once over; does not touch its stream."""
+        if self.status is None:
+            self.status = status
+            self.message = message
+            self.outbox = None
+            self.pending = None
+            self._owner.call_over(self)
+            self.on_change()
+
+    def finish_with(self, headers: Headers) -> None:
+        """It has ended with the server's trailers, or its only headers."""
+        self.trailers = headers
+        fields = dict(headers)
+        status, message = status_of(fields)
+        if status is Status.OK and not self.server_streaming:
+            # A streaming response is judged message by message, as they are taken.
+            if not self.taken and not self.reader.buffered_bytes:
+                status, message = Status.UNIMPLEMENTED, "no response message"
+            elif not self.taken and not self._has_whole_message():
+                status, message = Status.INTERNAL, "truncated response message"
+        details = fields.get(STATUS_DETAILS_KEY)
+        if details is not None and status is not Status.OK:
+            try:
+                self.details = decode_binary(details)[0]
+            except MetadataError:
+                self.details = None  # the status matters more
+        self.finish(status, message)
+
+    def fail(self, status: Status, message: str | None) -> None:
+        """End it from this side: what has come is dropped, the server told. No-op once over."""
+        if self.status is None:
+            self.reader = MessageReader(self.reader.limit)
+            if self.connection is not None:
+                self.connection.abandon(self)
+            self.finish(status, message)
+
+    def refused(self, message: str) -> None:
+        """The server has not begun with it: send it again, if that is still possible."""
+        if self.status is not None:
+            return
+        self.connection = None
+        self.stream_id = 0
+        self.pending = None
+        if self.outbox is None or self.headers is not None:
+            self.finish(Status.UNAVAILABLE, message)
+        else:
+            self.replays += 1
+            self._owner.call_refused(self)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.fail(Status.DEADLINE_EXCEEDED, "deadline exceeded")
+
+    def cancel(self) -> None:
+        """The caller has lost interest."""
+        self.fail(Status.CANCELLED, "cancelled by the caller")
+
+
+def status_of(fields: dict[bytes, bytes]) -> tuple[Status, str | None]:
+    """The status that a response's last fields carry."""
+    value = fields.get(b"grpc-status")
+    if value is None:
+        return Status.UNKNOWN, "the response has no grpc-status"
+    status = _STATUSES.get(value)
+    message = fields.get(b"grpc-message")
+    text = None if message is None else decode_grpc_message(message.decode("ascii", "replace"))
+    if status is None:
+        text = f"unknown grpc-status {value[:32]!r}" + (f": {text}" if text else "")
+        return Status.UNKNOWN, text
+    return status, text
+
+
+def headers_problem(fields: dict[bytes, bytes]) -> tuple[Status, str] | None:
+    """Why a response's headers are not those of gRPC; None if they are."""
+    http_status = fields.get(b":status", b"")
+    if http_status != b"200":
+        status = _HTTP_STATUSES.get(http_status, Status.UNKNOWN)
+        return status, f"HTTP status {http_status.decode('ascii', 'replace')}"
+    content_type = fields.get(b"content-type", b"")
+    kind = content_type.partition(b";")[0].strip()
+    if kind not in {b"application/grpc", b"application/grpc+proto"}:
+        return Status.UNKNOWN, f"content-type {content_type[:64]!r} is not gRPC's"
+    return None
+
+
+def reset_problem(code: int) -> tuple[Status, str]:
+    """The status of a call that the server has reset."""
+    try:
+        name = ErrorCode(code).name
+    except ValueError:
+        name = str(code)
+    return _RESET_STATUSES.get(code, Status.INTERNAL), f"the server has reset the call ({name})"
+
+
+def framing_problem(error: FramingError) -> tuple[Status, str]:
+    """The status of a response that is no sequence of messages."""
+    if isinstance(error, MessageTooLargeError):
+        return Status.RESOURCE_EXHAUSTED, f"response {error}"
+    return Status.INTERNAL, str(error)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,42 @@
+"""When a client pings its server, and when it gives it up (gRPC's keepalive.md). Pure."""
+
+from __future__ import annotations
+
+from dbos_actors.rpc.client.options import ChannelOptions
+from dbos_actors.rpc.server.keepalive import Action
+
+TOO_MANY_PINGS = b"too_many_pings"
+"""Said in the GOAWAY to a client that pings too often; it must then ping half as often."""
+
+
+class ClientKeepalive:
+    """The state of one connection."""
+
+    __slots__ = ("_answer_s_max", "_interval_s", "_ping_s", "_without_calls", "heard_s")
+
+    heard_s: float
+    """When bytes last came from the server."""
+
+    def __init__(self, options: ChannelOptions, interval_s: float, now_s: float) -> None:
+        self._interval_s = interval_s
+        self._answer_s_max = options.keepalive_answer_s_max
+        self._without_calls = options.keepalive_without_calls
+        self._ping_s: float | None = None
+        self.heard_s = now_s
+
+    def tick(self, now_s: float, *, busy: bool) -> Action:
+        """To be asked several times in each interval."""
+        if self._ping_s is not None:
+            if self.heard_s >= self._ping_s:
+                self._ping_s = None
+            elif now_s - self._ping_s >= self._answer_s_max:
+                return Action.CLOSE
+            else:
+                return Action.NOTHING
+        if not busy and not self._without_calls:
+            self.heard_s = now_s  # the silence of a server that was not asked means nothing
+        elif now_s - self.heard_s >= self._interval_s:
+            self._ping_s = now_s
+            self.heard_s = min(self.heard_s, now_s - self._interval_s)
+            return Action.PING
+        return Action.NOTHING

@@ -1,0 +1,237 @@
+"""A client's connection over a real socket: made, driven, and given up.
+
+`connect` makes a socket from an address; `ClientDriver` moves bytes between it and a
+`ClientConnection`, under TLS or not. Like the server's, it writes straight to the socket, and a
+task of its own takes over only when that accepts no more.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeAlias
+
+import structlog
+import trio
+
+from dbos_actors.clock import Clock
+from dbos_actors.rpc.client.connection import ClientConnection
+from dbos_actors.rpc.server.listeners import TcpAddress, UnixAddress
+from dbos_actors.rpc.wire.tls import TlsFilter
+
+log = structlog.get_logger(__name__)
+
+Connector: TypeAlias = Callable[[], Awaitable[socket.socket]]
+"""Makes a connected, non-blocking socket, which is then the caller's. Raises OSError."""
+
+_READ_BYTES = 256 * 1024
+_WRITE_BYTES = 128 * 1024
+
+_TICKS_PER_KEEPALIVE = 8
+
+
+async def connect(address: TcpAddress | UnixAddress) -> socket.socket:
+    """Connect to an address, trying every one that a name has. Raises OSError."""
+    if isinstance(address, UnixAddress):
+        stream = await trio.open_unix_socket(address.path)
+    else:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
+
+
+class ClientDriver:
+    """Drives one `ClientConnection` over one socket, which it closes."""
+
+    __slots__ = (
+        "_clock",
+        "_early",
+        "_nursery",
+        "_protocol",
+        "_reading",
+        "_sock",
+        "_tls",
+        "_unsent",
+    )
+
+    _unsent: memoryview | None
+    """Taken from the engine and not accepted by the socket yet; while there is some, only the
+    writer touches the socket's sending side."""
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        self._sock = sock
+        self._clock = clock
+        self._tls: TlsFilter | None = None
+        self._early: list[bytes] = []
+        self._protocol: ClientConnection | None = None
+        self._nursery: trio.Nursery | None = None
+        self._unsent = None
+        self._reading = trio.CancelScope()
+
+    def close(self) -> None:
+        """Close the socket."""
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+
+    async def shake_hands(self, context: ssl.SSLContext, hostname: str) -> None:
+        """Begin TLS. Raises OSError (ssl.SSLError is one) and `tls.AlpnError`."""
+        tls = TlsFilter(context, server_side=False, server_hostname=hostname)
+        self._tls = tls
+        buffer = memoryview(bytearray(_READ_BYTES))
+        data = memoryview(b"")
+        try:
+            while True:
+                self._early += tls.open(data)
+                await self._send_all(tls.seal(b""))
+                if tls.ready:
+                    return
+                data = buffer[: await self._receive(buffer)]
+                if not data:
+                    raise ConnectionResetError("the connection has ended during the TLS handshake")
+        except ssl.SSLError:
+            with suppress(OSError):
+                self._sock.send(tls.seal(b""))  # the alert; lost if the socket is full
+            raise
+
+    async def _send_all(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_writable(self._sock)
+
+    async def _receive(self, buffer: memoryview) -> int:
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                return self._sock.recv_into(buffer)
+            except (BlockingIOError, InterruptedError):
+                continue
+
+    async def run(self, protocol: ClientConnection, *, keepalive_s: float) -> None:
+        """Move bytes until the connection ends; whatever ends it is in ``protocol.reason``.
+
+        If cancelled, the server is told with what the socket still accepts.
+        """
+        self._protocol = protocol
+        if self._tls is not None:
+            protocol.peer_certificate = self._tls.peer_certificate
+        try:
+            async with trio.open_nursery() as self._nursery:
+                if keepalive_s < float("inf"):
+                    self._nursery.start_soon(self._tick, keepalive_s / _TICKS_PER_KEEPALIVE)
+                with self._reading:
+                    await self._read(protocol)
+                self._nursery.cancel_scope.cancel()
+        finally:
+            if not protocol.closed:
+                protocol.shut_down()
+                protocol.lost("the channel is closed")
+            if self._unsent is None:
+                with suppress(Exception):  # a farewell
+                    self._pump(protocol)
+            self._protocol = None
+
+    async def _read(self, protocol: ClientConnection) -> None:
+        tls = self._tls
+        buffer = memoryview(bytearray(_READ_BYTES))
+        try:
+            for plain in self._early:
+                protocol.receive(plain, self._clock.monotonic_s())
+            self._early.clear()
+            self.flush()
+            while not protocol.closed:
+                size = await self._receive(buffer)
+                if size == 0:
+                    protocol.lost(protocol.reason or "the server has closed the connection")
+                elif tls is None:
+                    protocol.receive(buffer[:size], self._clock.monotonic_s())
+                else:
+                    for plain in tls.open(buffer[:size]):
+                        protocol.receive(plain, self._clock.monotonic_s())
+                self.flush()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        assert self._protocol is not None
+        if not isinstance(error, OSError):
+            log.error("connection failed", peer=self._protocol.peer, exc_info=error)
+        self._protocol.lost(f"the connection is lost: {error}")
+
+    async def _tick(self, period_s: float) -> None:
+        assert self._protocol is not None
+        while True:
+            await trio.sleep(period_s)
+            self._protocol.tick(self._clock.monotonic_s())
+            if self._protocol.closed:
+                self._reading.cancel()
+
+    def flush(self) -> None:
+        """Send what the socket accepts; the rest is the writer's. Never raises."""
+        protocol = self._protocol
+        if self._unsent is not None or protocol is None:
+            return
+        try:
+            blocked = self._pump(protocol)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+            self._failed(error)
+            blocked = False
+        if blocked:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._write)
+        elif protocol.closed:
+            self._reading.cancel()
+
+    def _pump(self, protocol: ClientConnection) -> bool:
+        """Move output to the socket until there is none (False) or it accepts no more (True)."""
+        tls = self._tls
+        while True:
+            data = protocol.output(_WRITE_BYTES)
+            more = len(data) == _WRITE_BYTES
+            if tls is not None:
+                data = tls.seal(data)
+            if data and self._send(data):
+                return True
+            if not more and not protocol.refill():
+                return False
+
+    def _send(self, data: bytes) -> bool:
+        """Send; whether some of it was left, for the writer."""
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent and self._protocol is not None:
+            self._protocol.sent()
+        if sent == len(data):
+            return False
+        self._unsent = memoryview(data)[sent:]
+        return True
+
+    async def _write(self) -> None:
+        """Move output to a socket that accepted no more, until it has all of it."""
+        protocol = self._protocol
+        assert protocol is not None
+        try:
+            while self._unsent is not None:
+                await trio.lowlevel.wait_writable(self._sock)
+                try:
+                    sent = self._sock.send(self._unsent)
+                except (BlockingIOError, InterruptedError):
+                    continue
+                if sent:
+                    protocol.sent()
+                if sent < len(self._unsent):
+                    self._unsent = self._unsent[sent:]
+                    continue
+                self._unsent = None
+                self._pump(protocol)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+            self._unsent = None
+            self._failed(error)
+        if protocol.closed:
+            self._reading.cancel()

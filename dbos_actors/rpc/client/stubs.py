@@ -1,0 +1,109 @@
+"""What betterproto's stubs need to run on Trio.
+
+Their methods with a single response run as they are, and so do streams of responses that are
+read to their end. `TrioStub` adds what asyncio alone has, a task that sends beside the responses
+of a stream both ways, and calls that are cancelled when their responses are no longer wanted::
+
+    class GreeterStub(TrioStub, greeter.GreeterStub): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self
+
+import trio
+from grpclib.const import Cardinality
+
+from dbos_actors.rpc.client.stream import Stream
+
+
+class TrioStub:
+    """Put before a stub that betterproto has generated, in the bases of a class."""
+
+    channel: Any
+    timeout: float | None
+    deadline: Any
+    metadata: Any
+
+    def _unary_stream(
+        self, route: str, request: Any, response_type: type, **options: Any
+    ) -> Responses:
+        """The responses to a request. Cancelled when dropped, as by leaving a loop over them."""
+
+        async def begin(stream: Stream[Any, Any]) -> None:
+            await stream.send_message(request, end=True)
+
+        stream = self._open(
+            route, Cardinality.UNARY_STREAM, (type(request), response_type), options
+        )
+        return Responses(stream, begin)
+
+    def _stream_stream(
+        self,
+        route: str,
+        request_iterator: Iterable[Any],
+        request_type: type,
+        response_type: type,
+        **options: Any,
+    ) -> Responses:
+        """The responses to a streaming request, as it goes on being sent.
+
+        What the iterable of requests, async or not, raises is raised here. Cancelled when dropped.
+        """
+
+        async def begin(stream: Stream[Any, Any]) -> None:
+            await stream.send_request()
+            stream.send_from(request_iterator)
+
+        types = (request_type, response_type)
+        return Responses(self._open(route, Cardinality.STREAM_STREAM, types, options), begin)
+
+    def _open(
+        self,
+        route: str,
+        cardinality: Cardinality,
+        types: tuple[type, type],
+        options: dict[str, Any],
+    ) -> Stream[Any, Any]:
+        for name in ("timeout", "deadline", "metadata"):
+            if options.get(name) is None:
+                options[name] = getattr(self, name)
+        stream: Stream[Any, Any] = self.channel.request(route, cardinality, *types, **options)
+        return stream
+
+
+class Responses:
+    """A call's responses, to be iterated over.
+
+    Not a generator: betterproto iterates over it inside one of its own, which does not close what
+    is inside when it is closed itself.
+    """
+
+    def __init__(
+        self, stream: Stream[Any, Any], begin: Callable[[Stream[Any, Any]], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._begin: Callable[[Stream[Any, Any]], Awaitable[None]] | None = begin
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        stream = self._stream
+        try:
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                await begin(stream)
+            message = await stream.recv_message()
+        except BaseException:
+            stream.abandon()
+            raise
+        if message is None:
+            await stream.__aexit__(None, None, None)
+            raise StopAsyncIteration
+        return message
+
+    def __del__(self) -> None:
+        if trio.lowlevel.in_trio_run():
+            self._stream.abandon()

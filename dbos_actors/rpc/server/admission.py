@@ -1,0 +1,102 @@
+"""Who gets in, and what those get who have not said who they are. Pure.
+
+Most methods need a client that the server's `Authenticator` knows. *Open* methods (health
+checks) need none, so their calls must not use up what is there for others. A connection on
+which no call was authenticated yet is a *stranger*; without an authenticator it is one until
+its first call of a method that is not open.
+
+Rules:
+- A call is authenticated when its headers arrive. One that is not is refused there: nothing of
+  its message is kept, and it counts as live nowhere.
+- Who loses the right to call loses the calls that are live (`Server.reauthenticate`).
+- Open calls do not count towards `ServerLimits.calls_live_max`. They have their own bounds, for
+  each connection and in all, and those of strangers are apart from those of known clients.
+- When such a bound is reached in all, the oldest call (or idle connection) makes room for the
+  new one. Refusing the new one instead would let whoever fills the bound first keep all others
+  out: a load balancer's health check is answered at once and gone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from grpclib.const import Status
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.server.connection import ServerConnection
+    from dbos_actors.rpc.server.stream_call import StreamCall
+
+DISPLACED = "too many calls that need no authentication: newer ones took this one's place"
+
+
+class Authenticator(Protocol):
+    """Knows a call's client by its headers."""
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
+        """The client; None: nobody who may call. Runs for every call, and must not block."""
+        ...
+
+    def is_valid(self, client: Hashable) -> bool:
+        """Whether a client that was identified before still may call."""
+        ...
+
+
+class OpenCalls:
+    """Live calls of open methods; `add` ends the oldest if there are too many."""
+
+    __slots__ = ("_calls", "_count_max")
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._calls: OrderedDict[StreamCall, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, call: StreamCall) -> None:
+        """Count a call, which must be discarded when it is over."""
+        if len(self._calls) >= self._count_max:
+            oldest, _ = self._calls.popitem(last=False)
+            oldest.end(Status.RESOURCE_EXHAUSTED, DISPLACED)
+        self._calls[call] = None
+
+    def discard(self, call: StreamCall) -> None:
+        """The call is over, or counted elsewhere."""
+        self._calls.pop(call, None)
+
+
+class Strangers:
+    """Connections on which nobody was authenticated yet, in the order of their arrival."""
+
+    __slots__ = ("_connections",)
+
+    def __init__(self) -> None:
+        self._connections: OrderedDict[ServerConnection, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: ServerConnection) -> None:
+        """A connection that was made, or whose client is no longer known."""
+        self._connections[connection] = None
+
+    def discard(self, connection: ServerConnection) -> None:
+        """Its client is known now, or the connection is over."""
+        self._connections.pop(connection, None)
+
+    def dismiss_oldest(self) -> bool:
+        """Close the oldest that has no call, or else the oldest; False: there is none.
+
+        Those that have calls are at most as many as `ServerLimits.open_calls_strangers_max`,
+        which bounds the search.
+        """
+        chosen = next((one for one in self._connections if not one.is_busy), None)
+        if chosen is None:
+            chosen = next(iter(self._connections), None)
+        if chosen is None:
+            return False
+        self.discard(chosen)
+        chosen.driver.dismiss()
+        return True

@@ -1,0 +1,178 @@
+"""What the connections of one server share: routes, limits, deadlines, counters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import structlog
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.log_limits import log_limited
+from dbos_actors.rpc.server.admission import Authenticator, OpenCalls, Strangers
+from dbos_actors.rpc.server.interceptors import Interceptor
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod
+from dbos_actors.rpc.server.unary import UnaryMethod
+from dbos_actors.rpc.wire.deadlines import Deadlines
+from dbos_actors.rpc.wire.status import INTERNAL_ERROR, Fields, StatusOf, details_fields
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.server.connection import ServerConnection
+
+log = structlog.get_logger(__name__)
+
+Route: TypeAlias = UnaryMethod | StreamMethod
+
+
+class Servable(Protocol):
+    """A grpclib service (its own type for this is private)."""
+
+    def __mapping__(self) -> Mapping[str, Any]:
+        """Full path to `grpclib.const.Handler`."""
+        ...
+
+
+class Driver(Protocol):
+    """Who moves a connection's bytes and runs its handlers."""
+
+    def flush(self) -> None:
+        """Send what can be sent now, without waiting."""
+        ...
+
+    def start(self, call: StreamCall) -> None:
+        """Start the call's handler, in a task; `StreamCall.finished` when it has returned."""
+        ...
+
+    def dismiss(self) -> None:
+        """Close the connection at once: others need its place."""
+        ...
+
+
+class ServerCore:
+    """What the connections of one server share."""
+
+    __slots__ = (
+        "authenticator",
+        "calls_live",
+        "calls_live_max",
+        "calls_total",
+        "calls_unauthenticated",
+        "deadlines",
+        "dirty",
+        "held_free",
+        "inflated_free",
+        "limits",
+        "open_calls_of_clients",
+        "open_calls_of_strangers",
+        "refused",
+        "routes",
+        "shed_total",
+        "shedding",
+        "status_of",
+        "strangers",
+        "streams_live",
+        "unsent_free",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        *,
+        unary: Mapping[str, UnaryMethod],
+        services: Collection[Servable] = (),
+        open_services: Collection[Servable] = (),
+        status_of: StatusOf,
+        limits: ServerLimits,
+        interceptors: Sequence[Interceptor] = (),
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        self.routes = _routes(unary, services, open_services, interceptors)
+        self.refused = [interceptor.refused for interceptor in interceptors]
+        self.authenticator = authenticator
+        self.status_of = status_of
+        self.limits = limits
+        self.deadlines = Deadlines()
+        self.calls_live = 0
+        self.calls_live_max = limits.calls_live_max
+        """The limit of `calls_live`, raised by those calls that have bounds of their own."""
+        self.calls_total = 0
+        self.calls_unauthenticated = 0
+        self.open_calls_of_strangers = OpenCalls(limits.open_calls_strangers_max)
+        self.open_calls_of_clients = OpenCalls(limits.open_calls_clients_max)
+        self.strangers = Strangers()
+        self.streams_live = 0
+        """Those of the live calls that are not unary: they may be idle for days."""
+        self.shedding = False
+        """Whether unary calls are refused as they arrive: those before them wait too long."""
+        self.shed_total = 0
+        self.unsent_free = limits.unsent_bytes_shared
+        self.held_free = limits.held_bytes_shared
+        self.inflated_free = limits.inflated_bytes_shared
+        self.dirty: list[ServerConnection] = []
+        self.wake: Callable[[], None] = _nobody
+        """Called when the first connection becomes dirty; `flush` is to be called soon."""
+
+    def flush(self) -> None:
+        """Flush every connection that was answered outside its own read."""
+        dirty, self.dirty = self.dirty, []
+        for connection in dirty:
+            connection.is_dirty = False
+            connection.driver.flush()
+
+    def status(self, error: BaseException, path: str) -> tuple[Status, str | None, Fields]:
+        """Status, message and details of an error that a call failed with.
+
+        INTERNAL, and a line in the log, for one that has no valid status.
+        """
+        status: Any
+        message: Any
+        try:
+            if isinstance(error, GRPCError):
+                status, message = error.status, error.message
+            elif isinstance(error, Exception):
+                status, message = self.status_of(error)
+            else:
+                return Status.INTERNAL, INTERNAL_ERROR, []
+            text = message if message is None else str(message)
+            return Status(status), text, details_fields(error)
+        except Exception:  # noqa: BLE001 - logged, and the failure of its call alone
+            log_limited(
+                log.exception, "no status for an error", path=path, error=type(error).__name__
+            )
+            return Status.INTERNAL, INTERNAL_ERROR, []
+
+
+def _routes(
+    unary: Mapping[str, UnaryMethod],
+    services: Collection[Servable],
+    open_services: Collection[Servable],
+    interceptors: Sequence[Interceptor],
+) -> dict[bytes, Route]:
+    routes: dict[bytes, Route] = {}
+    for is_open, group in ((False, services), (True, open_services)):
+        for path, handler in (pair for one in group for pair in one.__mapping__().items()):
+            stream_handler = handler.func
+            for interceptor in reversed(interceptors):
+                stream_handler = interceptor.stream(path, stream_handler)
+            routes[path.encode("ascii")] = StreamMethod(
+                path=path,
+                handler=stream_handler,
+                client_streaming=handler.cardinality.client_streaming,
+                server_streaming=handler.cardinality.server_streaming,
+                decode=handler.request_type.FromString,
+                reply_type=handler.reply_type,
+                is_open=is_open,
+            )
+    for path, method in unary.items():
+        unary_handler = method.handler
+        for interceptor in reversed(interceptors):
+            unary_handler = interceptor.unary(path, unary_handler)
+        routes[path.encode("ascii")] = replace(method, handler=unary_handler)
+    return routes
+
+
+def _nobody() -> None:
+    pass

@@ -1,0 +1,59 @@
+"""Memory for decompressed request messages. Pure.
+
+Four kilobytes of gzip become four megabytes, so what is bounded is what comes out. A message's
+bytes count from the moment it is inflated until its unary call is answered, or until its
+stream's handler asks for further messages or returns. They have bounds of their own, apart from
+those for request bytes as sent: whoever fills these keeps nobody else from sending messages that
+are not compressed. A message that finds no room is refused, and never inflated beyond the room.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.server.stream_call import restore
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.server.core import ServerCore
+
+_NO_ROOM: Final = (
+    "decompressed messages of earlier calls still take up the memory there is for them: "
+    "try again later, or send messages that are not compressed"
+)
+
+
+class Inflation:
+    """The decompressed bytes of one connection."""
+
+    __slots__ = ("_core", "_used")
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        self._used = 0
+
+    def inflate(self, encoding: bytes | None, body: bytes, message_bytes_max: int) -> bytes:
+        """Decompress a message and count its bytes, to be released later.
+
+        Raises `grpclib.GRPCError`: RESOURCE_EXHAUSTED without room, or as `restore` does.
+        """
+        core = self._core
+        room = min(message_bytes_max, core.inflated_free)
+        if self._used:  # one message has a place, whatever the limits are
+            room = min(room, core.limits.inflated_bytes_max - self._used)
+        try:
+            data = restore(encoding, body, max(0, room))
+        except GRPCError as error:
+            if error.status is Status.RESOURCE_EXHAUSTED and room < message_bytes_max:
+                raise GRPCError(Status.RESOURCE_EXHAUSTED, _NO_ROOM) from error
+            raise
+        self._used += len(data)
+        core.inflated_free -= len(data)
+        return data
+
+    def release(self, size: int) -> None:
+        """So many bytes are no longer held."""
+        self._used -= size
+        self._core.inflated_free += size

@@ -1,0 +1,81 @@
+"""Who may read next, while more calls wait than can be answered soon.
+
+Trio runs every task that can run before it looks for I/O again. With a hundred busy
+connections one such round is a second's work, while whoever answers their calls, the
+committer before all, needs several rounds for each batch: the more came in, the less got
+done. So beyond some thousand waiting calls connections read one in a round, a little each, in
+the order of their arrival; what is not read waits in its client's socket, where it costs
+nothing here.
+
+Refusing costs time as well, which those who are served would rather have: what was spent on a
+turn in which calls were shed is paid for by a pause of four times its length. So shedding takes
+a fifth of the time at most, however many calls are offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from dbos_actors.rpc.server.core import ServerCore
+
+TURN_BYTES: Final = 32 * 1024
+"""What a connection may read in a turn: some milliseconds of small calls."""
+
+_PAUSE_FACTOR: Final = 4
+_PAUSE_S_MIN: Final = 0.002
+"""Shorter ones are owed until they are worth a system call's resolution."""
+_PAUSE_S_MAX: Final = 0.05
+"""Pings and resets have to be read too."""
+
+
+class ReadTurns:
+    """An async context manager: one turn at reading; `is_needed` says when to take one."""
+
+    __slots__ = ("_began_s", "_busy", "_core", "_free_s", "_line", "_overloaded", "_shed_before")
+
+    def __init__(self, core: ServerCore, overloaded: Callable[[], bool]) -> None:
+        """``overloaded`` says whether calls wait so long that new ones had better be refused."""
+        self._core = core
+        self._busy = core.limits.calls_busy
+        self._overloaded = overloaded
+        self._line = trio.Lock()
+        self._began_s = 0.0
+        self._free_s = 0.0
+        self._shed_before = 0
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether so many calls wait that connections should take turns."""
+        core = self._core
+        if core.calls_live - core.streams_live > self._busy:
+            return True
+        core.shedding = False
+        return False
+
+    async def __aenter__(self) -> None:
+        """Wait for the turn. Cancellation gives the place in the line up."""
+        await self._line.acquire()
+        try:
+            now_s = trio.current_time()
+            if self._free_s > now_s + _PAUSE_S_MIN:
+                await trio.sleep_until(self._free_s)
+            else:
+                await trio.lowlevel.checkpoint()
+        except BaseException:
+            self._line.release()
+            raise
+        core = self._core
+        core.shedding = self._overloaded()
+        self._shed_before = core.shed_total
+        self._began_s = trio.current_time()
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the turn; without a checkpoint."""
+        if self._core.shed_total != self._shed_before:
+            now_s = trio.current_time()
+            owed_s = _PAUSE_FACTOR * (now_s - self._began_s)
+            self._free_s = min(max(self._free_s, now_s) + owed_s, now_s + _PAUSE_S_MAX)
+        self._line.release()

@@ -1,0 +1,294 @@
+"""One call of a grpclib service on a connection: what its bytes and its end mean. Pure.
+
+`StreamCall` is the half of a call that belongs to the protocol; the handler sees the
+other half, `dbos_actors.rpc.server.stream.Stream`, which waits where this cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.server.containment import Observer, chained
+from dbos_actors.rpc.server.handover import Handover
+from dbos_actors.rpc.server.interceptors import StreamHandler
+from dbos_actors.rpc.wire.compression import (
+    CompressionError,
+    ExpandedTooLargeError,
+    compress,
+    decompress,
+)
+from dbos_actors.rpc.wire.framing import (
+    PREFIX_BYTES,
+    FramingError,
+    MessageReader,
+    MessageTooLargeError,
+    frame,
+)
+from dbos_actors.rpc.wire.http2 import header_block_bytes
+from dbos_actors.rpc.wire.metadata import MetadataError
+from dbos_actors.rpc.wire.status import (
+    RESPONSE_HEADERS,
+    RESPONSE_HEADERS_GZIP,
+    Fields,
+    status_fields,
+)
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.server.connection import ServerConnection
+    from dbos_actors.rpc.wire.http2 import Headers
+
+
+_INFLATED_AT_ONCE_BYTES: Final = 1024 * 1024
+"""A handler that asks for many messages gets no more of them once these have come out of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMethod:
+    """How a method of a grpclib service is served."""
+
+    path: str
+    handler: StreamHandler
+    client_streaming: bool
+    server_streaming: bool
+    decode: Callable[[bytes], Any]
+    reply_type: type
+    is_open: bool = False
+    """Whether it needs no authentication; see `dbos_actors.rpc.server.admission`."""
+
+
+class StreamCall:
+    """The protocol's half of one call.
+
+    A call is *over* when its status is queued or its client has gone; its handler may
+    outlive that, and only when the handler has returned is it *finished*.
+    """
+
+    __slots__ = (
+        "_connection",
+        "accepts_gzip",
+        "deadline",
+        "encoding",
+        "failure",
+        "handling",
+        "handover",
+        "headers",
+        "headers_sent",
+        "inflated_bytes",
+        "message_bytes",
+        "method",
+        "observer",
+        "on_change",
+        "on_over",
+        "over",
+        "reader",
+        "request_ended",
+        "stream_id",
+        "unacknowledged",
+    )
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        method: StreamMethod,
+        headers: Headers,
+        *,
+        limit: int,
+    ) -> None:
+        self._connection = connection
+        self.stream_id = stream_id
+        self.method = method
+        self.headers = headers
+        self.deadline: float | None = None
+        self.encoding: bytes | None = None
+        """The request's ``grpc-encoding``; None: identity."""
+        self.accepts_gzip = False
+        """Whether responses may be compressed: the client said so, and the server is set to."""
+        self.reader = MessageReader(limit)
+        self.inflated_bytes = 0
+        """Of the decompressed messages that the handler took last."""
+        self.unacknowledged = 0
+        self.message_bytes = 0
+        """Size of the message being uploaded, once it has room of its own; else 0."""
+        self.request_ended = False
+        self.failure: GRPCError | None = None
+        """Why no further message can be taken."""
+        self.headers_sent = False
+        self.handover = Handover()
+        self.handling = False
+        """Whether a handler was started, and has not returned."""
+        self.over = False
+        self.on_change: Callable[[], None] = _nothing
+        """Called when there may be more to take, or room to send, or the call is over."""
+        self.on_over: Callable[[], None] = _nothing
+        self.observer: Observer | None = None
+
+    @property
+    def peer(self) -> str:
+        """Whose call it is."""
+        return self._connection.peer
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client proved to be, with mutual TLS."""
+        return self._connection.peer_certificate
+
+    @property
+    def path(self) -> str:
+        """The method's full path."""
+        return self.method.path
+
+    def when_answered(self, observer: Observer) -> None:
+        """As `UnaryCall.when_answered`."""
+        self.observer = chained(self.observer, observer)
+
+    # -------------------------------------------------------------- requests
+
+    def take(self) -> bytes | None:
+        """The next request message, if it is complete. Raises `grpclib.GRPCError`."""
+        bodies = self.take_many(1)
+        return bodies[0] if bodies else None
+
+    def take_many(self, count_max: int) -> list[bytes]:
+        """The next request messages that are complete. Raises `grpclib.GRPCError`.
+
+        What is wrong with one of them is raised once those before it are taken.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self.inflated_bytes:
+            self._connection.release_inflated(self)
+        if self.encoding is not None:
+            return self._take_inflated(count_max)
+        try:
+            messages = self.reader.next_many(count_max)
+        except FramingError as error:
+            self.failure = framing_failure(error)
+            raise self.failure from error
+        if not messages:
+            self._check_end()
+            return []
+        self._connection.messages_taken(
+            self, sum([PREFIX_BYTES + len(body) for _, body in messages])
+        )
+        bodies: list[bytes] = []
+        for compressed, body in messages:
+            if compressed:
+                self.failure = GRPCError(
+                    Status.INTERNAL, "compressed message without grpc-encoding"
+                )
+                break
+            bodies.append(body)
+        if self.failure is not None and not bodies:
+            raise self.failure
+        return bodies
+
+    def _take_inflated(self, count_max: int) -> list[bytes]:
+        """One message after the other: those behind wait as they came, compressed."""
+        bodies: list[bytes] = []
+        taken_bytes = 0
+        try:
+            while len(bodies) < count_max and self.inflated_bytes < _INFLATED_AT_ONCE_BYTES:
+                message = self.reader.next()
+                if message is None:
+                    break
+                compressed, body = message
+                taken_bytes += PREFIX_BYTES + len(body)
+                bodies.append(self._connection.inflate(self, body) if compressed else body)
+        except FramingError as error:
+            self.failure = framing_failure(error)
+        except GRPCError as error:
+            self.failure = error
+        if taken_bytes:
+            self._connection.messages_taken(self, taken_bytes)
+        if not bodies:
+            if self.failure is not None:
+                raise self.failure
+            self._check_end()
+        return bodies
+
+    def _check_end(self) -> None:
+        if self.request_ended and self.reader.buffered_bytes:
+            self.failure = GRPCError(Status.INTERNAL, "truncated request message")
+            raise self.failure
+
+    # ------------------------------------------------------------- responses
+
+    def can_send(self, size: int) -> bool:
+        """Whether a message of so many bytes may be queued now."""
+        return self._connection.can_send(self, size)
+
+    def check_fits(self, fields: Fields) -> None:
+        """Whether the client accepts a header block with these. Raises `MetadataError`."""
+        size = header_block_bytes([*RESPONSE_HEADERS_GZIP, *status_fields(Status.UNKNOWN), *fields])
+        limit = self._connection.header_bytes_max
+        if size > limit:
+            raise MetadataError(
+                f"metadata of {size} bytes is larger than the client's limit of {limit} bytes"
+            )
+
+    def send_headers(self, fields: Fields) -> None:
+        """Queue the initial metadata."""
+        self.headers_sent = True
+        base = RESPONSE_HEADERS_GZIP if self.accepts_gzip else RESPONSE_HEADERS
+        self._connection.send_headers(self, base + fields)
+
+    def send(self, body: bytes, compress_bytes_min: int | None) -> None:
+        """Queue a response message."""
+        if self.accepts_gzip and compress_bytes_min is not None and len(body) >= compress_bytes_min:
+            self._connection.send(self, frame(compress(body), compressed=True))
+        else:
+            self._connection.send(self, frame(body))
+
+    def end(
+        self, status: Status, message: str | None = None, fields: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Queue the status: trailers, or the only headers. No-op once over."""
+        if not self.over:
+            self._connection.end_stream(self, status, [*status_fields(status, message), *fields])
+
+    def cancel(self) -> None:
+        """Reset the stream: the client gets no status. No-op once over."""
+        if not self.over:
+            self._connection.cancel_stream(self)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.end(Status.DEADLINE_EXCEEDED, "deadline exceeded")
+
+    def finished(self) -> None:
+        """The handler has returned: it is told nothing more.
+
+        What was to be told holds the call. Forgetting it frees both at once, without the garbage
+        collector.
+        """
+        self.on_change = self.on_over = _nothing
+        self._connection.stream_finished(self)
+
+
+def framing_failure(error: FramingError) -> GRPCError:
+    """The status of a request that is no sequence of messages."""
+    if isinstance(error, MessageTooLargeError):
+        return GRPCError(Status.RESOURCE_EXHAUSTED, f"request {error}")
+    return GRPCError(Status.INTERNAL, str(error))
+
+
+def restore(encoding: bytes | None, body: bytes, limit: int) -> bytes:
+    """Decompress a request message that says it is compressed. Raises `grpclib.GRPCError`."""
+    if encoding is None:
+        raise GRPCError(Status.INTERNAL, "compressed message without grpc-encoding")
+    try:
+        return decompress(body, limit)
+    except ExpandedTooLargeError as error:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
+    except CompressionError as error:
+        raise GRPCError(Status.INTERNAL, str(error)) from error
+
+
+def _nothing() -> None:
+    pass

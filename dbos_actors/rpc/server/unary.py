@@ -1,0 +1,178 @@
+"""A unary call served by a plain function: the call *is* its reply address.
+
+No task belongs to it. It is answered inside the handler or later, from any task of
+the same Trio thread, exactly once; whatever comes after that is ignored, because
+the client has gone, has been told DEADLINE_EXCEEDED, or has its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from dbos_actors.rpc.server.containment import Observer, chained
+from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, decode_metadata
+
+if TYPE_CHECKING:
+    from dbos_actors.rpc.server.connection import ServerConnection
+    from dbos_actors.rpc.wire.http2 import Headers
+
+
+class Message(Protocol):
+    """A response message: anything that serialises itself."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """The message as bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryMethod:
+    """How a unary method is served.
+
+    ``handler`` is called from the connection's read loop and must not block; what it
+    raises is logged and answered INTERNAL, except `grpclib.GRPCError`, which is answered
+    as it says. ``decode`` makes the request message of its bytes; what it raises is
+    answered INTERNAL as well.
+    """
+
+    handler: Callable[[UnaryCall], None]
+    decode: Callable[[bytes], Any]
+
+    in_band: Callable[[Exception], bytes | None] | None = None
+    """The serialised response that tells of an error, for methods whose responses have a
+    place for some; None for an error that is to become a status."""
+
+
+class UnaryCall:
+    """One unary call. Made by the transport only.
+
+    Its public attributes without a docstring of their own are the transport's: what of
+    the request has come so far, and how it is encoded.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_headers",
+        "_metadata",
+        "accepts_gzip",
+        "answered",
+        "buffer",
+        "deadline",
+        "encoding",
+        "message_bytes",
+        "method",
+        "observer",
+        "request",
+        "request_ended",
+        "stream_id",
+        "unacknowledged",
+    )
+
+    request: Any
+    """The decoded request message."""
+
+    deadline: float | None
+    """When the client gives up, on `Clock.monotonic_s`'s scale; None: never."""
+
+    answered: bool
+    """Whether it was replied to, failed, expired, cancelled by the client or disconnected."""
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        stream_id: int,
+        method: UnaryMethod,
+        headers: Headers | dict[bytes, bytes],
+        deadline: float | None,
+    ) -> None:
+        self._connection = connection
+        self.method = method
+        self._headers = headers
+        self._metadata: Metadata | None = None
+        self.buffer: bytes | bytearray | None = None
+        self.message_bytes = 0
+        self.unacknowledged = 0
+        self.stream_id = stream_id
+        self.deadline = deadline
+        self.answered = False
+        self.observer: Observer | None = None
+        self.request = None
+        self.request_ended = False
+        self.encoding: bytes | None = None
+        self.accepts_gzip = False
+
+    @property
+    def metadata(self) -> Metadata:
+        """The call's custom metadata, decoded when first asked for.
+
+        Raises `grpclib.GRPCError` (INTERNAL) if a ``-bin`` value is malformed.
+        """
+        if self._metadata is None:
+            try:
+                self._metadata = decode_metadata(self.headers)
+            except MetadataError as error:
+                raise GRPCError(Status.INTERNAL, str(error)) from error
+        return self._metadata
+
+    @property
+    def path(self) -> str:
+        """The method's full path, such as ``/dbos.DBOS/GetAgent``."""
+        return (self.header(b":path") or b"").decode("ascii", "replace")
+
+    @property
+    def headers(self) -> Headers:
+        """As they came, pseudo-headers and metadata."""
+        kept = self._headers
+        return [*kept.items()] if isinstance(kept, dict) else kept
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last field of that name, which is much cheaper than `metadata`."""
+        kept = self._headers
+        return (kept if isinstance(kept, dict) else dict(kept)).get(name)
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client proved to be with mutual TLS (`ssl.SSLSocket.getpeercert`)."""
+        return self._connection.peer_certificate
+
+    @property
+    def peer(self) -> str:
+        """Whose call it is, such as ``ipv4:127.0.0.1:50312`` or ``unix:``."""
+        return self._connection.peer
+
+    def when_answered(self, observer: Observer) -> None:
+        """Have ``observer`` called once with the status sent, or None if the client had gone.
+
+        For interceptors, before they hand the call on. Observers are called in the order in
+        which they were added; an error of one changes nothing for the others or the call.
+        """
+        earlier = self.observer
+        self.observer = observer if earlier is None else chained(earlier, observer)
+
+    def reply(self, message: Message | bytes) -> None:
+        """Answer with a response message, or with one already serialised. No-op if answered."""
+        if self.answered:
+            return
+        body = message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
+        self._connection.reply(self, body)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error's status (`grpclib.GRPCError` as it says). No-op if answered."""
+        if self.answered:
+            return
+        in_band = self.method.in_band
+        body = None if in_band is None else in_band(error)
+        if body is None:
+            self._connection.fail(self, error)
+        else:
+            self._connection.reply(self, body)
+
+    def expire(self) -> None:
+        """Answer DEADLINE_EXCEEDED. No-op if answered."""
+        if not self.answered:
+            self._connection.expire(self)

@@ -1,0 +1,104 @@
+"""Bearer tokens: who may call, by a file of tokens (RFC 6750, section 2.1).
+
+With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with one of the
+file's tokens, except health checks, which load balancers make. The server asks when a call's
+headers arrive (`dbos_actors.rpc.server.admission`).
+
+The file is followed, so that tokens are rotated without a restart: add the new one, move the
+clients, remove the old one. What a token that is gone had begun is ended with it: streams, and
+calls that wait. A file without tokens revokes them all. A file that is missing or cannot be read
+changes nothing, since that is more often an accident than a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from hmac import compare_digest
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+import trio
+
+from dbos_actors.errors import ConfigurationError
+
+logger = structlog.get_logger(__name__)
+
+_LOOK_S = 0.5
+"""Between looks at the file. It is read when it was the same at two looks in a row: whoever
+writes it in place empties it first, and that is no reason to end everybody's streams."""
+
+_SCHEME = b"Bearer "
+"""As clients write it. Any case is accepted (RFC 9110, section 11.1), at a higher price."""
+
+_TOKENS_MAX = 100
+"""Each call is compared with every token, whichever fits, so that time tells nothing."""
+
+
+class BearerAuth:
+    """An `Authenticator` (`rpc.server.admission`): knows who presents a token of the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
+        self._path = path
+        self._stamp = _stamp(path)
+        # What an `authorization` header must be, each.
+        self._accepted = _read(path)
+        if not self._accepted:
+            raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: has no token")
+
+    async def watch(self, on_change: Callable[[], Awaitable[None]]) -> NoReturn:
+        """Follow the file, until cancelled; ``on_change`` is awaited when tokens have changed."""
+        seen = self._stamp
+        while True:
+            await trio.sleep(_LOOK_S)
+            before, seen = seen, _stamp(self._path)
+            if seen != before or seen == self._stamp:
+                continue
+            self._stamp = seen
+            try:
+                self._accepted = _read(self._path)
+            except ConfigurationError as error:
+                logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
+            else:
+                log = logger.info if self._accepted else logger.warning
+                log("tokens_reloaded", tokens=len(self._accepted))
+                await on_change()
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
+        """The header that a call presents, as usually written, if it has a token of the file."""
+        presented = headers.get(b"authorization", b"")
+        client = None
+        for expected in self._accepted:
+            if compare_digest(presented, expected):
+                client = expected
+        if client is None and presented[: len(_SCHEME)].lower() == _SCHEME.lower():
+            usual = _SCHEME + presented[len(_SCHEME) :].strip(b" ")
+            if usual != presented:
+                return self.identify({b"authorization": usual})
+        return client
+
+    def is_valid(self, client: Hashable) -> bool:
+        """Whether its token is still one of the file's."""
+        return client in self._accepted
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read(path: Path) -> list[bytes]:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: {error}") from error
+    tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if len(tokens) > _TOKENS_MAX:
+        raise ConfigurationError(
+            f"DBOS_AUTH_TOKEN_FILE={path}: has {len(tokens)} tokens, the limit is {_TOKENS_MAX}"
+        )
+    return [_SCHEME + token.encode() for token in tokens]

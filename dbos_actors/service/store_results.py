@@ -1,0 +1,291 @@
+"""StoreResults: results in bulk, on a stream that may last for ever.
+
+A message of the stream goes the way of a StoreResult call, without the cost of
+a call. The stream says how many of its messages, counted from its start, are
+settled: stored, known before, or rejected for what they say. So a client that
+loses the stream sends again whatever lies behind that count.
+
+Bounded by what may be unsettled at once: beyond it nothing is read, flow control
+stops the client, and memory does not grow however slow Redis is. A rejected message
+counts as unsettled until its rejection is on its way, so a client that does not read its
+responses is stopped too. An infrastructure error ends the stream with its status.
+
+`durable` passes a rejected message only with the response that names it or a later one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+from trio_util import move_on_when
+
+from dbos_actors.actors.agents.actor import DUPLICATE, embedded
+from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
+from dbos_actors.domain.limits import Limits, check_result, echoed
+from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.runtime import Call
+from dbos_actors.service.draining import DRAINING, Draining
+
+_UNSETTLED_MESSAGES_MAX: Final = 4_000
+"""Two full commits: one in flight and one that gathers meanwhile."""
+
+_UNSETTLED_BYTES_MAX: Final = 16 << 20
+"""Likewise, in bytes of two full commits."""
+
+_REJECTED_BYTES_MAX: Final = 32 << 10
+"""Rejections that wait to be sent, in bytes; beyond it nothing is read. Half of what the
+transport queues for a stream before its handler has to wait."""
+
+_REJECTION_BYTES: Final = 300
+"""What a rejection takes in memory besides its text; measured."""
+
+_RESPONSE_BYTES_MAX: Final = 32 << 10
+"""Of the rejections in one response; the rest follows in the next."""
+
+_READ_MESSAGES: Final = 500
+"""Taken before other tasks run: about 5 ms."""
+
+_READ_MESSAGES_REFUSED: Final = 50
+"""Likewise, after messages of which some were rejected: each may leave a rejection to be sent."""
+
+_OVERLOAD_PAUSE_S: Final = 0.02
+"""Before a message that found a queue full is tried again."""
+
+
+async def store_results(
+    stream: Stream[StoreResultRequest, StoreResultsResponse],
+    *,
+    limits: Limits,
+    deliver: Callable[[str, Call], None],
+    draining: Draining,
+) -> None:
+    """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor.
+
+    Once ``draining`` has begun, nothing more is read; what was read is settled and reported, and
+    the stream ends with UNAVAILABLE. What is not settled when draining is overdue is not waited
+    for.
+    """
+    settlement = _Settlement(limits, deliver)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(settlement.send_responses, stream)
+        nursery.start_soon(settlement.deliver_postponed)
+        async with move_on_when(draining.begun.wait):
+            count = _READ_MESSAGES
+            while messages := await stream.recv_messages(count):
+                rejected = sum([settlement.take(message) for message in messages])
+                count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
+                del messages  # or they would stay while it waits
+                await settlement.wait_for_room()
+        async with move_on_when(draining.overdue.wait):
+            await settlement.wait_until_reported()
+        nursery.cancel_scope.cancel()
+    if draining.begun.is_set():
+        raise UnavailableError(DRAINING)
+
+
+class _Message:
+    """One message of the stream, as an actor sees it; a `runtime.Call`."""
+
+    __slots__ = (
+        "answered",
+        "deadline",
+        "duplicate",
+        "index",
+        "is_settled",
+        "request",
+        "settlement",
+        "size_bytes",
+    )
+
+    request: StoreResultRequest | None
+    """None once the message is rejected: the client has it."""
+
+    def __init__(
+        self, settlement: _Settlement, index: int, request: StoreResultRequest, size_bytes: int
+    ) -> None:
+        self.settlement = settlement
+        self.index = index
+        self.deadline: float | None = None
+        self.request = request
+        self.size_bytes = size_bytes
+        self.answered = False
+        # Not when it failed with the stream: it may be stored or not.
+        self.is_settled = False
+        self.duplicate = False
+
+    def reply(self, answer: Any) -> None:
+        if not self.answered:
+            self.answered = True
+            self.duplicate = answer == DUPLICATE
+            self.settlement.settled(self)
+
+    def fail(self, error: Exception) -> None:
+        if self.answered:
+            return
+        if isinstance(error, OverloadedError):
+            self.settlement.postpone(self)
+            return
+        self.answered = True
+        self.settlement.failed(self, error)
+
+
+class _Settlement:
+    """The state of one stream."""
+
+    def __init__(self, limits: Limits, deliver: Callable[[str, Call], None]) -> None:
+        self._limits = limits
+        self._deliver = deliver
+        self._taken = 0
+        # In the stream's order, from the first that is not settled.
+        self._unsettled: deque[_Message] = deque()
+        self._unsettled_bytes = 0
+        # Found a queue full; delivered again before anything more is read.
+        self._postponed: list[_Message] = []
+        self._durable = 0
+        self._duplicates = 0
+        # Each with its part of a response. They are settled as that is taken from here.
+        self._rejected: deque[tuple[_Message, bytes]] = deque()
+        self._rejected_bytes = 0
+        self._reported = 0
+        self._error: Exception | None = None
+        self._news = trio.Event()
+        self._progress = trio.Event()
+        self._overload = trio.Event()
+
+    # ---------------------------------------------------------------- messages
+
+    def take(self, request: StoreResultRequest) -> bool:
+        """Begin to store one message; whether it was rejected at once."""
+        size_bytes = request.ByteSize()
+        message = _Message(self, self._taken, request, size_bytes)
+        self._taken += 1
+        self._unsettled.append(message)
+        self._unsettled_bytes += size_bytes
+        try:
+            agent_id = check_result(request, self._limits).agent_id
+        except RefusedError as error:
+            message.fail(error)
+            return True
+        self._deliver(agent_id, message)
+        return False
+
+    def postpone(self, message: _Message) -> None:
+        """A queue was full: the message is delivered again soon."""
+        self._postponed.append(message)
+        self._overload.set()
+
+    async def deliver_postponed(self) -> None:
+        """Deliver again what found a queue full, until cancelled."""
+        while True:
+            await self._overload.wait()
+            self._overload = trio.Event()
+            await trio.sleep(_OVERLOAD_PAUSE_S)
+            postponed, self._postponed = self._postponed, []
+            for message in postponed:
+                assert message.request is not None
+                self._deliver(message.request.result.agent_id, message)
+            self._progress.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until more may be read."""
+        while (
+            self._postponed
+            or len(self._unsettled) >= _UNSETTLED_MESSAGES_MAX
+            or self._unsettled_bytes >= _UNSETTLED_BYTES_MAX
+            or self._rejected_bytes >= _REJECTED_BYTES_MAX
+        ):
+            await self._wait_for_progress()
+
+    async def wait_until_reported(self) -> None:
+        """Wait until every message taken is settled and the client has been told."""
+        while self._unsettled or self._rejected or self._reported < self._durable:
+            await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        self._progress = trio.Event()
+        await self._progress.wait()
+
+    # ---------------------------------------------------------------- outcomes
+
+    def settled(self, message: _Message) -> None:
+        """A message has its outcome: count what is settled now from the stream's start.
+
+        A message that failed has none, so nothing behind it is counted any more.
+        """
+        message.is_settled = True
+        unsettled = self._unsettled
+        if message is unsettled[0]:
+            while unsettled and unsettled[0].is_settled:
+                first = unsettled.popleft()
+                self._unsettled_bytes -= first.size_bytes
+                self._durable += 1
+                self._duplicates += first.duplicate
+            self._news.set()
+
+    def failed(self, message: _Message, error: Exception) -> None:
+        """A message is rejected for what it says, or the stream cannot go on."""
+        if isinstance(error, RefusedError):
+            self._reject(message, error)
+        elif self._error is None:
+            self._error = error
+        self._news.set()
+
+    def _reject(self, message: _Message, error: RefusedError) -> None:
+        assert message.request is not None
+        result = message.request.result
+        rejected = StoreResultsResponse.Rejected(
+            index=message.index,
+            agent_id=echoed(result.agent_id, self._limits),
+            id=echoed(result.id, self._limits),
+            error=str(error),
+        )
+        part = embedded(3, rejected.SerializeToString())
+        self._unsettled_bytes -= message.size_bytes
+        message.size_bytes = 0
+        message.request = None
+        self._rejected.append((message, part))
+        self._rejected_bytes += len(part) + _REJECTION_BYTES
+
+    async def send_responses(
+        self, stream: Stream[StoreResultRequest, StoreResultsResponse]
+    ) -> None:
+        """Report what has settled, all of it at once, until cancelled.
+
+        Raises what the stream is to fail with, after a report of what was settled before.
+        """
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            while self._durable > self._reported or self._rejected:
+                response = self._response()
+                reported = self._durable
+                await stream.send_message(response)
+                self._reported = reported
+                self._progress.set()
+            if self._error is not None:
+                raise self._error
+            self._progress.set()
+
+    def _response(self) -> bytes:
+        """A serialised response with as many rejections as it has room for."""
+        rejected = self._rejected
+        parts = [b""]
+        size = 0
+        limit = min(_RESPONSE_BYTES_MAX, self._limits.message_bytes - _COUNTS_BYTES)
+        while rejected and (size == 0 or size + len(rejected[0][1]) <= limit):
+            message, part = rejected.popleft()
+            size += len(part)
+            self._rejected_bytes -= len(part) + _REJECTION_BYTES
+            parts.append(part)
+            self.settled(message)
+        counts = StoreResultsResponse(durable=self._durable, duplicates=self._duplicates)
+        parts[0] = counts.SerializeToString()
+        return b"".join(parts)
+
+
+_COUNTS_BYTES: Final = 32
+"""What the two counts of a response take at most."""

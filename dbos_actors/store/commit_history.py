@@ -1,0 +1,648 @@
+"""What is committed, what waits, and what to do about an answer or a lost connection. Pure.
+
+The history decides; `committer` talks to Redis and tells the submissions. The
+history of a partition is a chain: ``base`` (what the commit key held before
+this server took ownership), then the sequence numbers of this server's epoch.
+
+    history: [ kept, confirmed ... | acknowledged, lost by Redis ... | in flight ]
+                                   ^ position                        ^ acknowledged
+
+Invariants:
+- Sequence numbers in ``history`` are contiguous; only the last may be in flight.
+- ``position`` is what the store is known to contain. What lies after it in the
+  history is sent, in order, before anything new.
+- A batch is dropped from the history ``kept_s`` after the store was last known
+  to have it, and only on proof that the store was alive that much later.
+- No submission is sent in two batches, unless the first one provably was not
+  executed. Submissions of one owner never change their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from dbos_actors.errors import (
+    FencedError,
+    OverloadedError,
+    UnavailableError,
+)
+from dbos_actors.store.batch import (
+    SCRIPT_BYTES,
+    Answer,
+    Batch,
+    Entry,
+    Form,
+    Lease,
+    check_for_script,
+    damaged_commit_key,
+)
+from dbos_actors.store.effects import Counts, Effects, owners_of, without
+from dbos_actors.store.pace import Pace
+from dbos_actors.store.submission import Submission
+
+# What an entry of the queue costs besides its commands; bounds barriers, which have none.
+ENTRY_BYTES = 256
+
+# A queue of at most so many goes into one batch, of a longer one the first half: the other half is
+# sent when that is answered, and Redis works on it while the callers of the first are told. All in
+# one batch, server and Redis would take turns at waiting for each other.
+WHOLE_QUEUE = 32
+
+
+# The error of a server that is no longer the primary: a new connection may lead to the one that is.
+READ_ONLY = "READONLY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLimits:
+    """See `StoreSettings` for the meaning and origin of each."""
+
+    batch_submissions: int
+    batch_bytes: int
+    queue_bytes: int
+    kept_s: float
+    kept_bytes: int
+    lease_s: float
+    renewal_s: float
+    refuse_loss: bool = False
+
+
+class Phase(Enum):
+    """What is known about the store."""
+
+    # The connection is lost: the commit key must be read before anything else.
+    UNKNOWN = auto()
+    KNOWN = auto()
+    FENCED = auto()
+    CLOSED = auto()
+
+
+# Looking a member of an enumeration up costs as much as a small function: not on the way of
+# every call.
+_KNOWN: Final = Phase.KNOWN
+_FENCED: Final = Phase.FENCED
+_CLOSED: Final = Phase.CLOSED
+
+
+def parse_key(value: bytes | None) -> tuple[int, int] | None:
+    """``epoch:sequence`` of a commit key's value; None if it has another form."""
+    epoch, colon, sequence = (value or b"").partition(b":")
+    if not (colon and epoch.isdigit() and sequence.isdigit()):
+        return None
+    return int(epoch), int(sequence)
+
+
+class CommitHistory:
+    """The commit history of one partition as its owner sees it."""
+
+    def __init__(
+        self,
+        *,
+        base: bytes | None,
+        epoch: int,
+        limits: HistoryLimits,
+        now_s: float,
+        commit_key: str = "commit",
+    ) -> None:
+        """Start right after ownership was taken, by a commit ``epoch:0`` sent at ``now_s``.
+
+        ``base`` is what the commit key held before it; ``commit_key`` names it in errors.
+        """
+        self.epoch = epoch
+        self.counts = Counts()
+        self.check_wanted = False
+        """Set to have the ownership checked even if nothing waits."""
+        self.releasing = False
+        """Set to give the lease up once the queue is empty."""
+        self.forbidden: str | None = None
+        """Why writes are refused; see `forbid`."""
+        self._phase = Phase.KNOWN
+        self._commit_key = commit_key
+        self._limits = limits
+        self._base = base
+        first = Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW)
+        first.confirmed_s = now_s
+        self._history: deque[Batch] = deque([first])
+        self._history_bytes = first.size_bytes
+        self._pace = Pace(window_bytes=limits.kept_bytes, window_s=limits.kept_s, now_s=now_s)
+        # The queue waits although nothing is in flight: the window of what is kept allows no more.
+        self._held = False
+        self._position = 0
+        self._acknowledged = 0
+        # The commit key as last seen: what the next commit starts from. Empty: there is none.
+        self._value = self.value_at(0)
+        # A CHECK or a RENEWAL that is in flight; it has no place in the history.
+        self._aside: Batch | None = None
+        self._queue: deque[Entry] = deque()
+        self._queued_bytes = 0
+        # The commit key lacks what was lost for good: the next commit, be it empty, says where
+        # the store stands, for those who compare the key before they read.
+        self._key_is_behind = False
+        self._renewed_s = now_s
+        self._renew_at_s = now_s + limits.renewal_s
+        self._sent_s = now_s
+
+    # ------------------------------------------------------------- queries
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will be sent any more, because the store was closed in order."""
+        return self._phase is _CLOSED
+
+    @property
+    def settled(self) -> bool:
+        """Whether the store is known to contain everything acknowledged."""
+        return self._phase is _KNOWN and self._position >= self._acknowledged
+
+    @property
+    def lease_until_s(self) -> float:
+        """Until when no server that respects the lease can have taken the store."""
+        return self._renewed_s + self._limits.lease_s
+
+    @property
+    def wake_s(self) -> float:
+        """When `next_batch` may return something although nothing was submitted."""
+        if not self._held:
+            return self._renew_at_s
+        if self._history_bytes >= self._limits.kept_bytes:
+            # Only an accepted write lets the oldest go; a renewal is one.
+            return self._renew_at_s
+        portion = self._pace.portion(self._queued_bytes)
+        return min(self._pace.ready_at_s(portion), self._renew_at_s)
+
+    @property
+    def held(self) -> bool:
+        """Whether the queue waits, not for an answer, but for the window: look at `wake_s`."""
+        return self._held
+
+    @property
+    def sequence(self) -> int:
+        """Of the last acknowledged commit."""
+        return self._acknowledged
+
+    @property
+    def key_value(self) -> bytes:
+        """The commit key as last seen: what the next batch must find."""
+        return self._value
+
+    @property
+    def queued_submissions(self) -> int:
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    @property
+    def oldest_queued_s(self) -> float:
+        """When the oldest submission that was not sent yet was made; infinity: there is none."""
+        return self._queue[0][1] if self._queue else math.inf
+
+    @property
+    def in_flight_submissions(self) -> int:
+        return sum(1 for _ in self._in_flight())
+
+    @property
+    def kept_batches(self) -> int:
+        return len(self._history)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._history_bytes
+
+    def value_at(self, sequence: int) -> bytes:
+        """The commit key after the commit ``sequence`` of this epoch."""
+        return b"%d:%d" % (self.epoch, sequence)
+
+    def includes(self, value: bytes | None, sequence: int | None = None) -> bool:
+        """Whether a store with this commit key is ours and contains everything acknowledged, or
+        all up to the commit ``sequence``.
+        """
+        key = parse_key(value)
+        least = self._acknowledged if sequence is None else sequence
+        return key is not None and key[0] == self.epoch and key[1] >= least
+
+    def waiting(self) -> Iterator[Entry]:
+        """Every submission that is neither committed nor refused, oldest first."""
+        yield from self._in_flight()
+        yield from self._queue
+
+    def _in_flight(self) -> Iterable[Entry]:
+        if self._aside is not None:
+            return self._aside.entries
+        return self._history[-1].entries if self._history else ()
+
+    # -------------------------------------------------------------- events
+
+    def submit(self, submission: Submission, now_s: float) -> None:
+        """Queue a submission.
+
+        Raises:
+            OverloadedError: the queue is full, or its turn would come after its deadline; nothing
+                is queued.
+            UnavailableError: the store is no longer ours, or closed, or writes are forbidden.
+            ValueError: it frees memory with a command that has too many arguments for that.
+        """
+        if submission.frees_memory:
+            check_for_script(submission.commands)
+        size_bytes = submission.size_bytes + ENTRY_BYTES
+        if self._queued_bytes + size_bytes > self._limits.queue_bytes:
+            raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
+        if self._phase is _FENCED or self._phase is _CLOSED:
+            raise UnavailableError("this server no longer owns the store")
+        if self.forbidden is not None and submission.commands:
+            raise UnavailableError(self.forbidden)
+        if self._held and submission.deadline_s is not None:
+            self._expect_in_time(submission.deadline_s, size_bytes)
+        self._queued_bytes += size_bytes
+        self._queue.append((submission, now_s))
+
+    def _expect_in_time(self, deadline_s: float, size_bytes: int) -> None:
+        """Raise `OverloadedError` if what waits already takes longer than the caller will wait."""
+        turn_s = self._pace.ready_at_s(self._queued_bytes + size_bytes)
+        if turn_s > deadline_s:
+            limit = self._limits.kept_bytes
+            raise OverloadedError(
+                "the window of writes kept to be sent again (DBOS_REPLAY_BYTES)",
+                limit=limit,
+                unit="bytes",
+            )
+
+    def next_batch(self, now_s: float) -> Batch | None:
+        """What to send now; None: nothing, until a submission or `wake_s`.
+
+        The caller sends it at once and reports with `answered` or `connection_lost`.
+        """
+        assert self._phase is _KNOWN
+        batch = self._next_batch(now_s)
+        if batch is not None:
+            self._sent_s = now_s
+        return batch
+
+    def _next_batch(self, now_s: float) -> Batch | None:
+        history = self._history
+        if history and history[-1].sequence > self._position:
+            self.counts.repeated += 1
+            return history[self._position + 1 - history[0].sequence]
+        if self._key_is_behind:
+            self._key_is_behind = False
+            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
+        if now_s >= self._renew_at_s:
+            return self._beside(Form.RENEWAL, [])
+        if self._queue:
+            allowed = self._pace.allowance(now_s)
+            if self._history_bytes >= self._limits.kept_bytes:
+                allowed = 0.0
+            if allowed >= self._pace.portion(self._queued_bytes) > 0.0:
+                return self._cut(allowed)
+            if not self._queue[0][0].commands:
+                return self._cut(0.0)
+            self._held = True
+            return None
+        if self.releasing:
+            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
+        if self.check_wanted:
+            return self._beside(Form.CHECK, [])
+        return None
+
+    def _cut(self, allowed_bytes: float) -> Batch:
+        """Take what goes into one batch from the head of the queue.
+
+        If any bytes are allowed, one submission may have more than that.
+        """
+        queue = self._queue
+        limits = self._limits
+        entries: list[Entry] = []
+        size_bytes = 0
+        limit_bytes = min(limits.batch_bytes, allowed_bytes)
+        freeing: bool | None = None
+        count_max = min(limits.batch_submissions, max(WHOLE_QUEUE, (len(queue) + 1) // 2))
+        while queue and len(entries) < count_max:
+            submission = queue[0][0]
+            if submission.commands:
+                if freeing is None:
+                    freeing = submission.frees_memory
+                    if freeing:
+                        limit_bytes = min(limit_bytes, SCRIPT_BYTES)
+                elif freeing is not submission.frees_memory:
+                    break
+                if size_bytes + submission.size_bytes > limit_bytes and (
+                    size_bytes or not allowed_bytes
+                ):
+                    break
+                size_bytes += submission.size_bytes
+            entries.append(queue.popleft())
+        self._queued_bytes -= _cost(entries)
+        self._held = self._held and bool(queue)
+        if freeing is None:
+            return self._beside(Form.CHECK, entries)
+        form = Form.SCRIPT if freeing else Form.TRANSACTION
+        return self._append(Batch(form, sequence=0, entries=entries))
+
+    def _append(self, batch: Batch) -> Batch:
+        batch.sequence = self._acknowledged + 1
+        self._history.append(batch)
+        self._history_bytes += batch.size_bytes
+        self._pace.spend(batch.size_bytes)
+        return batch
+
+    def _beside(self, form: Form, entries: list[Entry]) -> Batch:
+        """What is no commit: it is not kept, and the commit key stays as it is."""
+        if form is Form.CHECK:
+            self.check_wanted = False
+        self._aside = Batch(form, sequence=self._acknowledged, entries=entries)
+        return self._aside
+
+    def answered(self, batch: Batch, answer: Answer, now_s: float) -> Effects:
+        """Redis has answered the batch that was sent last.
+
+        Raises:
+            FencedError: another server has taken the store.
+        """
+        effects = Effects()
+        self._aside = None
+        if batch.form is Form.RENEWAL:
+            self._renew(answer, now_s, effects)
+        elif answer.refusal is not None:
+            self._refuse(batch, answer, effects)
+        elif batch.form is Form.CHECK:
+            if (answer.commit or b"") == self._value:
+                effects.committed = batch.entries
+                effects.replies = []
+            else:
+                self._requeue(batch.entries)
+        elif answer.replies is not None:
+            self._confirm(batch, answer.replies, effects)
+            if answer.failed_commands:
+                self._take_failures(batch, answer.failed_commands, effects)
+        if (answer.commit or b"") != self._value:
+            self._place(answer.commit, now_s, effects)
+        self.counts.submissions_committed += len(effects.committed)
+        return effects
+
+    def connection_lost(self) -> None:
+        """Whether the batch in flight was executed is unknown."""
+        if self._phase is _KNOWN:
+            self._phase = Phase.UNKNOWN
+        if self._aside is not None:
+            self._requeue(self._aside.entries)
+            self._aside = None
+
+    def executed_in_doubt(self, value: bytes | None) -> Batch | None:
+        """The batch whose replies were lost, if this value of the commit key says that it was
+        executed: whether all its commands succeeded is for the caller to find out.
+        """
+        history = self._history
+        if history and history[-1].sequence > self._acknowledged:
+            batch = history[-1]
+            return batch if value == self.value_at(batch.sequence) else None
+        return None
+
+    def key_read(
+        self, value: bytes | None, now_s: float, failed: Sequence[tuple[int, str]] = ()
+    ) -> Effects:
+        """A new connection watches the commit key, which has this value.
+
+        ``failed`` are the commands of `executed_in_doubt` that cannot have succeeded, by index,
+        and why.
+
+        Raises:
+            FencedError: another server has taken the store.
+        """
+        effects = Effects()
+        self._phase = Phase.KNOWN
+        in_doubt = self.executed_in_doubt(value)
+        self._place(value, now_s, effects)
+        if failed and in_doubt is not None:
+            self._take_failures(in_doubt, failed, effects)
+        self.counts.submissions_committed += len(effects.committed)
+        return effects
+
+    def forbid(self, reason: str | None) -> Effects:
+        """Refuse all writes that are not acknowledged, for this reason. None: accept them again.
+
+        Nothing may be in flight. What is acknowledged is still sent again, and reads go on.
+        """
+        effects = Effects()
+        self.forbidden = reason
+        if reason is None:
+            return effects
+        history = self._history
+        if history and history[-1].sequence > self._acknowledged:
+            # It was in flight when the connection broke, and is not in the store.
+            batch = history.pop()
+            self._history_bytes -= batch.size_bytes
+            self._requeue(batch.entries)
+        owners = {id(s.owner): s.owner for s, _ in self._queue if s.commands}
+        if owners:
+            effects.error = UnavailableError(reason)
+            effects.owners = list(owners.values())
+            self._refuse_queued(owners, effects)
+            self.counts.submissions_refused += len(effects.refused)
+        return effects
+
+    def close(self) -> tuple[list[Entry], list[Entry]]:
+        """Accept nothing more.
+
+        Returns what is in flight, outcome unknown, and what was never sent.
+        """
+        in_flight, queued = list(self._in_flight()), list(self._queue)
+        self._queue.clear()
+        self._queued_bytes = 0
+        if self._phase is not _FENCED:
+            self._phase = Phase.CLOSED
+        return in_flight, queued
+
+    # ------------------------------------------------------------ decisions
+
+    def _confirm(self, batch: Batch, replies: list[object], effects: Effects) -> None:
+        """The store has ``batch``, which was the next one."""
+        self._position = batch.sequence
+        self._value = self.value_at(batch.sequence)
+        batch.confirmed_s = self._sent_s
+        if batch.sequence > self._acknowledged:
+            self._acknowledged = batch.sequence
+            self.counts.commits += 1
+            effects.committed = batch.entries
+            effects.replies = replies
+            batch.entries = []
+            if batch.lease is Lease.RELEASE:
+                self._phase = Phase.CLOSED
+        self._trim()
+
+    def _renew(self, answer: Answer, now_s: float, effects: Effects) -> None:
+        """A RENEWAL is answered: renewed, refused, or (no replies) the commit key has changed."""
+        if answer.refusal is not None:
+            self.counts.renewals_failed += 1
+            self._renew_at_s = now_s + self._limits.renewal_s
+            if answer.refusal.startswith(READ_ONLY):
+                effects.reconnect = answer.refusal
+        elif answer.replies is not None:
+            self._renewed_s = self._sent_s
+            self._renew_at_s = self._sent_s + self._limits.renewal_s
+            self._trim()
+
+    def _trim(self) -> None:
+        """The store has accepted a write: what it has had for long is as safe as it will get.
+
+        That it answers is not enough. A Redis that cannot write its file (a full disk) has
+        answered for writes that are in its memory only; from then on it refuses writes, and
+        goes on to answer reads, for as long as it likes before it dies.
+        """
+        history = self._history
+        until_s = self._sent_s - self._limits.kept_s
+        while history:
+            oldest = history[0]
+            if (
+                oldest.sequence > self._position
+                or oldest.confirmed_s is None
+                or oldest.confirmed_s > until_s
+            ):
+                break
+            history.popleft()
+            self._history_bytes -= oldest.size_bytes
+
+    def _refuse(self, batch: Batch, answer: Answer, effects: Effects) -> None:
+        """Redis has executed nothing of ``batch``."""
+        reason = str(answer.refusal)
+        if batch.sequence <= self._acknowledged:
+            # Acknowledged long ago: the only way out is to try until it is accepted.
+            effects.reconnect = reason
+            return
+        self._history.pop()
+        self._history_bytes -= batch.size_bytes
+        self.counts.refused += 1
+        if reason.startswith(READ_ONLY):
+            effects.reconnect = reason
+        if batch.lease is Lease.RENEW:
+            self._key_is_behind = True
+            effects.reconnect = reason
+            return
+        if batch.lease is Lease.RELEASE:
+            self._phase = Phase.CLOSED
+            return
+        owners = owners_of(batch, answer.refused_commands)
+        effects.error = UnavailableError(f"Redis refused the commit: {reason}")
+        effects.owners = list(owners.values())
+        innocent, effects.refused = without(batch.entries, owners)
+        self._refuse_queued(owners, effects)
+        self._requeue(innocent)
+        self.counts.submissions_refused += len(effects.refused)
+
+    def _take_failures(
+        self, batch: Batch, failed: Sequence[tuple[int, str]], effects: Effects
+    ) -> None:
+        """``batch`` is in the store but for these commands."""
+        effects.take_failures(batch, failed)
+        self._refuse_queued(effects.errors, effects)
+        self.counts.commands_failed += len(effects.damage)
+        self.counts.submissions_refused += len(effects.refused)
+
+    def _refuse_queued(self, owners: Iterable[int], effects: Effects) -> None:
+        """What these owners, by id, have queued rests on what is not in the store."""
+        kept, refused = without(self._queue, owners)
+        effects.refused += refused
+        self._queue = deque(kept)
+        self._queued_bytes = _cost(kept)
+
+    def _requeue(self, entries: list[Entry]) -> None:
+        """Back to the head of the queue: they were provably not executed."""
+        self._queue.extendleft(reversed(entries))
+        self._queued_bytes += _cost(entries)
+
+    def _place(self, value: bytes | None, now_s: float, effects: Effects) -> None:
+        """The commit key has this value: find where in our history the store is."""
+        history = self._history
+        position = self._position_of(value)
+        newest = history[-1].sequence if history else self._acknowledged
+        if position > newest:
+            self._fence(value)
+        if position > self._acknowledged:
+            batch = history[-1]
+            effects.committed, batch.entries = batch.entries, []
+            effects.replies = None
+            self._acknowledged = position
+            self.counts.commits += 1
+            if batch.lease is Lease.RELEASE:
+                self._phase = Phase.CLOSED
+        oldest = history[0].sequence if history else self._acknowledged + 1
+        if position < oldest - 1 and self._limits.refuse_loss:
+            self._phase = Phase.UNKNOWN
+            self.counts.losses_refused += 1
+            effects.reconnect = (
+                f"it came back {_older(value)} than what can be sent again, "
+                "and DBOS_REFUSE_LOST_COMMITS is set"
+            )
+            return
+        if position < oldest - 1:
+            self._lose(oldest - 1 - position, effects)
+            position = oldest - 1
+        self._position = position
+        self._value = value or b""
+        for batch in history:
+            # A store that has come back may go again: what it has counts from now.
+            batch.confirmed_s = now_s if batch.sequence <= position else None
+        self._pace.restart(self._history_bytes, now_s)
+
+    def _position_of(self, value: bytes | None) -> int:
+        """The sequence a commit key's value stands for: -1 is `base`, -2 something older."""
+        if value == self._base:
+            return -1
+        key = parse_key(value)
+        if key is None:
+            if value is not None:
+                self._phase = Phase.FENCED
+                raise damaged_commit_key(self._commit_key, f"holds {value[:100]!r}")
+            return -2
+        epoch, sequence = key
+        if epoch == self.epoch:
+            return sequence
+        base = parse_key(self._base)
+        if base is None or (epoch, sequence) > base:
+            # Another server's: a later epoch, or an owner before us that still writes.
+            self._fence(value)
+        return -2
+
+    def _fence(self, value: bytes | None) -> None:
+        self._phase = Phase.FENCED
+        held = (value or b"nothing").decode(errors="replace")
+        raise FencedError(
+            f"another server has taken the store over: the commit key holds {held}, "
+            f"this server's epoch is {self.epoch}"
+        )
+
+    def _lose(self, batches: int, effects: Effects) -> None:
+        """Acknowledged commits are gone for good: whatever was decided since rests on sand."""
+        effects.lost_batches = batches
+        self._key_is_behind = True
+        self.counts.batches_lost += batches
+        self.counts.reloads += 1
+        effects.error = UnavailableError("Redis came back without commits it had acknowledged")
+        if self._history and self._history[-1].sequence > self._acknowledged:
+            batch = self._history.pop()
+            self._history_bytes -= batch.size_bytes
+            effects.refused += batch.entries
+        effects.refused += self._queue
+        self._queue.clear()
+        self._queued_bytes = 0
+        owners = {id(submission.owner): submission.owner for submission, _ in effects.refused}
+        effects.owners = list(owners.values())
+        self.counts.submissions_refused += len(effects.refused)
+
+
+def _older(value: bytes | None) -> str:
+    return "empty, and so older" if value is None else "older"
+
+
+def _cost(entries: Iterable[Entry]) -> int:
+    """What entries count for in the queue's bound."""
+    return sum([submission.size_bytes + ENTRY_BYTES for submission, _ in entries])
