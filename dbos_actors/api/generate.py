@@ -1,46 +1,92 @@
-"""Regenerates everything in this package that comes from ``protos/dbos.proto``.
+"""Regenerates everything that comes from ``protos/dbos.proto``.
 
-``python -m dbos_actors.api.generate`` writes the files; with ``--check`` it
-writes nothing and exits 1 if one of them is out of date.
+``python -m dbos_actors.api.generate`` writes the code of this package and the tables in
+``docs/api.md``; with ``--check`` it writes nothing and exits 1 if one of them is out of date.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-API = Path(__file__).resolve().parent
-PROTOS = API.parent.parent / "protos"
-GENERATED = ("descriptors.binpb", "messages.pyi", "sdk/__init__.py", "sdk/dbos/__init__.py")
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+from dbos_actors.api.comments import comments_of, with_method_docstrings, with_tables
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROTOS = ROOT / "protos"
+GENERATED = (
+    "dbos_actors/api/descriptors.binpb",
+    "dbos_actors/api/messages.pyi",
+    "dbos_actors/api/sdk/__init__.py",
+    "dbos_actors/api/sdk/dbos/__init__.py",
+    "docs/api.md",
+)
 
 
 def generate(into: Path) -> None:
     """Writes the `GENERATED` files below ``into``.
 
-    Raises `subprocess.CalledProcessError` when protoc or its plugin fails.
+    Raises `subprocess.CalledProcessError` when protoc or its plugin fails, and
+    `dbos_actors.api.comments.UndocumentedError`.
     """
-    sdk = into / "sdk"
-    sdk.mkdir(parents=True, exist_ok=True)
+    api, docs = into / "dbos_actors" / "api", into / "docs"
+    sdk = api / "sdk"
+    sdk.mkdir(parents=True)
+    docs.mkdir()
+    _protoc(PROTOS, f"--descriptor_set_out={api / 'descriptors.binpb'}", f"--pyi_out={api}")
+    (api / "dbos_pb2.pyi").rename(api / "messages.pyi")
+    _generate_sdk(sdk)
+
+    file = _described()
+    comments = comments_of(file)
+    stubs = sdk / "dbos" / "__init__.py"
+    code = stubs.read_text(encoding="utf-8")
+    stubs.write_text(with_method_docstrings(code, file, comments), encoding="utf-8")
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    (docs / "api.md").write_text(with_tables(page, file, comments), encoding="utf-8")
+
+
+def _generate_sdk(sdk: Path) -> None:
     plugin = Path(sys.executable).parent / "protoc-gen-python_betterproto"
+    with tempfile.TemporaryDirectory() as directory:
+        # The plugin takes the space behind the slashes for a part of the comment.
+        source = (PROTOS / "dbos.proto").read_text(encoding="utf-8")
+        unspaced = re.sub(r"^( *//) ", r"\1", source, flags=re.MULTILINE)
+        Path(directory, "dbos.proto").write_text(unspaced, encoding="utf-8")
+        _protoc(
+            Path(directory),
+            f"--plugin=protoc-gen-python_betterproto={plugin}",
+            f"--python_betterproto_out={sdk}",
+        )
+
+
+def _described() -> FileDescriptorProto:
+    """The contract's descriptor with its comments."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "descriptors")
+        _protoc(PROTOS, "--include_source_info", f"--descriptor_set_out={path}")
+        (file,) = FileDescriptorSet.FromString(path.read_bytes()).file
+    return file
+
+
+def _protoc(protos: Path, *options: str) -> None:
     subprocess.run(
         [
             sys.executable,
             "-m",
             "grpc_tools.protoc",
-            f"--proto_path={PROTOS}",
-            f"--descriptor_set_out={into / 'descriptors.binpb'}",
-            f"--pyi_out={into}",
-            f"--plugin=protoc-gen-python_betterproto={plugin}",
-            f"--python_betterproto_out={sdk}",
+            f"--proto_path={protos}",
+            *options,
             "dbos.proto",
         ],
         check=True,
         capture_output=True,
     )
-    (into / "dbos_pb2.pyi").rename(into / "messages.pyi")
 
 
 def outdated(fresh: Path) -> list[str]:
@@ -48,7 +94,7 @@ def outdated(fresh: Path) -> list[str]:
     return [
         name
         for name in GENERATED
-        if not (API / name).exists() or (API / name).read_bytes() != (fresh / name).read_bytes()
+        if not (ROOT / name).exists() or (ROOT / name).read_bytes() != (fresh / name).read_bytes()
     ]
 
 
@@ -59,11 +105,11 @@ def main(arguments: list[str]) -> int:
         stale = outdated(fresh)
         if "--check" in arguments:
             for name in stale:
-                print(f"out of date: dbos_actors/api/{name}", file=sys.stderr)
+                print(f"out of date: {name}", file=sys.stderr)
             return 1 if stale else 0
         for name in stale:
-            (API / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fresh / name, API / name)
+            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fresh / name, ROOT / name)
     return 0
 
 

@@ -27,178 +27,423 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Agent(betterproto.Message):
+    """An agent, as its heartbeats have described it."""
+
     id: str = betterproto.string_field(1)
+    """Names the agent. Required, at most 256 bytes."""
+
     hostname: str = betterproto.string_field(2)
+    """As last reported; at most 256 bytes."""
+
     alive: bool = betterproto.bool_field(3)
+    """
+    As last reported. The server sets it to false when the agent has not been
+    heard of for DBOS_HEARTBEAT_TIMEOUT.
+    """
+
     last_seen: int = betterproto.int64_field(4)
+    """
+    The latest time reported. 0 means now. A time that is ahead of the server's
+    clock becomes the server's time; one that is ahead by more than a day is
+    refused.
+    """
+
     first_seen: int = betterproto.int64_field(5)
+    """
+    The earliest time ever reported. 0 means now in the first heartbeat, and
+    leaves the record alone in later ones.
+    """
+
     config: Dict[str, str] = betterproto.map_field(
         6, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
+    """
+    Replaced as a whole by each heartbeat. At most 256 entries, keys and values
+    together at most 64 KiB.
+    """
+
     total_heartbeats: int = betterproto.int32_field(7)
+    """
+    The largest number ever reported. The server counts no heartbeats itself,
+    since it cannot tell a second heartbeat from a copy of the first.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class ModuleState(betterproto.Message):
+    """The state of a run, or of a module itself if `request_id` is empty."""
+
     agent_id: str = betterproto.string_field(1)
+    """
+    The agent that runs the module. Required, at most 256 bytes. It need not be
+    registered.
+    """
+
     module_name: str = betterproto.string_field(2)
+    """
+    The module. The first report of a run must name it; later ones may leave it
+    out, but not name another. At most 256 bytes.
+    """
+
     state: str = betterproto.string_field(3)
+    """
+    Of a run: created, started, running, completed, error or failed. Of a module
+    itself: any name of at most 256 bytes. Required.
+    """
+
     error_message: str = betterproto.string_field(4)
+    """As last reported; at most 64 KiB."""
+
     details: Dict[str, str] = betterproto.map_field(
         5, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
+    """
+    As last reported. At most 256 entries, keys and values together at most
+    64 KiB.
+    """
+
     timestamp: int = betterproto.int64_field(6)
+    """When the state was reported, by the agent's clock. 0 means now."""
+
     request_id: str = betterproto.string_field(7)
+    """
+    Names the run together with `agent_id`; several agents may use one request
+    id. At most 256 bytes. Empty means the module itself.
+    """
+
     version: int = betterproto.int64_field(8)
+    """
+    Assigned by the server: 1 for the first record, and 1 more for each change.
+    In a request, 0 accepts any current version. Another number must be the next
+    version; the current version with unchanged content also succeeds, as a
+    copy. Ignored for a module itself.
+    """
+
     inferred_from: str = betterproto.string_field(20)
     """
-    Set while `state` is a failure the server inferred from the agent's
-     silence: the state the agent itself last reported. Clients' values are
-     ignored.
+    Set while `state` is a failure that the server inferred because the agent
+    fell silent: the state that the agent itself had last reported. A later
+    report of the agent is judged as if the server had inferred nothing, and
+    clears this field. Ignored in requests.
     """
 
 
 @dataclass(eq=False, repr=False)
 class MeasurementResult(betterproto.Message):
+    """What an agent measured."""
+
     id: str = betterproto.string_field(1)
+    """
+    Names the result among those of its agent. Required, at most 256 bytes.
+    """
+
     agent_id: str = betterproto.string_field(2)
+    """
+    The agent that measured. Required, at most 256 bytes. It need not be
+    registered.
+    """
+
     module_name: str = betterproto.string_field(3)
+    """The module that measured. Required, at most 256 bytes."""
+
     data: bytes = betterproto.bytes_field(4)
+    """
+    The measurement itself, which the server does not look into. At most 1 MiB.
+    """
+
     timestamp: int = betterproto.int64_field(5)
+    """When it was measured, by the agent's clock. Kept as it is, also 0."""
+
     received_at: int = betterproto.int64_field(6)
+    """
+    When it was received, which orders the listing and decides its age. 0 means
+    now. A relay may set it to an earlier time. A time that is ahead of the
+    server's clock becomes the server's time; one that is ahead by more than a
+    day is refused.
+    """
+
     agent_start_time: int = betterproto.int64_field(7)
+    """When the agent was started. Kept as it is."""
+
     agent_runtime_version: str = betterproto.string_field(8)
+    """At most 256 bytes. Kept as it is."""
+
     module_revision: str = betterproto.string_field(9)
+    """At most 256 bytes. Kept as it is."""
+
     dbos_server_id: str = betterproto.string_field(10)
+    """
+    The server that stored it; at most 256 bytes. Empty means this server, by
+    its DBOS_SERVER_ID.
+    """
+
     ingest_source: str = betterproto.string_field(11)
+    """On which way the result came; at most 256 bytes. Kept as it is."""
 
 
 @dataclass(eq=False, repr=False)
 class Task(betterproto.Message):
+    """Work that waits for its time, and then for a worker."""
+
     id: str = betterproto.string_field(1)
+    """Names the task. Required, at most 256 bytes."""
+
     agent_id: str = betterproto.string_field(2)
+    """
+    The agent that the task is for. Required, at most 256 bytes. It need not be
+    registered.
+    """
+
     module_name: str = betterproto.string_field(3)
+    """The module that the task is for. Required, at most 256 bytes."""
+
     payload: bytes = betterproto.bytes_field(4)
+    """What to do, which the server does not look into. At most 1 MiB."""
+
     scheduled_at: int = betterproto.int64_field(5)
+    """When the task falls due. 0 means now."""
+
     created_at: int = betterproto.int64_field(6)
+    """When it was created. 0 means now."""
+
     status: str = betterproto.string_field(7)
+    """
+    Pending, inflight, completed or dead, in lower case. Ignored in requests.
+    """
+
     visibility_time: int = betterproto.int64_field(8)
+    """
+    When the lease of an inflight task ends, or the delay of a pending one that
+    was given back; otherwise 0. Ignored in requests.
+    """
+
     retry_count: int = betterproto.int32_field(9)
+    """Deliveries after the first. Ignored in requests."""
+
     lease_token: str = betterproto.string_field(20)
-    """The token of the current delivery; acknowledgements carry it back."""
+    """
+    The token of the running delivery, which settles or extends it. Empty unless
+    the task is inflight. Ignored in requests.
+    """
 
     last_error: str = betterproto.string_field(21)
+    """Why the last delivery failed, cut to 512 bytes. Ignored in requests."""
+
     max_attempts: int = betterproto.int32_field(22)
-    """Deliveries before the task is dead; 0 means the server's default."""
+    """
+    Deliveries before the task is dead, from 1 to 1,000. 0 means the server's
+    default (DBOS_MAX_ATTEMPTS, 5).
+    """
 
 
 @dataclass(eq=False, repr=False)
 class RegisterAgentRequest(betterproto.Message):
+    """A heartbeat."""
+
     agent: "Agent" = betterproto.message_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class RegisterAgentResponse(betterproto.Message):
+    """The outcome of a heartbeat."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the heartbeat is recorded."""
+
     error: str = betterproto.string_field(2)
+    """Why not."""
 
 
 @dataclass(eq=False, repr=False)
 class GetAgentRequest(betterproto.Message):
+    """Which agent is asked for."""
+
     agent_id: str = betterproto.string_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class GetAgentResponse(betterproto.Message):
+    """An agent, if it is registered."""
+
     found: bool = betterproto.bool_field(1)
+    """Whether the agent is registered."""
+
     agent: "Agent" = betterproto.message_field(2)
+    """Its record; unset if it was not found."""
+
     error: str = betterproto.string_field(3)
+    """Why it was not found."""
 
 
 @dataclass(eq=False, repr=False)
 class ListAgentsRequest(betterproto.Message):
+    """Which agents are asked for."""
+
     page_size: int = betterproto.int32_field(20)
-    """Agents per page; 0 means everything, up to the message limit."""
+    """
+    Agents per page, at most 10,000. 0 means all of them in one response; if they
+    do not fit into a message, the call ends with RESOURCE_EXHAUSTED.
+    """
 
     page_token: str = betterproto.string_field(21)
+    """
+    The `next_page_token` of the page before. Empty means the first page.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class ListAgentsResponse(betterproto.Message):
+    """A page of agents."""
+
     agents: List["Agent"] = betterproto.message_field(1)
+    """Ordered by id."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
     next_page_token: str = betterproto.string_field(20)
-    """Empty on the last page."""
+    """Asks for the next page. Empty on the last page."""
 
 
 @dataclass(eq=False, repr=False)
 class DeleteAgentRequest(betterproto.Message):
+    """Which agent to delete. Extension."""
+
     agent_id: str = betterproto.string_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class DeleteAgentResponse(betterproto.Message):
+    """The outcome of a deletion. Extension."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether nothing of the agent is left."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
 
 
 @dataclass(eq=False, repr=False)
 class SetModuleStateRequest(betterproto.Message):
+    """A report about a run or a module."""
+
     state: "ModuleState" = betterproto.message_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class SetModuleStateResponse(betterproto.Message):
+    """The outcome of a report."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the report is recorded, or repeats one that is."""
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class GetModuleStateRequest(betterproto.Message):
+    """Which run is asked for."""
+
     request_id: str = betterproto.string_field(1)
+    """Required."""
+
     agent_id: str = betterproto.string_field(20)
-    """Selects among runs of several agents that share a request id."""
+    """
+    Selects among agents that share the request id. Empty means the agent whose
+    run changed last.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class GetModuleStateResponse(betterproto.Message):
+    """The state of a run, if it is known."""
+
     found: bool = betterproto.bool_field(1)
+    """Whether the run is known."""
+
     state: "ModuleState" = betterproto.message_field(2)
+    """Its state; unset if it was not found."""
+
     error: str = betterproto.string_field(3)
+    """Why it was not found."""
 
 
 @dataclass(eq=False, repr=False)
 class ListModuleStatesRequest(betterproto.Message):
+    """Which states are asked for."""
+
     agent_id: str = betterproto.string_field(1)
+    """Required."""
+
     module_name: str = betterproto.string_field(2)
+    """Empty means all modules."""
+
     page_size: int = betterproto.int32_field(20)
+    """
+    States per page, at most 10,000. 0 means all of them in one response; if they
+    do not fit into a message, the call ends with RESOURCE_EXHAUSTED. With a
+    filter a page may be short, or empty, and name a next one.
+    """
+
     page_token: str = betterproto.string_field(21)
+    """
+    The `next_page_token` of the page before. Empty means the first page. The
+    other fields must be those of the page before, except for `page_size`.
+    """
+
     states: List[str] = betterproto.string_field(22)
-    """Only states named here; empty means all."""
+    """
+    Only records in one of these states, at most 64 names. Empty means all.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class ListModuleStatesResponse(betterproto.Message):
+    """A page of states."""
+
     states: List["ModuleState"] = betterproto.message_field(1)
+    """Ordered by the time of their last change, oldest first."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
     next_page_token: str = betterproto.string_field(20)
+    """Asks for the next page. Empty on the last page."""
 
 
 @dataclass(eq=False, repr=False)
 class StoreResultRequest(betterproto.Message):
+    """A result to store."""
+
     result: "MeasurementResult" = betterproto.message_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class StoreResultResponse(betterproto.Message):
+    """The outcome of storing a result."""
+
     success: bool = betterproto.bool_field(1)
+    """
+    Whether the result, or an earlier one with its agent and id, is stored.
+    """
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
+
     duplicate: bool = betterproto.bool_field(20)
     """The result was stored before; this call changed nothing."""
 
 
 @dataclass(eq=False, repr=False)
 class StoreResultsResponse(betterproto.Message):
+    """How far a stream of results has come. Extension."""
+
     durable: int = betterproto.int64_field(1)
     """
     How many messages of the stream, counted from its start, are settled.
@@ -208,285 +453,513 @@ class StoreResultsResponse(betterproto.Message):
     """How many of those were stored before."""
 
     rejected: List["StoreResultsResponseRejected"] = betterproto.message_field(3)
-    """Messages refused since the last response."""
+    """
+    Messages that were refused since the last response, at most 32 KiB of them;
+    the rest follows in the next response.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class StoreResultsResponseRejected(betterproto.Message):
+    """
+    A message of the stream that was refused for what it says. Extension.
+    """
+
     index: int = betterproto.int64_field(1)
-    """Position in the stream, counted from 0."""
+    """Its position in the stream, counted from 0."""
 
     agent_id: str = betterproto.string_field(2)
+    """As it was sent, cut to 256 bytes."""
+
     id: str = betterproto.string_field(3)
+    """As it was sent, cut to 256 bytes."""
+
     error: str = betterproto.string_field(4)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class GetResultRequest(betterproto.Message):
+    """Which result is asked for."""
+
     agent_id: str = betterproto.string_field(1)
+    """Required."""
+
     request_id: str = betterproto.string_field(2)
+    """The `id` of the result. Required."""
 
 
 @dataclass(eq=False, repr=False)
 class GetResultResponse(betterproto.Message):
+    """A result, if it is kept."""
+
     found: bool = betterproto.bool_field(1)
+    """Whether the result is kept."""
+
     result: "MeasurementResult" = betterproto.message_field(2)
+    """The result; unset if it was not found."""
+
     error: str = betterproto.string_field(3)
+    """Why it was not found."""
 
 
 @dataclass(eq=False, repr=False)
 class ListResultsRequest(betterproto.Message):
+    """Which results are asked for."""
+
     agent_id: str = betterproto.string_field(1)
+    """Required."""
+
     page_size: int = betterproto.int32_field(20)
+    """
+    Results per page, at most 10,000. 0 means all of them in one response; if they
+    do not fit into a message, the call ends with RESOURCE_EXHAUSTED. With
+    `module_name` a page may be short, or empty, and name a next one.
+    """
+
     page_token: str = betterproto.string_field(21)
+    """
+    The `next_page_token` of the page before. Empty means the first page. The
+    other fields must be those of the page before, except for `page_size`.
+    """
+
     since: int = betterproto.int64_field(22)
-    """On received_at: since inclusive, until exclusive, 0 means open."""
+    """
+    Only results with this `received_at` or a later one. 0 means no bound.
+    """
 
     until: int = betterproto.int64_field(23)
+    """Only results with an earlier `received_at`. 0 means no bound."""
+
     module_name: str = betterproto.string_field(24)
+    """Empty means all modules."""
+
     newest_first: bool = betterproto.bool_field(25)
+    """Newest first instead of oldest first."""
 
 
 @dataclass(eq=False, repr=False)
 class ListResultsResponse(betterproto.Message):
+    """A page of results."""
+
     results: List["MeasurementResult"] = betterproto.message_field(1)
+    """Ordered by `received_at`, then by id."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
     next_page_token: str = betterproto.string_field(20)
+    """Asks for the next page. Empty on the last page."""
 
 
 @dataclass(eq=False, repr=False)
 class ScheduleTaskRequest(betterproto.Message):
+    """A task to schedule."""
+
     task: "Task" = betterproto.message_field(1)
+    """Required."""
+
     revive: bool = betterproto.bool_field(20)
     """
-    Lets a dead task begin anew, with its attempts reset, as `task` says.
-     Without it, and for tasks that are not dead, nothing is revived.
+    Makes a dead task pending again, as `task` now describes it and with its
+    attempts counted anew. Has no effect on a task in another state.
     """
 
 
 @dataclass(eq=False, repr=False)
 class ScheduleTaskResponse(betterproto.Message):
+    """The outcome of scheduling a task."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the task is scheduled, or was before."""
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class GetTaskRequest(betterproto.Message):
+    """Which task is asked for."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
 
 
 @dataclass(eq=False, repr=False)
 class GetTaskResponse(betterproto.Message):
+    """A task, if it is kept."""
+
     found: bool = betterproto.bool_field(1)
+    """Whether the task is kept."""
+
     task: "Task" = betterproto.message_field(2)
+    """The task; unset if it was not found."""
+
     error: str = betterproto.string_field(3)
+    """Why it was not found."""
 
 
 @dataclass(eq=False, repr=False)
 class ListTasksRequest(betterproto.Message):
+    """Which tasks are asked for. Extension."""
+
     status: str = betterproto.string_field(1)
-    """Pending, inflight, completed or dead; empty means all."""
+    """
+    Pending, inflight, completed or dead, in lower case. Empty means all.
+    """
 
     agent_id: str = betterproto.string_field(2)
+    """Empty means all agents."""
+
     module_name: str = betterproto.string_field(3)
+    """Empty means all modules."""
+
     page_size: int = betterproto.int32_field(20)
     """
-    Tasks per page, by id; 0 means everything, up to the message limit. A page whose filter few
-     tasks pass may have fewer, or none, and name a next one.
+    Tasks per page, at most 10,000. 0 means all of them in one response; if they
+    do not fit into a message, the call ends with RESOURCE_EXHAUSTED. With a
+    filter a page may be short, or empty, and name a next one.
     """
 
     page_token: str = betterproto.string_field(21)
+    """
+    The `next_page_token` of the page before. Empty means the first page. The
+    other fields must be those of the page before, except for `page_size`.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class ListTasksResponse(betterproto.Message):
+    """A page of tasks. Extension."""
+
     tasks: List["Task"] = betterproto.message_field(1)
+    """Ordered by id."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
     next_page_token: str = betterproto.string_field(20)
-    """Empty on the last page."""
+    """Asks for the next page. Empty on the last page."""
 
 
 @dataclass(eq=False, repr=False)
 class ListDueTasksRequest(betterproto.Message):
+    """Which due tasks are asked for."""
+
     timestamp: int = betterproto.int64_field(1)
-    """Tasks scheduled at or before this time; 0 means now."""
+    """Only tasks scheduled at or before this time. 0 means now."""
 
     limit: int = betterproto.int32_field(20)
     """
-    At most so many, the oldest, those of the same second by id; 0 means as many as fit into a
-     message.
+    At most so many tasks, and never more than 10,000. 0 means 10,000. Fewer if
+    more would not fit into a message.
     """
 
     agent_id: str = betterproto.string_field(22)
+    """Empty means all agents."""
+
     module_name: str = betterproto.string_field(23)
+    """Empty means all modules."""
 
 
 @dataclass(eq=False, repr=False)
 class ListDueTasksResponse(betterproto.Message):
+    """Due tasks."""
+
     tasks: List["Task"] = betterproto.message_field(1)
+    """Ordered by `scheduled_at`, then by id."""
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
 
 
 @dataclass(eq=False, repr=False)
 class LeaseTasksRequest(betterproto.Message):
+    """Which tasks a worker wants. Extension."""
+
     agent_id: str = betterproto.string_field(1)
-    """Empty means tasks of any agent, or any module."""
+    """Empty means tasks of any agent."""
 
     module_name: str = betterproto.string_field(2)
+    """Empty means tasks of any module."""
+
     limit: int = betterproto.int32_field(3)
     """
-    At most so many; 0 means 100. Fewer if more would not fit into a message.
+    At most so many tasks, from 1 to 10,000; 0 means 100. Fewer if more would not
+    fit into a message.
     """
 
     lease_seconds: int = betterproto.int32_field(4)
-    """0 means 60."""
+    """How long the worker has them, from 1 to 43,200 seconds; 0 means 60."""
 
     worker_id: str = betterproto.string_field(5)
-    """Who it is, for the record."""
+    """Names the worker in errors; at most 256 bytes."""
 
     request_key: str = betterproto.string_field(20)
     """
-    Chosen by the client, new for each request that is not a copy of another,
-     and as long as an id may be. For `lease_seconds` after a request that
-     leased something, another one with the same key, worker, agent and module
-     leases nothing: it is answered with the tasks of the first one that are
-     still leased by it, with their tokens and the time that is left. The
-     server remembers the last 10,000 such requests, and their last 100,000
-     tasks, also over a restart. Empty means no key.
+    Chosen by the client, at most 256 bytes, and new for each request that is not
+    a copy of another. For `lease_seconds` after a request that leased something,
+    another one with the same key, worker, agent and module leases nothing: it
+    returns those tasks of the first one that it still holds, with their tokens
+    and the time that is left. The server remembers the last 10,000 such requests
+    and their last 100,000 tasks, also over a restart. Empty means no key.
     """
 
 
 @dataclass(eq=False, repr=False)
 class LeaseTasksResponse(betterproto.Message):
+    """The tasks that were leased. Extension."""
+
     tasks: List["Task"] = betterproto.message_field(1)
+    """
+    Each with its `lease_token` and, as `visibility_time`, the end of its lease.
+    """
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
 
 
 @dataclass(eq=False, repr=False)
 class ExtendLeaseRequest(betterproto.Message):
+    """Which lease to extend. Extension."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     lease_token: str = betterproto.string_field(2)
+    """The token of the running lease. Required."""
+
     lease_seconds: int = betterproto.int32_field(3)
-    """From now on; 0 means 60."""
+    """From now on, from 1 to 43,200 seconds; 0 means 60."""
 
 
 @dataclass(eq=False, repr=False)
 class ExtendLeaseResponse(betterproto.Message):
+    """The outcome of an extension. Extension."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the lease now ends later."""
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class AckTaskRequest(betterproto.Message):
+    """Which task is done."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     lease_token: str = betterproto.string_field(20)
-    """Empty means unfenced, as clients without leases send it."""
+    """
+    The token of the delivery. Empty means that the client does not lease, as
+    the first clients do not.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class AckTaskResponse(betterproto.Message):
+    """The outcome of an acknowledgement."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the task is completed."""
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class NackTaskRequest(betterproto.Message):
+    """Which task is given back."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     retry_delay_seconds: int = betterproto.int64_field(2)
+    """
+    How long the task waits for its next delivery, from 0 to 2,592,000 seconds.
+    """
+
     lease_token: str = betterproto.string_field(20)
+    """
+    The token of the delivery. Empty means that the client does not lease, as
+    the first clients do not.
+    """
+
     reason: str = betterproto.string_field(21)
+    """
+    Becomes the task's `last_error`. At most 64 KiB, of which 512 bytes are kept.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class NackTaskResponse(betterproto.Message):
+    """The outcome of giving a task back."""
+
     success: bool = betterproto.bool_field(1)
+    """Whether the delivery has ended."""
+
     error: str = betterproto.string_field(2)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequest(betterproto.Message):
+    """A message of a worker on its stream. Extension."""
+
     start: "SubscribeTasksRequestStart" = betterproto.message_field(1, group="request")
+    """The first message of the stream, and only the first."""
+
     ack: "SubscribeTasksRequestAck" = betterproto.message_field(2, group="request")
+    """After the first message."""
+
     nack: "SubscribeTasksRequestNack" = betterproto.message_field(3, group="request")
+    """After the first message."""
+
     extend: "SubscribeTasksRequestExtend" = betterproto.message_field(
         4, group="request"
     )
+    """After the first message."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequestStart(betterproto.Message):
-    """The first message, and only the first."""
+    """What the worker wants. Extension."""
 
     agent_id: str = betterproto.string_field(1)
-    """Empty means tasks of any agent, or any module."""
+    """Empty means tasks of any agent."""
 
     module_name: str = betterproto.string_field(2)
+    """Empty means tasks of any module."""
+
     lease_seconds: int = betterproto.int32_field(3)
-    """0 means 60."""
+    """
+    How long the worker has each task, from 1 to 43,200 seconds; 0 means 60.
+    """
 
     max_in_flight: int = betterproto.int32_field(4)
-    """Tasks pushed and not yet settled; 0 means 100."""
+    """Tasks pushed and not yet settled, from 1 to 10,000; 0 means 100."""
 
     worker_id: str = betterproto.string_field(5)
+    """Names the worker in errors; at most 256 bytes."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequestAck(betterproto.Message):
+    """Completes a task, as AckTask does. Extension."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     lease_token: str = betterproto.string_field(2)
+    """The token of the delivery."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequestNack(betterproto.Message):
+    """Gives a task back, as NackTask does. Extension."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     lease_token: str = betterproto.string_field(2)
+    """The token of the delivery."""
+
     retry_delay_seconds: int = betterproto.int64_field(3)
+    """How long the task waits, from 0 to 2,592,000 seconds."""
+
     reason: str = betterproto.string_field(4)
+    """
+    Becomes the task's `last_error`. At most 64 KiB, of which 512 bytes are kept.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksRequestExtend(betterproto.Message):
+    """Extends a lease, as ExtendLease does. Extension."""
+
     task_id: str = betterproto.string_field(1)
+    """Required."""
+
     lease_token: str = betterproto.string_field(2)
+    """The token of the running lease. Required."""
+
     lease_seconds: int = betterproto.int32_field(3)
+    """From now on, from 1 to 43,200 seconds; 0 means 60."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksResponse(betterproto.Message):
+    """Tasks for a worker, and the outcomes of what it sent. Extension."""
+
     tasks: List["Task"] = betterproto.message_field(1)
+    """Leased to this worker, each with its `lease_token`."""
+
     outcomes: List["SubscribeTasksResponseOutcome"] = betterproto.message_field(2)
+    """One for each Ack, Nack and Extend."""
 
 
 @dataclass(eq=False, repr=False)
 class SubscribeTasksResponseOutcome(betterproto.Message):
+    """What became of one Ack, Nack or Extend. Extension."""
+
     task_id: str = betterproto.string_field(1)
+    """As it was sent, cut to 256 bytes."""
+
     success: bool = betterproto.bool_field(2)
+    """Whether it took effect."""
+
     error: str = betterproto.string_field(3)
+    """Why it was refused."""
 
 
 @dataclass(eq=False, repr=False)
 class GetEventsRequest(betterproto.Message):
+    """Which events are asked for."""
+
     limit: int = betterproto.int64_field(1)
-    """Newest first; 0 or less means 100, at most 10,000."""
+    """Events per page, at most 10,000. 0 or less means 100."""
 
     page_token: str = betterproto.string_field(21)
-    """Continues a listing below the last event of the page before."""
+    """
+    The `next_page_token` of the page before. Empty means the newest events. The
+    other fields must be those of the page before, except for `limit`.
+    """
 
     types: List[str] = betterproto.string_field(22)
-    """Only these types; empty means all."""
+    """Only events of these types. Empty means all."""
 
     agent_id: str = betterproto.string_field(23)
+    """Only events about this agent. Empty means all."""
 
 
 @dataclass(eq=False, repr=False)
 class GetEventsResponse(betterproto.Message):
+    """A page of events."""
+
     events: List[bytes] = betterproto.bytes_field(1)
+    """
+    Each one a JSON object with `type`, `message`, `metadata` and `timestamp`.
+    """
+
     error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
     next_page_token: str = betterproto.string_field(20)
-    """Empty when nothing older is kept."""
+    """Asks for older events. Empty when nothing older is kept."""
 
 
 class DbosStub(betterproto.ServiceStub):
+    """State and coordination of agents, their runs, results and tasks.
+
+    What the service refuses is told in the response: `success` or `found` is
+    false, `error` says why, and the gRPC status is OK. A gRPC error status is
+    about the infrastructure. After UNAVAILABLE, DEADLINE_EXCEEDED or a lost
+    connection nobody knows whether a call had its effect, and it may be sent
+    again. What a second copy changes is said at each method.
+    """
+
     async def register_agent(
         self,
         register_agent_request: "RegisterAgentRequest",
@@ -495,6 +968,17 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "RegisterAgentResponse":
+        """Records a heartbeat: registers the agent, or updates its record.
+
+        Replaces `hostname`, `config` and `alive`. Keeps the earliest `first_seen`,
+        the latest `last_seen` and the largest `total_heartbeats` ever reported, so
+        that a control server that restarts does not reset them.
+
+        Sent again: changes nothing, except that a `last_seen` of 0 means the time
+        at which the copy arrived. A copy that arrives behind a later heartbeat
+        brings back its own `hostname`, `config` and `alive`.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/RegisterAgent",
             register_agent_request,
@@ -512,6 +996,8 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "GetAgentResponse":
+        """Returns one agent's record. Changes nothing."""
+
         return await self._unary_unary(
             "/dbos.DBOS/GetAgent",
             get_agent_request,
@@ -529,6 +1015,8 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListAgentsResponse":
+        """Lists the registered agents, ordered by id. Changes nothing."""
+
         return await self._unary_unary(
             "/dbos.DBOS/ListAgents",
             list_agents_request,
@@ -546,6 +1034,16 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "DeleteAgentResponse":
+        """Deletes an agent's record, its states, its results and its tasks; completed
+        tasks stay until their retention has passed. Succeeds for an agent of which
+        nothing is stored. If it ends with an error status, the server finishes the
+        deletion by itself, before it takes another message of the agent.
+
+        Sent again: deletes what the agent has stored since the first copy.
+
+        Extension.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/DeleteAgent",
             delete_agent_request,
@@ -563,6 +1061,20 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "SetModuleStateResponse":
+        """Records the state of a run, or, without a `request_id`, of a module itself.
+
+        A run enters states in the order created, started, running, and then one of
+        completed, error and failed; it may skip states and begin in any of them.
+        Another direction is refused. The same unfinished state again is progress:
+        the report replaces the record. The same final state again succeeds and
+        changes nothing. A report about a module itself is never refused for its
+        state: it replaces the one before, and the state may have any name.
+
+        Sent again: changes nothing if the run has finished, or if the report is about
+        a run and names a `version`. Otherwise the copy counts as progress, which
+        raises `version`.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/SetModuleState",
             set_module_state_request,
@@ -580,6 +1092,10 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "GetModuleStateResponse":
+        """Returns the state of one run. Changes nothing. States of modules themselves
+        have no request id; ListModuleStates has them.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/GetModuleState",
             get_module_state_request,
@@ -597,6 +1113,11 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListModuleStatesResponse":
+        """Lists the states of an agent's runs and modules, ordered by the time of
+        their last change, oldest first. A state that changes while a client reads
+        the pages moves to the end, so that it is never missed. Changes nothing.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ListModuleStates",
             list_module_states_request,
@@ -614,6 +1135,13 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "StoreResultResponse":
+        """Stores a result. The first result with an agent and an id is kept. Another
+        one with the same agent and id succeeds with `duplicate` and changes
+        nothing; if its data or module differ, an event says so.
+
+        Sent again: changes nothing, as long as the result is kept.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/StoreResult",
             store_result_request,
@@ -633,6 +1161,18 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> AsyncIterator[StoreResultsResponse]:
+        """Stores many results on one stream, each by the rules of StoreResult.
+
+        The server answers at least once for each commit that settles messages of
+        this stream. `durable` then says how many messages, counted from the start
+        of the stream, are settled: stored, known before, or rejected. When a stream
+        ends with an error status, send what lies behind that count on a new one.
+        The server reads ahead of what is settled by at most 4,000 messages and
+        16 MiB; beyond that, flow control stops the client.
+
+        Extension.
+        """
+
         async for response in self._stream_stream(
             "/dbos.DBOS/StoreResults",
             store_result_request_iterator,
@@ -652,6 +1192,8 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "GetResultResponse":
+        """Returns one result. Changes nothing."""
+
         return await self._unary_unary(
             "/dbos.DBOS/GetResult",
             get_result_request,
@@ -669,6 +1211,10 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListResultsResponse":
+        """Lists an agent's results by the time at which they were received, oldest
+        first unless `newest_first` is set. Changes nothing.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ListResults",
             list_results_request,
@@ -686,6 +1232,16 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ScheduleTaskResponse":
+        """Adds a task, or changes a pending one. The same task again succeeds and
+        changes nothing, whatever has become of it since. Another task under the
+        id of one that is inflight, completed or dead is refused.
+
+        Sent again: changes nothing, with two exceptions. With `revive`, the copy
+        revives the task once more if it has died again meanwhile. And once the
+        server has dropped a task that came to its end (DBOS_TASKS_MAX_AGE and
+        DBOS_DEAD_TASKS_MAX_AGE say when), a task with its id is a new one.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ScheduleTask",
             schedule_task_request,
@@ -703,6 +1259,8 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "GetTaskResponse":
+        """Returns one task, in whatever state it is. Changes nothing."""
+
         return await self._unary_unary(
             "/dbos.DBOS/GetTask",
             get_task_request,
@@ -720,6 +1278,11 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListTasksResponse":
+        """Lists tasks in any state, ordered by id. Changes nothing.
+
+        Extension.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ListTasks",
             list_tasks_request,
@@ -737,6 +1300,13 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListDueTasksResponse":
+        """Lists pending tasks whose time has come, oldest first, and changes nothing.
+        With the setting DBOS_DUE_TASKS_LEASE the server also leases what it lists.
+
+        Sent again: lists them again. With DBOS_DUE_TASKS_LEASE, the tasks of a lost
+        answer are due again when their lease ends.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ListDueTasks",
             list_due_tasks_request,
@@ -754,6 +1324,17 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "LeaseTasksResponse":
+        """Claims due tasks for a worker: they become inflight until the lease ends,
+        and no other worker gets them meanwhile. Agents take turns, so that one with
+        many tasks does not keep the others waiting.
+
+        Sent again with the same `request_key`: returns the same tasks. Without a
+        key: returns other tasks. Those of the lost answer wait until their lease
+        ends, which uses up a delivery of each.
+
+        Extension.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/LeaseTasks",
             lease_tasks_request,
@@ -771,6 +1352,13 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ExtendLeaseResponse":
+        """Makes a running lease end `lease_seconds` from now.
+
+        Sent again: the lease ends `lease_seconds` after the last copy arrived.
+
+        Extension.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/ExtendLease",
             extend_lease_request,
@@ -788,6 +1376,14 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "AckTaskResponse":
+        """Completes a task. With a lease token, only the worker of the last delivery
+        can, and only while its lease runs. Without one, anybody can, while the task
+        is pending or inflight.
+
+        Sent again: changes nothing. A copy that arrives after the task was dropped
+        or deleted is refused as unknown.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/AckTask",
             ack_task_request,
@@ -805,6 +1401,15 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "NackTaskResponse":
+        """Gives a task back for another try. If this was its last delivery, it dies.
+        The lease token has the same meaning as for AckTask.
+
+        Sent again with its lease token: changes nothing. Without a token: changes
+        nothing until the task is due again. From then on the server cannot tell a
+        copy from a worker that has just failed at it, so the copy uses up a
+        delivery; with `retry_delay_seconds` 0 the task is due again at once.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/NackTask",
             nack_task_request,
@@ -824,6 +1429,19 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> AsyncIterator[SubscribeTasksResponse]:
+        """Pushes due tasks on a stream, already leased, at the moment they fall due.
+        Acknowledgements travel on the same stream. The first message says what is
+        wanted; each later one settles or extends one task, and gets an outcome.
+        Streams with the same filter share its tasks, in turns.
+
+        When the stream ends, its tasks return at once. Those that were sent have
+        used up a delivery; those that were not, have not. When the server drains,
+        it ends the stream with UNAVAILABLE, and the worker keeps the leases of what
+        it was sent: it settles them by their tokens wherever it connects next.
+
+        Extension.
+        """
+
         async for response in self._stream_stream(
             "/dbos.DBOS/SubscribeTasks",
             subscribe_tasks_request_iterator,
@@ -843,6 +1461,10 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "GetEventsResponse":
+        """Lists events, newest first. Changes nothing. The server keeps the last
+        100,000 (DBOS_MAX_EVENTS); docs/api.md describes each type.
+        """
+
         return await self._unary_unary(
             "/dbos.DBOS/GetEvents",
             get_events_request,
@@ -854,108 +1476,266 @@ class DbosStub(betterproto.ServiceStub):
 
 
 class DbosBase(ServiceBase):
+    """State and coordination of agents, their runs, results and tasks.
+
+    What the service refuses is told in the response: `success` or `found` is
+    false, `error` says why, and the gRPC status is OK. A gRPC error status is
+    about the infrastructure. After UNAVAILABLE, DEADLINE_EXCEEDED or a lost
+    connection nobody knows whether a call had its effect, and it may be sent
+    again. What a second copy changes is said at each method.
+    """
+
 
     async def register_agent(
         self, register_agent_request: "RegisterAgentRequest"
     ) -> "RegisterAgentResponse":
+        """Records a heartbeat: registers the agent, or updates its record.
+
+        Replaces `hostname`, `config` and `alive`. Keeps the earliest `first_seen`,
+        the latest `last_seen` and the largest `total_heartbeats` ever reported, so
+        that a control server that restarts does not reset them.
+
+        Sent again: changes nothing, except that a `last_seen` of 0 means the time
+        at which the copy arrived. A copy that arrives behind a later heartbeat
+        brings back its own `hostname`, `config` and `alive`.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_agent(
         self, get_agent_request: "GetAgentRequest"
     ) -> "GetAgentResponse":
+        """Returns one agent's record. Changes nothing."""
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_agents(
         self, list_agents_request: "ListAgentsRequest"
     ) -> "ListAgentsResponse":
+        """Lists the registered agents, ordered by id. Changes nothing."""
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete_agent(
         self, delete_agent_request: "DeleteAgentRequest"
     ) -> "DeleteAgentResponse":
+        """Deletes an agent's record, its states, its results and its tasks; completed
+        tasks stay until their retention has passed. Succeeds for an agent of which
+        nothing is stored. If it ends with an error status, the server finishes the
+        deletion by itself, before it takes another message of the agent.
+
+        Sent again: deletes what the agent has stored since the first copy.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def set_module_state(
         self, set_module_state_request: "SetModuleStateRequest"
     ) -> "SetModuleStateResponse":
+        """Records the state of a run, or, without a `request_id`, of a module itself.
+
+        A run enters states in the order created, started, running, and then one of
+        completed, error and failed; it may skip states and begin in any of them.
+        Another direction is refused. The same unfinished state again is progress:
+        the report replaces the record. The same final state again succeeds and
+        changes nothing. A report about a module itself is never refused for its
+        state: it replaces the one before, and the state may have any name.
+
+        Sent again: changes nothing if the run has finished, or if the report is about
+        a run and names a `version`. Otherwise the copy counts as progress, which
+        raises `version`.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_module_state(
         self, get_module_state_request: "GetModuleStateRequest"
     ) -> "GetModuleStateResponse":
+        """Returns the state of one run. Changes nothing. States of modules themselves
+        have no request id; ListModuleStates has them.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_module_states(
         self, list_module_states_request: "ListModuleStatesRequest"
     ) -> "ListModuleStatesResponse":
+        """Lists the states of an agent's runs and modules, ordered by the time of
+        their last change, oldest first. A state that changes while a client reads
+        the pages moves to the end, so that it is never missed. Changes nothing.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def store_result(
         self, store_result_request: "StoreResultRequest"
     ) -> "StoreResultResponse":
+        """Stores a result. The first result with an agent and an id is kept. Another
+        one with the same agent and id succeeds with `duplicate` and changes
+        nothing; if its data or module differ, an event says so.
+
+        Sent again: changes nothing, as long as the result is kept.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def store_results(
         self, store_result_request_iterator: AsyncIterator[StoreResultRequest]
     ) -> AsyncIterator[StoreResultsResponse]:
+        """Stores many results on one stream, each by the rules of StoreResult.
+
+        The server answers at least once for each commit that settles messages of
+        this stream. `durable` then says how many messages, counted from the start
+        of the stream, are settled: stored, known before, or rejected. When a stream
+        ends with an error status, send what lies behind that count on a new one.
+        The server reads ahead of what is settled by at most 4,000 messages and
+        16 MiB; beyond that, flow control stops the client.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StoreResultsResponse()
 
     async def get_result(
         self, get_result_request: "GetResultRequest"
     ) -> "GetResultResponse":
+        """Returns one result. Changes nothing."""
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_results(
         self, list_results_request: "ListResultsRequest"
     ) -> "ListResultsResponse":
+        """Lists an agent's results by the time at which they were received, oldest
+        first unless `newest_first` is set. Changes nothing.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def schedule_task(
         self, schedule_task_request: "ScheduleTaskRequest"
     ) -> "ScheduleTaskResponse":
+        """Adds a task, or changes a pending one. The same task again succeeds and
+        changes nothing, whatever has become of it since. Another task under the
+        id of one that is inflight, completed or dead is refused.
+
+        Sent again: changes nothing, with two exceptions. With `revive`, the copy
+        revives the task once more if it has died again meanwhile. And once the
+        server has dropped a task that came to its end (DBOS_TASKS_MAX_AGE and
+        DBOS_DEAD_TASKS_MAX_AGE say when), a task with its id is a new one.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_task(self, get_task_request: "GetTaskRequest") -> "GetTaskResponse":
+        """Returns one task, in whatever state it is. Changes nothing."""
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_tasks(
         self, list_tasks_request: "ListTasksRequest"
     ) -> "ListTasksResponse":
+        """Lists tasks in any state, ordered by id. Changes nothing.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_due_tasks(
         self, list_due_tasks_request: "ListDueTasksRequest"
     ) -> "ListDueTasksResponse":
+        """Lists pending tasks whose time has come, oldest first, and changes nothing.
+        With the setting DBOS_DUE_TASKS_LEASE the server also leases what it lists.
+
+        Sent again: lists them again. With DBOS_DUE_TASKS_LEASE, the tasks of a lost
+        answer are due again when their lease ends.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def lease_tasks(
         self, lease_tasks_request: "LeaseTasksRequest"
     ) -> "LeaseTasksResponse":
+        """Claims due tasks for a worker: they become inflight until the lease ends,
+        and no other worker gets them meanwhile. Agents take turns, so that one with
+        many tasks does not keep the others waiting.
+
+        Sent again with the same `request_key`: returns the same tasks. Without a
+        key: returns other tasks. Those of the lost answer wait until their lease
+        ends, which uses up a delivery of each.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def extend_lease(
         self, extend_lease_request: "ExtendLeaseRequest"
     ) -> "ExtendLeaseResponse":
+        """Makes a running lease end `lease_seconds` from now.
+
+        Sent again: the lease ends `lease_seconds` after the last copy arrived.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def ack_task(self, ack_task_request: "AckTaskRequest") -> "AckTaskResponse":
+        """Completes a task. With a lease token, only the worker of the last delivery
+        can, and only while its lease runs. Without one, anybody can, while the task
+        is pending or inflight.
+
+        Sent again: changes nothing. A copy that arrives after the task was dropped
+        or deleted is refused as unknown.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def nack_task(
         self, nack_task_request: "NackTaskRequest"
     ) -> "NackTaskResponse":
+        """Gives a task back for another try. If this was its last delivery, it dies.
+        The lease token has the same meaning as for AckTask.
+
+        Sent again with its lease token: changes nothing. Without a token: changes
+        nothing until the task is due again. From then on the server cannot tell a
+        copy from a worker that has just failed at it, so the copy uses up a
+        delivery; with `retry_delay_seconds` 0 the task is due again at once.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def subscribe_tasks(
         self, subscribe_tasks_request_iterator: AsyncIterator[SubscribeTasksRequest]
     ) -> AsyncIterator[SubscribeTasksResponse]:
+        """Pushes due tasks on a stream, already leased, at the moment they fall due.
+        Acknowledgements travel on the same stream. The first message says what is
+        wanted; each later one settles or extends one task, and gets an outcome.
+        Streams with the same filter share its tasks, in turns.
+
+        When the stream ends, its tasks return at once. Those that were sent have
+        used up a delivery; those that were not, have not. When the server drains,
+        it ends the stream with UNAVAILABLE, and the worker keeps the leases of what
+        it was sent: it settles them by their tokens wherever it connects next.
+
+        Extension.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield SubscribeTasksResponse()
 
     async def get_events(
         self, get_events_request: "GetEventsRequest"
     ) -> "GetEventsResponse":
+        """Lists events, newest first. Changes nothing. The server keeps the last
+        100,000 (DBOS_MAX_EVENTS); docs/api.md describes each type.
+        """
+
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_register_agent(
