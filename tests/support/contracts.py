@@ -21,8 +21,8 @@ from google.protobuf.message_factory import GetMessageClass
 _ROOT = Path(__file__).parents[2]
 
 PROTO_OF = {
-    "a": _ROOT / "tests/clients/protos/gen_a.proto",
-    "b": _ROOT / "tests/clients/protos/gen_b.proto",
+    "a": _ROOT / "tests/generated_clients/protos/gen_a.proto",
+    "b": _ROOT / "tests/generated_clients/protos/gen_b.proto",
     "today": _ROOT / "protos/dbos.proto",
 }
 

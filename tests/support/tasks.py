@@ -12,7 +12,7 @@ from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.recovery import Recovery
 from dbos_actors.domain.tasks.timers import Now
-from tests.domain.task_helpers import all_rows
+from tests.domain.tasks.helpers import all_rows
 from tests.support.clients import Client
 from tests.support.servers import ServerThread
 from tests.support.valkey import ValkeyServer

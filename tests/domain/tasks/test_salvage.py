@@ -10,7 +10,7 @@ from dbos_actors.api.messages import Task
 from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.salvage import Salvage, Salvager
 from dbos_actors.domain.tasks.states import Status
-from tests.domain.task_helpers import Driver, durable_state, recovered
+from tests.domain.tasks.helpers import Driver, durable_state, recovered
 
 
 class Parts:

@@ -25,7 +25,7 @@ from dbos_actors.errors import (
     MissingFieldError,
     OverloadedError,
 )
-from tests.domain.task_helpers import WALL_S, Driver, due_tasks, durable_state
+from tests.domain.tasks.helpers import WALL_S, Driver, due_tasks, durable_state
 
 NOW_S = int(WALL_S)
 

@@ -15,7 +15,7 @@ from dbos_actors.api.messages import ListDueTasksRequest, ListTasksRequest
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.scan import Slice
 from dbos_actors.domain.tasks.timers import Now
-from tests.domain.task_helpers import Driver
+from tests.domain.tasks.helpers import Driver
 
 
 def listings(book: TaskBook, now: Now) -> TaskListings:

@@ -17,7 +17,7 @@ from dbos_actors.domain.tasks.journal import (
 )
 from dbos_actors.domain.tasks.recovery import Recovery
 from dbos_actors.domain.tasks.states import Status
-from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
+from tests.domain.tasks.helpers import Driver, due_tasks, durable_state, recovered
 
 NAMES = st.text(max_size=12)
 

@@ -1,7 +1,7 @@
 """Mutated HTTP/2 and gRPC framing against the whole service, over TCP.
 
-`tests/rpc/test_hostile.py` attacks the transport alone; here real methods are behind it: what
-is taken of a broken connection must not be done by halves, and nothing of it may stay.
+`tests/rpc/server/test_hostile_bytes.py` attacks the transport alone. Here real methods are
+behind it: a request that arrived damaged is not carried out in part, and leaves nothing behind.
 """
 
 from __future__ import annotations

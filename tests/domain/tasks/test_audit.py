@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dbos_actors.domain.tasks.audit import Audit, Findings
 from dbos_actors.domain.tasks.journal import Ledger
-from tests.domain.task_helpers import Driver
+from tests.domain.tasks.helpers import Driver
 
 
 def audited(driver: Driver) -> Findings:

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.book import TaskLimits
 from dbos_actors.errors import RefusedError
-from tests.domain.task_helpers import Driver, due_tasks, durable_state, recovered
+from tests.domain.tasks.helpers import Driver, due_tasks, durable_state, recovered
 
 LIMITS = TaskLimits(retention_s=120, completed_max=3, max_attempts=3)
 IDS = st.sampled_from([f"t{i}" for i in range(6)])

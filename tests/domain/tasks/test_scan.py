@@ -26,7 +26,7 @@ from dbos_actors.domain.tasks.scan import (
     tasks_by_id,
 )
 from dbos_actors.domain.tasks.states import Status
-from tests.domain.task_helpers import WALL_S, Driver, all_rows, due_tasks
+from tests.domain.tasks.helpers import WALL_S, Driver, all_rows, due_tasks
 
 NOW_S = int(WALL_S)
 

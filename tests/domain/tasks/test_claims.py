@@ -11,7 +11,7 @@ from dbos_actors.domain.tasks.claims import (
 )
 from dbos_actors.domain.tasks.journal import FORMAT, FORMAT_WITH_CLAIMS
 from dbos_actors.domain.tasks.timers import Now
-from tests.domain.task_helpers import Driver, recovered
+from tests.domain.tasks.helpers import Driver, recovered
 
 KEY = identity_of("key", "worker", "", "")
 
