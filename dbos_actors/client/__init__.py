@@ -76,7 +76,7 @@ from dbos_actors.api.sdk.dbos import (
     SubscribeTasksResponseOutcome,
     Task,
 )
-from dbos_actors.client.addresses import parse_address
+from dbos_actors.client.addresses import channel_target
 
 __all__ = [
     "AckTaskRequest",
@@ -162,7 +162,7 @@ async def connect(
     """
     if isinstance(tls, ssl.SSLContext):
         tls.set_alpn_protocols(["h2"])
-    host, port, path = parse_address(address)
+    host, port, path = channel_target(address)
     metadata = {"authorization": f"Bearer {token}"} if token is not None else None
     async with Channel(host, port, path=path, ssl=tls or None) as channel:
         yield DbosStub(channel, timeout=timeout_s, metadata=metadata)

@@ -1,16 +1,20 @@
-"""Where the service is, as its clients write it."""
+"""The service's address as the arguments of a channel."""
 
 from __future__ import annotations
 
+from dbos_actors.rpc.wire.addresses import AddressError, UnixAddress, parse_address
 
-def parse_address(address: str) -> tuple[str | None, int | None, str | None]:
-    """Host, port and path, as channels take them, of ``HOST:PORT``, ``[IPV6]:PORT`` or
-    ``unix:PATH``. Raises ValueError for anything else.
+
+def channel_target(address: str) -> tuple[str | None, int | None, str | None]:
+    """Host, port and path, as channels take them, of an address.
+
+    Raises ValueError for anything but ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``.
     """
-    if address.startswith("unix:") and len(address) > len("unix:"):
-        return None, None, address.removeprefix("unix:")
-    host, _, port = address.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not host or not (port.isascii() and port.isdigit()) or (":" in host and not bracketed):
-        raise ValueError(f"{address!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH")
-    return host.removeprefix("[").removesuffix("]"), int(port), None
+    try:
+        parsed = parse_address(address, host_required=True)
+    except AddressError as error:
+        text = f"{address!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH: it {error.problem}"
+        raise ValueError(text) from error
+    if isinstance(parsed, UnixAddress):
+        return None, None, parsed.path
+    return parsed.host, parsed.port, None

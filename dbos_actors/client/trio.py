@@ -22,7 +22,7 @@ from typing import Any
 
 from dbos_actors.api.sdk import dbos
 from dbos_actors.client import DEFAULT_TIMEOUT_S, GRPCError, Status
-from dbos_actors.client.addresses import parse_address
+from dbos_actors.client.addresses import channel_target
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
 from dbos_actors.rpc.client.stubs import TrioStub
 
@@ -59,7 +59,7 @@ async def connect(
     At the end of the block calls still running fail, CANCELLED. Raises `ValueError` for an
     address of another form.
     """
-    host, port, path = parse_address(address)
+    host, port, path = channel_target(address)
     metadata = {"authorization": f"Bearer {token}"} if token is not None else None
     async with Channel(host, port, path=path, ssl=tls, options=options) as channel:
         grpclib_shaped: Any = channel  # the stub names grpclib's own type

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dbos_actors.errors import ConfigurationError
+from dbos_actors.rpc.wire.addresses import AddressError, parse_address
 
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -67,18 +68,10 @@ def _lower(value: object) -> object:
 
 def _listen(value: str) -> str:
     for address in split_addresses(value):
-        path = address.removeprefix("unix:")
-        if path != address:
-            if not path:
-                raise ValueError("must name a path after unix:")
-            continue
-        host, separator, port = address.rpartition(":")
-        if not host or not separator or not (port.isascii() and port.isdigit()):
-            raise ValueError("must be HOST:PORT or unix:PATH, several separated by commas")
-        if int(port) > 65535:
-            raise ValueError("must have a port from 0 to 65535")
-        if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise ValueError("must have an IPv6 address in brackets")
+        try:
+            parse_address(address, host_required=True)
+        except AddressError as error:
+            raise ValueError(error.problem) from None
     return value
 
 

@@ -23,7 +23,7 @@ from dbos_actors.client import (
     StreamTerminatedError,
     connect,
 )
-from dbos_actors.client.addresses import parse_address
+from dbos_actors.client.addresses import channel_target
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
 
 
 def test_an_ipv6_address_is_taken_out_of_its_brackets() -> None:
-    assert parse_address("[::1]:5") == ("::1", 5, None)
+    assert channel_target("[::1]:5") == ("::1", 5, None)
 
 
 def test_every_message_and_the_stub_are_exported() -> None:

@@ -45,17 +45,17 @@ from dbos_actors.rpc.client.connection import ClientConnection
 from dbos_actors.rpc.client.link import ClientDriver, Connector, connect
 from dbos_actors.rpc.client.options import BackoffPolicy, ChannelOptions
 from dbos_actors.rpc.client.stream import (
-    Deadline,
     Stream,
     decode,
     decode_details,
     encode,
 )
-from dbos_actors.rpc.server.listeners import TcpAddress, UnixAddress, peer_name
+from dbos_actors.rpc.wire.addresses import Address, TcpAddress, UnixAddress
 from dbos_actors.rpc.wire.compression import compress
-from dbos_actors.rpc.wire.deadlines import Deadlines
+from dbos_actors.rpc.wire.deadlines import Deadline, Deadlines
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.metadata import MetadataLike, encode_metadata
+from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.tls import ALPN, AlpnError
 
 __all__ = [
@@ -141,15 +141,14 @@ class Channel:
         self._host = host or DEFAULT_HOST
         self._port = DEFAULT_PORT if port is None else port
         self.options = options or ChannelOptions()
-        self._address: TcpAddress | UnixAddress = (
+        self._address: Address = (
             TcpAddress(self._host, self._port) if path is None else UnixAddress(path)
         )
         self._connector = connector or partial(connect, self._address)
         self._codec = codec
         self._details_codec = status_details_codec
         self._tls = _context(ssl)
-        host_text = f"[{self._host}]" if ":" in self._host else self._host
-        default = f"{host_text}:{self._port}" if path is None else "localhost"
+        default = str(self._address) if path is None else "localhost"
         self._authority = (self.options.authority or default).encode("ascii")
         self._clock = clock or SystemClock()
         self._backoff = Backoff(self.options.backoff, random or Random())  # noqa: S311 - jitter
@@ -319,7 +318,7 @@ class Channel:
             remaining_s = min(remaining_s, deadline.time_remaining())
         if remaining_s == inf:
             return None
-        return Deadline(self._clock.monotonic_s() + remaining_s, self._clock.monotonic_s)
+        return Deadline(self._clock.monotonic_s() + remaining_s, self._clock)
 
     # ------------------------------------------------------ for `Stream` only
 
@@ -439,16 +438,11 @@ class Channel:
     def _attempt_failed(self, began_s: float, failure: str) -> None:
         """Pause before the next attempt; calls that do not wait for a server fail."""
         self._retry_s = began_s + self._backoff.next_s()
-        self._failure = f"cannot connect to {self._target()}: {failure}"
-        log.info("cannot connect", server=self._target(), error=failure)
+        self._failure = f"cannot connect to {self._address}: {failure}"
+        log.info("cannot connect", server=str(self._address), error=failure)
         for call in list(self._waiting):
             if not call.wait_for_ready:
                 call.finish(Status.UNAVAILABLE, self._failure)
-
-    def _target(self) -> str:
-        if isinstance(self._address, UnixAddress):
-            return f"unix:{self._address.path}"
-        return f"{self._address.host}:{self._address.port}"
 
     async def _try_to_connect(self) -> str | None:
         """Why there is no connection now; None if there is one."""
@@ -466,7 +460,7 @@ class Channel:
                 return f"{error} ({cause.exceptions[0]})"
             return str(error)
         except Exception as error:
-            log.exception("connecting has failed", server=self._target())
+            log.exception("connecting has failed", server=str(self._address))
             return repr(error)
         return None
 

@@ -18,7 +18,7 @@ import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.rpc.client.connection import ClientConnection
-from dbos_actors.rpc.server.listeners import TcpAddress, UnixAddress
+from dbos_actors.rpc.wire.addresses import Address, UnixAddress
 from dbos_actors.rpc.wire.tls import TlsFilter
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ _WRITE_BYTES = 128 * 1024
 _TICKS_PER_KEEPALIVE = 8
 
 
-async def connect(address: TcpAddress | UnixAddress) -> socket.socket:
+async def connect(address: Address) -> socket.socket:
     """Connect to an address, trying every one that a name has. Raises OSError."""
     if isinstance(address, UnixAddress):
         stream = await trio.open_unix_socket(address.path)

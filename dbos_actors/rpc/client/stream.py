@@ -12,7 +12,7 @@ betterproto's stubs do; the deadline is the channel's to watch.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
@@ -24,7 +24,9 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from multidict import MultiDict
 
 from dbos_actors.rpc.client.call import ClientCall
+from dbos_actors.rpc.wire.deadlines import Deadline
 from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, decode_metadata
+from dbos_actors.rpc.wire.peers import Peer
 from dbos_actors.rpc.wire.schemas import message_class
 
 if TYPE_CHECKING:
@@ -34,44 +36,6 @@ SendT = TypeVar("SendT")
 RecvT = TypeVar("RecvT")
 
 _RpcStatus = message_class("google.rpc.Status")
-
-
-class Deadline:
-    """When a call is given up (`grpclib.metadata.Deadline`, on the channel's clock)."""
-
-    __slots__ = ("_monotonic_s", "deadline_s")
-
-    def __init__(self, deadline_s: float, monotonic_s: Callable[[], float]) -> None:
-        self.deadline_s = deadline_s
-        """On `Clock.monotonic_s`'s scale."""
-        self._monotonic_s = monotonic_s
-
-    def time_remaining(self) -> float:
-        """Seconds until then; not negative."""
-        return max(0.0, self.deadline_s - self._monotonic_s())
-
-
-class Peer:
-    """The server of a call (`grpclib.protocol.Peer`)."""
-
-    __slots__ = ("_certificate", "_name")
-
-    def __init__(self, name: str, certificate: dict[str, Any] | None) -> None:
-        self._name = name
-        self._certificate = certificate
-
-    def __str__(self) -> str:
-        return self._name
-
-    def addr(self) -> tuple[str, int] | None:
-        """Host and port of a TCP server."""
-        _, _, address = self._name.partition(":")
-        host, _, port = address.rpartition(":")
-        return (host.strip("[]"), int(port)) if host else None
-
-    def cert(self) -> dict[str, Any] | None:
-        """Its certificate, with TLS."""
-        return self._certificate
 
 
 class Stream(Generic[SendT, RecvT]):

@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import trio
 
+from dbos_actors.rpc.wire.addresses import TcpAddress, UnixAddress, parse_address
 from dbos_actors.rpc.wire.tls import ContextProvider
 
 BACKLOG = 1_024
@@ -20,46 +20,6 @@ BACKLOG = 1_024
 
 Listener: TypeAlias = trio.abc.Listener[trio.SocketStream]
 """What a server accepts connections from."""
-
-
-class AddressError(ValueError):
-    """An address that cannot be listened on as written."""
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """``host`` empty: every interface. ``port`` 0: any free one."""
-
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """A socket file."""
-
-    path: str
-
-
-def parse_address(address: str) -> TcpAddress | UnixAddress:
-    """``host:port``, ``[v6]:port``, ``:port``, ``unix:PATH`` or ``unix:///PATH``.
-
-    Raises `AddressError`.
-    """
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        path = path[2:] if path.startswith("///") else path
-        if not path:
-            raise AddressError(f"{address!r} has no path")
-        return UnixAddress(path)
-    host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise AddressError(f"{address!r} is not host:port or unix:PATH")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise AddressError(f"write the IPv6 address in {address!r} in brackets")
-    return TcpAddress(host, int(port))
 
 
 async def open_listeners(address: str, *, tls: ContextProvider | None = None) -> list[Listener]:
@@ -142,20 +102,7 @@ def bound_address(listener: Listener) -> str:
     if isinstance(listener, TlsListener):
         return bound_address(listener.listener)
     if isinstance(listener, UnixListener):
-        return f"unix:{listener.path}"
+        return str(UnixAddress(listener.path))
     assert isinstance(listener, trio.SocketListener)
     host, port = listener.socket.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def peer_name(sock: socket.socket) -> str:
-    """The other end, as gRPC writes it: ``ipv4:1.2.3.4:5``, ``ipv6:[::1]:5`` or ``unix:``."""
-    try:
-        name = sock.getpeername()
-    except OSError:
-        return "unknown:"
-    if sock.family == socket.AF_INET:
-        return f"ipv4:{name[0]}:{name[1]}"
-    if sock.family == socket.AF_INET6:
-        return f"ipv6:[{name[0]}]:{name[1]}"
-    return "unix:"
+    return str(TcpAddress(host, port))

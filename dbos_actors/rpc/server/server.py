@@ -33,11 +33,12 @@ from dbos_actors.rpc.server.connection import ServerConnection
 from dbos_actors.rpc.server.core import Servable, ServerCore
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.listeners import Listener, TlsListener, peer_name
+from dbos_actors.rpc.server.listeners import Listener, TlsListener
 from dbos_actors.rpc.server.read_turns import TURN_BYTES, ReadTurns
 from dbos_actors.rpc.server.stream import handle
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
+from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.status import StatusOf
 from dbos_actors.rpc.wire.tls import AlpnError, ContextProvider, TlsFilter
 

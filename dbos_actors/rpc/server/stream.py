@@ -20,6 +20,7 @@ from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.containment import Observer, split_failure
 from dbos_actors.rpc.server.core import ServerCore
 from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.wire.deadlines import Deadline
 from dbos_actors.rpc.wire.http2 import Headers
 from dbos_actors.rpc.wire.metadata import (
     Metadata,
@@ -28,49 +29,13 @@ from dbos_actors.rpc.wire.metadata import (
     decode_metadata,
     encode_metadata,
 )
+from dbos_actors.rpc.wire.peers import Peer
 from dbos_actors.rpc.wire.status import INTERNAL_ERROR, details_field
 
 log = structlog.get_logger(__name__)
 
 RequestT = TypeVar("RequestT")
 ReplyT = TypeVar("ReplyT")
-
-
-class Deadline:
-    """When the client gives up (`grpclib.metadata.Deadline`, on the server's clock)."""
-
-    __slots__ = ("_clock", "deadline_s")
-
-    def __init__(self, deadline_s: float, clock: Clock) -> None:
-        self.deadline_s = deadline_s
-        """On `Clock.monotonic_s`'s scale."""
-        self._clock = clock
-
-    def time_remaining(self) -> float:
-        """Seconds until then; not negative."""
-        return max(0.0, self.deadline_s - self._clock.monotonic_s())
-
-
-class Peer:
-    """Whose call it is (`grpclib.protocol.Peer`)."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: StreamCall) -> None:
-        self._call = call
-
-    def __str__(self) -> str:
-        return self._call.peer
-
-    def addr(self) -> tuple[str, int] | None:
-        """Host and port of a TCP client."""
-        _, _, address = self._call.peer.partition(":")
-        host, _, port = address.rpartition(":")
-        return (host.strip("[]"), int(port)) if host else None
-
-    def cert(self) -> dict[str, Any] | None:
-        """The certificate of a client that authenticated itself by one."""
-        return self._call.peer_certificate
 
 
 class Stream(Generic[RequestT, ReplyT]):
@@ -85,7 +50,7 @@ class Stream(Generic[RequestT, ReplyT]):
         self._sent = False
         call.on_change = self._wake
         self.deadline = None if call.deadline is None else Deadline(call.deadline, clock)
-        self.peer = Peer(call)
+        self.peer = Peer(call.peer, call.peer_certificate)
         self.metadata: Metadata = decode_metadata(call.headers)
         self.user_agent = dict(call.headers).get(b"user-agent", b"").decode("ascii", "replace")
         self.user_data: dict[str, Any] = {}

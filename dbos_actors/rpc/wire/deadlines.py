@@ -1,10 +1,10 @@
-"""The deadlines of a server's calls: one heap, watched by one task.
+"""The deadlines of calls: one as its user sees it, and all of a server or a channel.
 
-`Deadlines` is pure: times come in as arguments. Calls are kept in buckets of a few
-milliseconds, and the heap is of buckets: a call answered in time leaves at the price
-of a dict's entry, and nothing of it stays behind. (A heap of calls that were only
-marked as answered doubled the cost of a call: what lives on is what the garbage
-collector walks.)
+`Deadlines` holds every call that has a deadline, and one task watches the earliest. It is pure:
+times come in as arguments. Calls are kept in buckets of a few milliseconds, and a heap orders the
+buckets. A call that is answered in time is taken out of its bucket's dict, and nothing of it stays
+behind. (A heap of calls doubled the cost of a call: the calls that were answered stayed in it
+until their deadline, and the garbage collector walked them all that time.)
 """
 
 from __future__ import annotations
@@ -14,11 +14,28 @@ from heapq import heapify, heappop, heappush
 from math import ceil
 from typing import Protocol
 
+from dbos_actors.clock import Clock
+
 _BUCKETS_PER_S = 256
 """A call expires at the end of its bucket, so up to 4 ms late; never early."""
 
 _SWEEP_ENTRIES_MIN = 1_024
 """Below this many entries of empty buckets sweeping is not worth it."""
+
+
+class Deadline:
+    """When the client gives its call up (`grpclib.metadata.Deadline`, on a `Clock`)."""
+
+    __slots__ = ("_clock", "deadline_s")
+
+    def __init__(self, deadline_s: float, clock: Clock) -> None:
+        self.deadline_s = deadline_s
+        """On `Clock.monotonic_s`'s scale."""
+        self._clock = clock
+
+    def time_remaining(self) -> float:
+        """Seconds until then; not negative."""
+        return max(0.0, self.deadline_s - self._clock.monotonic_s())
 
 
 class Expiring(Protocol):

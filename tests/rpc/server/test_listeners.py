@@ -5,13 +5,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from dbos_actors.rpc.server.listeners import (
-    AddressError,
-    TcpAddress,
-    UnixAddress,
-    open_listeners,
-    parse_address,
-)
+from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.wire.addresses import AddressError, TcpAddress, UnixAddress, parse_address
 
 
 @pytest.mark.parametrize(
@@ -37,6 +32,17 @@ def test_an_address_is_a_host_and_port_or_a_path(
 def test_a_malformed_address_is_refused(address: str) -> None:
     with pytest.raises(AddressError):
         parse_address(address)
+
+
+@pytest.mark.parametrize("address", [":80", ":", ""])
+def test_an_address_to_connect_to_must_name_a_host(address: str) -> None:
+    with pytest.raises(AddressError, match="must be HOST:PORT or unix:PATH"):
+        parse_address(address, host_required=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "[::1]:80", "unix:/run/a.sock", "unix:a"])
+def test_an_address_is_written_as_it_is_read(address: str) -> None:
+    assert str(parse_address(address)) == address
 
 
 async def test_a_socket_file_left_behind_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The other end of a connection, as servers and clients show it to their users."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+
+class Peer:
+    """Who is at the other end of a call (`grpclib.protocol.Peer`)."""
+
+    __slots__ = ("_certificate", "_name")
+
+    def __init__(self, name: str, certificate: dict[str, Any] | None) -> None:
+        self._name = name
+        self._certificate = certificate
+
+    def __str__(self) -> str:
+        return self._name
+
+    def addr(self) -> tuple[str, int] | None:
+        """Host and port; None if the connection is not TCP."""
+        _, _, address = self._name.partition(":")
+        host, _, port = address.rpartition(":")
+        return (host.strip("[]"), int(port)) if host else None
+
+    def cert(self) -> dict[str, Any] | None:
+        """The certificate by which it has authenticated itself; None if there is none."""
+        return self._certificate
+
+
+def peer_name(sock: socket.socket) -> str:
+    """The other end, as gRPC writes it: ``ipv4:1.2.3.4:5``, ``ipv6:[::1]:5`` or ``unix:``."""
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "unknown:"
+    if sock.family == socket.AF_INET:
+        return f"ipv4:{name[0]}:{name[1]}"
+    if sock.family == socket.AF_INET6:
+        return f"ipv6:[{name[0]}]:{name[1]}"
+    return "unix:"
