@@ -14,8 +14,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_grpc_message
 
-from dbos_actors.rpc.server.stream_call import restore
-from dbos_actors.rpc.wire.compression import GZIP, IDENTITY
+from dbos_actors.rpc.wire.compression import GZIP, IDENTITY, restore
 from dbos_actors.rpc.wire.framing import FramingError, MessageReader, MessageTooLargeError
 from dbos_actors.rpc.wire.http2 import ErrorCode, Headers
 from dbos_actors.rpc.wire.metadata import MetadataError, decode_binary

@@ -25,9 +25,8 @@ from dbos_actors.rpc.client.call import (
     headers_problem,
     reset_problem,
 )
-from dbos_actors.rpc.client.keepalive import TOO_MANY_PINGS, ClientKeepalive
+from dbos_actors.rpc.client.keepalive import ClientKeepalive
 from dbos_actors.rpc.client.options import ChannelOptions
-from dbos_actors.rpc.server.keepalive import Action
 from dbos_actors.rpc.wire.compression import ACCEPTED, GZIP
 from dbos_actors.rpc.wire.framing import FramingError
 from dbos_actors.rpc.wire.http2 import (
@@ -48,6 +47,7 @@ from dbos_actors.rpc.wire.http2 import (
     TrailersReceived,
     header_block_bytes,
 )
+from dbos_actors.rpc.wire.keepalive import TOO_MANY_PINGS, Action
 from dbos_actors.rpc.wire.metadata import encode_timeout
 
 QUANTUM_BYTES = 64 * 1024

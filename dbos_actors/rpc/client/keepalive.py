@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dbos_actors.rpc.client.options import ChannelOptions
-from dbos_actors.rpc.server.keepalive import Action
-
-TOO_MANY_PINGS = b"too_many_pings"
-"""Said in the GOAWAY to a client that pings too often; it must then ping half as often."""
+from dbos_actors.rpc.wire.keepalive import Action
 
 
 class ClientKeepalive:

@@ -32,7 +32,7 @@ from dbos_actors.rpc.server.core import Driver, ServerCore
 from dbos_actors.rpc.server.flow_accounts import Uploads
 from dbos_actors.rpc.server.handover import Handovers
 from dbos_actors.rpc.server.inflation import Inflation
-from dbos_actors.rpc.server.keepalive import UNANSWERED_SHUTDOWN_S, Action, Keepalive
+from dbos_actors.rpc.server.keepalive import UNANSWERED_SHUTDOWN_S, Keepalive
 from dbos_actors.rpc.server.senders import Senders
 from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod, framing_failure
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
@@ -57,6 +57,7 @@ from dbos_actors.rpc.wire.http2 import (
     TrailersReceived,
     WindowUpdated,
 )
+from dbos_actors.rpc.wire.keepalive import TOO_MANY_PINGS, Action
 from dbos_actors.rpc.wire.metadata import MetadataError, decode_timeout
 from dbos_actors.rpc.wire.status import (
     INTERNAL_ERROR,
@@ -292,7 +293,7 @@ class ServerConnection:
                 self._handovers.windows_changed()
             elif kind is PingReceived:
                 if self._keepalive.client_pinged(now_s, busy=self.is_busy):
-                    self._calm_down("too_many_pings")
+                    self._calm_down(TOO_MANY_PINGS.decode())
             elif kind is PingAcknowledged:
                 if event.opaque_data == _SHUTDOWN_PING:
                     self._finish_shutdown()

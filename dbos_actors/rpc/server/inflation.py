@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.server.stream_call import restore
+from dbos_actors.rpc.wire.compression import restore
 
 if TYPE_CHECKING:
     from dbos_actors.rpc.server.core import ServerCore

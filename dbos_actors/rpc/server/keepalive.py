@@ -8,8 +8,9 @@ strikes, which any response we send it clears.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
 from math import inf
+
+from dbos_actors.rpc.wire.keepalive import Action
 
 UNANSWERED_SHUTDOWN_S = 5.0
 """How long a client has to acknowledge a shutdown notice before the final GOAWAY."""
@@ -40,15 +41,6 @@ class KeepalivePolicy:
 
 
 _PING_WITHOUT_CALLS_S_MIN = 7_200.0
-
-
-class Action(Enum):
-    """What `Keepalive.tick` asks for."""
-
-    NOTHING = auto()
-    PING = auto()
-    DRAIN = auto()
-    CLOSE = auto()
 
 
 class Keepalive:

@@ -16,12 +16,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.rpc.server.containment import Observer, chained
 from dbos_actors.rpc.server.handover import Handover
 from dbos_actors.rpc.server.interceptors import StreamHandler
-from dbos_actors.rpc.wire.compression import (
-    CompressionError,
-    ExpandedTooLargeError,
-    compress,
-    decompress,
-)
+from dbos_actors.rpc.wire.compression import compress
 from dbos_actors.rpc.wire.framing import (
     PREFIX_BYTES,
     FramingError,
@@ -276,18 +271,6 @@ def framing_failure(error: FramingError) -> GRPCError:
     if isinstance(error, MessageTooLargeError):
         return GRPCError(Status.RESOURCE_EXHAUSTED, f"request {error}")
     return GRPCError(Status.INTERNAL, str(error))
-
-
-def restore(encoding: bytes | None, body: bytes, limit: int) -> bytes:
-    """Decompress a request message that says it is compressed. Raises `grpclib.GRPCError`."""
-    if encoding is None:
-        raise GRPCError(Status.INTERNAL, "compressed message without grpc-encoding")
-    try:
-        return decompress(body, limit)
-    except ExpandedTooLargeError as error:
-        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
-    except CompressionError as error:
-        raise GRPCError(Status.INTERNAL, str(error)) from error
 
 
 def _nothing() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import zlib
 
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
 IDENTITY = b"identity"
 GZIP = b"gzip"
 ACCEPTED = b"identity,gzip"
@@ -41,6 +44,22 @@ def decompress(body: bytes, limit: int) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise CompressionError("malformed gzip message")
     return data
+
+
+def restore(encoding: bytes | None, body: bytes, limit: int) -> bytes:
+    """Decompress a message whose flag says that it is compressed.
+
+    ``encoding`` is the ``grpc-encoding`` of its stream. Raises `grpclib.GRPCError` with the status
+    of a call whose message is too large, malformed, or of no encoding.
+    """
+    if encoding is None:
+        raise GRPCError(Status.INTERNAL, "compressed message without grpc-encoding")
+    try:
+        return decompress(body, limit)
+    except ExpandedTooLargeError as error:
+        raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from error
+    except CompressionError as error:
+        raise GRPCError(Status.INTERNAL, str(error)) from error
 
 
 def compress(body: bytes) -> bytes:

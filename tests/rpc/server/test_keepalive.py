@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from grpclib.const import Status
 
-from dbos_actors.rpc.server.keepalive import Action, Keepalive, KeepalivePolicy
+from dbos_actors.rpc.server.keepalive import Keepalive, KeepalivePolicy
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.wire.http2 import ErrorCode
+from dbos_actors.rpc.wire.keepalive import Action
 
 MakePipe = Callable[..., Any]
 Handler = Callable[[UnaryCall], None]
