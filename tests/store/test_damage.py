@@ -10,7 +10,7 @@ import pytest
 from dbos_actors.errors import DamagedKeyError
 from dbos_actors.store import Store, pack
 from dbos_actors.store.batch import Batch, Form
-from tests.store.test_store_faults import connector_to, opened, until
+from tests.store.breakable import connector_to, opened, until
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 

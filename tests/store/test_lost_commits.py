@@ -7,7 +7,7 @@ import trio
 
 from dbos_actors.errors import UnavailableError, UnusableStoreError
 from dbos_actors.store import Store, StoreState, pack
-from tests.store.test_store_faults import connector_to, opened, until
+from tests.store.breakable import connector_to, opened, until
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 

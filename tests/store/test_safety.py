@@ -11,7 +11,7 @@ import trio
 from dbos_actors.errors import UnavailableError, UnsafeStoreError
 from dbos_actors.store import Store, pack
 from dbos_actors.store.safety import Requirements, judge
-from tests.store.test_store_faults import connector_to, opened, until
+from tests.store.breakable import connector_to, opened, until
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 

@@ -14,6 +14,7 @@ from dbos_actors.domain.tasks.timers import Now
 
 T = TypeVar("T")
 WALL_S = 1_700_000_000.0
+NOW_S = int(WALL_S)
 MONOTONIC_S = 500.0
 
 
