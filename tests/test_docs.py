@@ -23,9 +23,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
-def fenced(language: str, *, containing: str) -> str:
-    """The one block of the README in ``language`` that has ``containing`` in it."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def fenced(text: str, language: str, *, containing: str) -> str:
+    """The one block of a page in ``language`` that has ``containing`` in it."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (found,) = [block for block in blocks if containing in block]
     return str(found)
 
@@ -77,7 +77,7 @@ def test_the_first_screen_has_the_two_commands() -> None:
 async def test_the_example_prints_what_the_readme_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = fenced("python", containing="asyncio.run")
+    code = fenced(README, "python", containing="asyncio.run")
     (expected,) = [line for line in indented() if line.startswith("result-1")]
     async with open_embedded(tmp_path) as store:
         settings = Settings(port=0, redis_addr=store.address)
@@ -99,7 +99,8 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_embedding_example_serves() -> None:
-    result = run_python(fenced("python", containing="trio.run"))
+    page = (ROOT / "docs" / "sizing.md").read_text(encoding="utf-8")
+    result = run_python(fenced(page, "python", containing="trio.run"))
     assert result.returncode == 0, result.stderr
     assert re.search(r"^serving at 127\.0\.0\.1:\d+$", result.stdout, re.MULTILINE), result.stdout
 
