@@ -547,7 +547,7 @@ class SchedulerActor:
         found = [record for step in steps for record in step.records][:limit]
         if self._context.due_lease_s:
             return self.lease_listed(LeaseListed([record.task_id for record in found]))
-        records = fitting_tasks(found, self._room_bytes)
+        records, _ = fitting_tasks(found, self._room_bytes)
         if not records:
             return Turn(b"")
         return Turn(None, then=partial(self._read_tasks, records))
@@ -827,13 +827,17 @@ def room_for_tasks(message_bytes_max: int) -> int:
 
 def fitting_tasks(
     records: Sequence[TaskRecord], room_bytes: int, *, has_any: bool = False
-) -> Sequence[TaskRecord]:
-    """The first ones, as many as fit into so many bytes; but one, unless the message has any."""
+) -> tuple[Sequence[TaskRecord], int]:
+    """The first ones, as many as fit into so many bytes, and the bytes that are left.
+
+    But one, however large, unless the message ``has_any``.
+    """
     for position, record in enumerate(records):
-        room_bytes -= record.size_bytes_max
-        if room_bytes < 0 and (position or has_any):
-            return records[:position]
-    return records
+        size_bytes = record.size_bytes_max
+        if size_bytes > room_bytes and (position or has_any):
+            return records[:position], room_bytes
+        room_bytes -= size_bytes
+    return records, room_bytes
 
 
 def outcome_bytes(task_id: str, error: str = "") -> bytes:
