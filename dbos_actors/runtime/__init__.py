@@ -1,20 +1,26 @@
-"""A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis."""
+"""A generic runtime for virtual actors on Trio. Knows nothing of DBOS or Redis.
 
-from dbos_actors.runtime.actor_cell import ActorCell, ActorLimits, State, Waiter
+An actor's writes are commands, bytes that only its `CommitLog` understands.
+"""
+
+from dbos_actors.runtime.actor_cell import ActorCell, State
+from dbos_actors.runtime.call import Call, Reply, Waiter
+from dbos_actors.runtime.limits import ActorLimits, SupervisorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
 from dbos_actors.runtime.retry import until_available
-from dbos_actors.runtime.supervisor import Supervisor, SupervisorLimits, SupervisorStatistics
+from dbos_actors.runtime.supervisor import Supervisor, SupervisorStatistics
 from dbos_actors.runtime.turn import (
     AGAIN,
     DEFERRED,
     Again,
     Behaviour,
-    Call,
     CommitLog,
     Deferred,
     Job,
-    Reply,
+    JobCell,
+    Refusal,
     Turn,
+    TurnOwner,
 )
 
 __all__ = [
@@ -28,13 +34,16 @@ __all__ = [
     "CommitLog",
     "Deferred",
     "Job",
+    "JobCell",
     "MailboxBudget",
+    "Refusal",
     "Reply",
     "State",
     "Supervisor",
     "SupervisorLimits",
     "SupervisorStatistics",
     "Turn",
+    "TurnOwner",
     "Waiter",
     "until_available",
 ]

@@ -3,9 +3,9 @@
     LOADING --> READY --> (PASSIVE)
        ^         | |
        |         | +-- Job -------> BUSY ---+
-       |         +---- crash, refusal ----> SETTLING (its writes leave the queue)
+       |         +---- crash, refusal ----> AWAITING_WRITES
        +------------------------------------+   nothing waits --> (PASSIVE)
-    more crashes than the intensity allows --> QUARANTINED --> SETTLING
+    more crashes than the intensity allows --> QUARANTINED --> AWAITING_WRITES
 
 Only a READY cell takes turns. A message that finds it so, with nothing waiting
 before it, has its turn at once, in the task that delivers it: waking a task
@@ -29,35 +29,22 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import structlog
 import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.runtime.call import Call, Waiter
+from dbos_actors.runtime.limits import ActorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
-from dbos_actors.runtime.turn import AGAIN, Behaviour, Call, CommitLog, Job, Turn
+from dbos_actors.runtime.turn import AGAIN, Behaviour, CommitLog, Job, Refusal, Turn
+from dbos_actors.sleeper import Sleeper
 
 logger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorLimits:
-    """Bounds on one actor, in OTP's words."""
-
-    mailbox_messages: int = 1_000
-    """Messages waiting or parked; the next is refused with RESOURCE_EXHAUSTED. A thousand
-    is the burst of a whole connection's streams; at 20 us a turn it drains in 20 ms."""
-
-    intensity: int = 5
-    """Restarts within `period_s` before the actor is quarantined."""
-
-    period_s: float = 10.0
-    quarantine_s: float = 30.0
 
 
 _TURNS_AT_ONCE = 100
@@ -70,7 +57,7 @@ class State(Enum):
     LOADING = auto()
     READY = auto()
     BUSY = auto()
-    SETTLING = auto()
+    AWAITING_WRITES = auto()
     QUARANTINED = auto()
     PASSIVE = auto()
 
@@ -80,7 +67,7 @@ class State(Enum):
 _READY: Final = State.READY
 
 
-class ActorCell:
+class ActorCell(Sleeper):
     """An actor while it is resident. Made by its supervisor, which runs `run` in a task."""
 
     __slots__ = (
@@ -95,7 +82,6 @@ class ActorCell:
         "_make",
         "_parked",
         "_parked_messages",
-        "_sleeper",
         "_state",
         "_turning",
         "_unroute",
@@ -118,11 +104,12 @@ class ActorCell:
         mailbox_budget: MailboxBudget,
         unroute: Callable[[ActorCell], None],
     ) -> None:
+        super().__init__()
         self.key = key
         # A list: an empty deque is 700 bytes, and pop(0) of a thousand takes 0.2 us.
         self.mailbox: list[Call] = []
         self.uncommitted = 0
-        """Turns submitted and not yet settled."""
+        """Turns submitted, and neither committed nor refused yet."""
         self.ahead = 0
         """Those of them that changed the state, which is ahead of the store by these."""
         self.active = True
@@ -143,10 +130,9 @@ class ActorCell:
         self._parked_messages = 0
         # Raised at each reload: a part that arrives for an earlier incarnation is dropped.
         self._generation = 0
-        # A job that has not begun, because turns before it are not settled.
+        # A job that has not begun, because turns before it are not committed yet.
         self._job: tuple[Call, Job] | None = None
         self._crashes: deque[float] | None = None
-        self._sleeper: trio.lowlevel.Task | None = None
 
     @property
     def state(self) -> State:
@@ -169,7 +155,7 @@ class ActorCell:
         if self._state is _READY and not self._turning and not self.mailbox:
             self._take(call)
             if self.mailbox:
-                self._wake()
+                self.wake()
         elif self._state is State.QUARANTINED or self._state is State.PASSIVE:
             call.fail(self._absent())
         elif self.waiting >= self._limits.mailbox_messages or self._mailbox_budget.is_full:
@@ -187,7 +173,7 @@ class ActorCell:
         )
 
     def _take(self, call: Call) -> None:
-        """One message: park it, or run its turn and carry the effects out."""
+        """One message: park it, or run its turn and apply the effects."""
         if call.answered:
             return
         behaviour = self._behaviour
@@ -210,7 +196,11 @@ class ActorCell:
                 and not turn.changes
                 and self._log.is_current
             ):
-                call.reply(turn.answer)
+                answer = turn.answer
+                if answer.__class__ is Refusal:
+                    call.fail(answer.error)
+                else:
+                    call.reply(answer)
                 return
             turn.owner = self
             turn.call = call
@@ -235,12 +225,8 @@ class ActorCell:
         if not self.ahead and self._log.is_current:
             call.fail(error)
             return
-
-        def refuse(turn: Turn, replies: Sequence[object] | None) -> NoReturn:  # noqa: ARG001
-            raise error
-
         try:
-            self.submit(Turn(None, then=refuse), call)
+            self.submit(Turn(Refusal(error)), call)
         except (OverloadedError, UnavailableError) as unable:
             call.fail(unable)
 
@@ -318,21 +304,21 @@ class ActorCell:
             self._mailbox_budget.leave(call)
             self._take(call)
         if self.mailbox:
-            self._wake()
+            self.wake()
 
     # ------------------------------------------------------------ outcomes
 
-    def settled(self, turn: Turn) -> None:
+    def turn_ended(self, turn: Turn) -> None:
         """One of the actor's turns is committed or refused."""
         self.uncommitted -= 1
         if turn.changes:
             self.ahead -= 1
         if not self.uncommitted and self._state is not _READY:
-            self._wake()
+            self.wake()
 
     def failed(self, call: Call, error: Exception) -> None:
         """What follows the commit of a turn raised; a bug in it is this actor's alone."""
-        if isinstance(error, RefusedError | OverloadedError | UnavailableError):
+        if isinstance(error, OverloadedError | UnavailableError):
             call.fail(error)
         else:
             self._crash(call, error)
@@ -347,7 +333,7 @@ class ActorCell:
         A job that has begun is left to finish; the state is loaded after any job.
         """
         if self._may_restart():
-            self._leave_ready(State.SETTLING)
+            self._leave_ready(State.AWAITING_WRITES)
 
     def _may_restart(self) -> bool:
         return self._state in (State.READY, State.LOADING) or self._job is not None
@@ -365,7 +351,7 @@ class ActorCell:
             self._mailbox_budget.enter(self._job[0])
             self.mailbox.insert(0, self._job[0])
             self._job = None
-        self._wake()
+        self.wake()
 
     def _crash(self, call: Call, error: Exception) -> None:
         logger.error("actor_crashed", actor=self.key, exc_info=error)
@@ -374,17 +360,17 @@ class ActorCell:
         call.fail(error)
 
     def _restart(self) -> None:
-        now = self._clock.monotonic_s()
-        if self._crashes is None:
-            self._crashes = deque(maxlen=self._limits.intensity + 1)
-        self._crashes.append(now)
-        full = len(self._crashes) > self._limits.intensity
-        if full and now - self._crashes[0] <= self._limits.period_s:
+        crashes = self._crashes
+        if crashes is None:
+            crashes = self._crashes = deque(maxlen=self._limits.intensity + 1)
+        crashes.append(self._clock.monotonic_s())
+        is_full = len(crashes) > self._limits.intensity
+        if is_full and crashes[-1] - crashes[0] <= self._limits.period_s:
             logger.error("actor_quarantined", actor=self.key, seconds=self._limits.quarantine_s)
             self._leave_ready(State.QUARANTINED)
             self._fail_waiting(self._absent())
         elif self._may_restart():
-            self._leave_ready(State.SETTLING)
+            self._leave_ready(State.AWAITING_WRITES)
 
     def _absent(self) -> UnavailableError:
         if self._state is State.QUARANTINED:
@@ -417,7 +403,7 @@ class ActorCell:
         self._generation += 1
         self._unroute(self)
         self._behaviour.released()
-        self._wake()
+        self.wake()
 
     async def run(self) -> None:
         """The actor's task. Ends when the actor is passivated.
@@ -434,15 +420,15 @@ class ActorCell:
                         if self.mailbox:
                             await trio.lowlevel.checkpoint()
                         elif self._state is _READY:
-                            await self._sleep()
+                            await self.sleep()
                     case State.BUSY:
                         await self._do_job()
-                    case State.SETTLING:
-                        await self._settle()
+                    case State.AWAITING_WRITES:
+                        await self._await_writes()
                     case State.QUARANTINED:
                         await trio.sleep(self._limits.quarantine_s)
                         self._crashes = None
-                        self._state = State.SETTLING
+                        self._state = State.AWAITING_WRITES
         finally:
             if self._state is not State.PASSIVE:
                 self._leave_ready(State.PASSIVE)
@@ -459,10 +445,10 @@ class ActorCell:
         self._mailbox_budget.leave(call)
         return call
 
-    async def _settle(self) -> None:
-        while self.uncommitted and self._state is State.SETTLING:
-            await self._sleep()
-        if self._state is not State.SETTLING:
+    async def _await_writes(self) -> None:
+        while self.uncommitted and self._state is State.AWAITING_WRITES:
+            await self.sleep()
+        if self._state is not State.AWAITING_WRITES:
             return
         if not self.mailbox and self._crashes is None:
             # Nobody waits, so the next message may load it. (One that crashes stays, and
@@ -491,7 +477,7 @@ class ActorCell:
 
     async def _do_job(self) -> None:
         while self.uncommitted and self._job is not None:
-            await self._sleep()
+            await self.sleep()
         if self._job is None:
             return  # restarted meanwhile
         (call, job), self._job = self._job, None
@@ -511,59 +497,4 @@ class ActorCell:
                 call.fail(UnavailableError(f"{self.key!r} is stopping"))
                 raise
         if self._state is State.BUSY:
-            self._state = State.SETTLING
-
-    async def _sleep(self) -> None:
-        self._sleeper = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort_sleep)
-
-    def _abort_sleep(self, _: object) -> trio.lowlevel.Abort:
-        # Trio wakes the task itself; rescheduling it a second time would crash the run.
-        self._sleeper = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _wake(self) -> None:
-        sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
-            trio.lowlevel.reschedule(sleeper)
-
-
-class Waiter:
-    """A call whose answer a task of ours awaits."""
-
-    __slots__ = ("_answer", "_done", "_error", "answered", "deadline", "request")
-
-    def __init__(self, request: Any = None, *, deadline: float | None = None) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.answered = False
-        self._answer: Any = None
-        self._error: Exception | None = None
-        self._done = trio.Event()
-
-    def reply(self, message: Any) -> None:
-        if not self.answered:
-            self._answer = message
-            self.answered = True
-            self._done.set()
-
-    def fail(self, error: Exception) -> None:
-        if not self.answered:
-            self._error = error
-            self.answered = True
-            self._done.set()
-
-    async def wait(self) -> Any:
-        """Wait for the answer and return it, or raise what the call failed with.
-
-        If cancelled, the call counts as answered: its message is dropped if it
-        still waits for its turn.
-        """
-        try:
-            await self._done.wait()
-        except trio.Cancelled:
-            self.answered = True
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._answer
+            self._state = State.AWAITING_WRITES

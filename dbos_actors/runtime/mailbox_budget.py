@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dbos_actors.runtime.turn import Call
+from dbos_actors.runtime.call import Call
 
 
 class MailboxBudget:

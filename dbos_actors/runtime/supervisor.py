@@ -10,35 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
-from dbos_actors.runtime.actor_cell import ActorCell, ActorLimits, State
+from dbos_actors.runtime.actor_cell import ActorCell, State
+from dbos_actors.runtime.call import Call
+from dbos_actors.runtime.limits import SupervisorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
-from dbos_actors.runtime.turn import Behaviour, Call, CommitLog
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorLimits:
-    """Bounds on a family of actors."""
-
-    actor: ActorLimits = field(default_factory=ActorLimits)
-
-    mailbox_bytes: int = 64 * 1024 * 1024
-    """Of all messages that wait for their turn, over all actors; beyond it RESOURCE_EXHAUSTED.
-    As much as may wait for its commit."""
-
-    max_resident: int = 100_000
-    """Actors in memory; beyond it the least recently used idle ones leave. 100,000 with a
-    few runs each were measured to fit in 1 GB."""
-
-    idle_s: float = 300.0
-    """An actor without messages for at least this long leaves memory the next time the hand
-    comes by; a lap takes about as long."""
+from dbos_actors.runtime.turn import Behaviour, CommitLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

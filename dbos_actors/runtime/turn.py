@@ -1,45 +1,22 @@
 """What an actor's handler returns: the effects of one turn, not yet done.
 
 A handler is synchronous and changes nothing. It returns a `Turn`, which says
-what the actor's state becomes, what is to be written, and what the caller is
-told; or a `Job`, when the work needs to wait. The cell that runs the handler
-carries the turn out: state and commit queue change together or not at all.
+what the actor's state becomes, which commands are to be committed, and what the
+caller is answered. When the work has to wait for something it returns a `Job`.
+The cell that runs the handler applies the turn: state and commit queue change
+together or not at all.
+
+A command is bytes. The runtime counts them and hands them to the commit log;
+only that knows what they mean. In this server they are packed Redis commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-from dbos_actors.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from dbos_actors.runtime.actor_cell import ActorCell
-
-
-class Reply(Protocol):
-    """Where the answer to one message goes. Every method is a no-op once `answered`."""
-
-    @property
-    def answered(self) -> bool:
-        """Replied, failed, expired, or nobody waits any more."""
-        ...
-
-    def reply(self, message: Any, /) -> None: ...
-
-    def fail(self, error: Exception, /) -> None: ...
-
-
-class Call(Reply, Protocol):
-    """A message in a mailbox: a request and the address of its answer."""
-
-    @property
-    def request(self) -> Any: ...
-
-    @property
-    def deadline(self) -> float | None:
-        """Monotonic seconds, or None."""
-        ...
+from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.runtime.call import Call
 
 
 class CommitLog(Protocol):
@@ -75,8 +52,59 @@ AGAIN: Final = Again()
 """Returned by a job: the message has its turn now, on the state loaded anew, before any other."""
 
 
+class Refusal:
+    """An answer that says no: the call fails with ``error``.
+
+    A turn gives it as its answer, or its `then` returns it.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: RefusedError | OverloadedError | UnavailableError) -> None:
+        self.error = error
+
+
+class TurnOwner(Protocol):
+    """What a submitted turn needs of its actor; `ActorCell` is one."""
+
+    @property
+    def key(self) -> str: ...
+
+    def turn_ended(self, turn: Turn, /) -> None:
+        """The turn is committed or refused, and its caller has been answered."""
+        ...
+
+    def failed(self, call: Call, error: Exception, /) -> None:
+        """The turn's `then` raised ``error``."""
+        ...
+
+    def reload(self) -> None:
+        """Drop the state and load it again."""
+        ...
+
+    def store_refused(self, error: UnavailableError, /) -> None:
+        """A commit was refused, after each of its turns was; see `store.Owner`."""
+        ...
+
+
+class JobCell(Protocol):
+    """What a `Job` may use of its actor; `ActorCell` is one."""
+
+    @property
+    def key(self) -> str: ...
+
+    async def commit(self, *commands: bytes, frees_memory: bool = False) -> None:
+        """Commit ``commands`` and wait for it; see `ActorCell.commit`."""
+        ...
+
+
 class Turn:
-    """The effects of one turn; once submitted, that turn's share of a commit."""
+    """The effects of one turn; once submitted, that turn's share of a commit.
+
+    The cell that submits the turn sets `owner`, `call` and `deadline_s`. They are
+    fields of the turn, and not of a second object around it, because making that
+    object costs about a twentieth of the CPU of a whole turn.
+    """
 
     __slots__ = (
         "answer",
@@ -90,7 +118,7 @@ class Turn:
         "then",
     )
 
-    owner: ActorCell
+    owner: TurnOwner
     call: Call
     deadline_s: float | None
 
@@ -105,14 +133,18 @@ class Turn:
     ) -> None:
         """Describe a turn.
 
-        ``answer`` goes to the caller once ``commands``, packed Redis commands,
-        are committed; ``changes`` are the parts of the actor's state that get
-        new values, (part, value) pairs for `Behaviour.apply`. ``then``, if
-        given, is called after the commit with the turn and the replies to its
-        commands (None when they were lost with the connection) and returns
-        what to answer instead, or `DEFERRED`. A turn that ``frees_memory`` is
-        committed apart from those that need some, so that it gets through when
-        the store has run out.
+        ``answer`` goes to the caller once ``commands`` are committed; a
+        `Refusal` fails the call. ``changes`` are the parts of the actor's state
+        that get new values, (part, value) pairs for `Behaviour.apply`.
+
+        ``then``, if given, is called after the commit with the turn and the
+        replies to its commands (None when they were lost with the connection).
+        It returns what to answer instead, or `DEFERRED`. It may let an
+        `OverloadedError` or `UnavailableError` of the store through, which the
+        caller gets; anything else that it raises is a bug, and the actor crashes.
+
+        A turn that ``frees_memory`` is committed apart from those that need
+        some, so that it gets through when the store has run out.
         """
         self.answer = answer
         self.commands = commands
@@ -135,18 +167,20 @@ class Turn:
         then = self.then
         try:
             answer = self.answer if then is None else then(self, replies)
-            if answer is not DEFERRED:
+            if answer.__class__ is Refusal:
+                self.call.fail(answer.error)
+            elif answer is not DEFERRED:
                 self.call.reply(answer)
         except Exception as error:  # noqa: BLE001 - the actor's, not the store's that calls
             self.owner.failed(self.call, error)
-        self.owner.settled(self)
+        self.owner.turn_ended(self)
 
     def refused(self, error: UnavailableError) -> None:
         """Tell the caller; the store has not taken the turn and never will."""
         # First, so that nothing is answered from memory that is ahead of the store.
         self.owner.reload()
         self.call.fail(error)
-        self.owner.settled(self)
+        self.owner.turn_ended(self)
 
     def give_up(self, error: UnavailableError) -> None:
         """Tell the caller, who has waited long enough; the turn stays queued."""
@@ -158,8 +192,12 @@ class Job:
 
     __slots__ = ("run",)
 
-    def __init__(self, run: Callable[[ActorCell], Awaitable[Any]]) -> None:
-        """``run(cell)`` is awaited in the actor's task, and returns the answer or `AGAIN`."""
+    def __init__(self, run: Callable[[JobCell], Awaitable[Any]]) -> None:
+        """``run(cell)`` is awaited in the actor's task, and returns the answer or `AGAIN`.
+
+        It may raise `RefusedError`, `OverloadedError` and `UnavailableError`, which the caller
+        gets. It is cancelled when the actors stop.
+        """
         self.run = run
 
 
@@ -182,7 +220,7 @@ class Behaviour(Protocol):
         ...
 
     def handle(self, request: Any, /) -> Turn | Job:
-        """Decide what ``request`` does. Raises `RefusedError` to refuse it."""
+        """Decide what ``request`` does. May raise `RefusedError` to refuse it."""
         ...
 
     def apply(self, part: Hashable, value: Any, /) -> None:

@@ -12,6 +12,7 @@ import trio
 from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
+from dbos_actors.sleeper import Sleeper
 from dbos_actors.store.batch import Batch, Wire
 from dbos_actors.store.commit_history import CommitHistory, Phase
 from dbos_actors.store.connection import (
@@ -53,8 +54,8 @@ def backoff_s(attempt: int, settings: StoreSettings, random: Random) -> float:
     return random.uniform(0.0, min(limit_s, settings.backoff_max_s))
 
 
-class Committer:
-    """Runs the history against Redis.
+class Committer(Sleeper):
+    """Runs the history against Redis. Its task sleeps while there is nothing to send.
 
     ``generation`` rises whenever the commit connection is replaced: whoever reads on another
     connection then has to replace that one too, lest the two lead to different servers.
@@ -86,6 +87,7 @@ class Committer:
         ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
         away, with the reason, ``on_reload`` when it has lost commits for good.
         """
+        super().__init__()
         self.history = history
         self.generation = 0
         self.reconnects = 0
@@ -107,8 +109,6 @@ class Committer:
         self._told = told
         self._on_away = on_away
         self._on_reload = on_reload
-        # The loop's task, while it has nothing to do.
-        self._sleeper: trio.lowlevel.Task | None = None
         # Why the connection was closed from outside the loop.
         self._lost_because: str | None = None
         # When the batch in flight was sent; infinity: none is.
@@ -130,12 +130,6 @@ class Committer:
             self.wake()
         if self._state.value is not _CONNECTED:
             self._wait_timeouts.enrol(submission, now_s)
-
-    def wake(self) -> None:
-        """Look at the history again."""
-        sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
-            trio.lowlevel.reschedule(sleeper)
 
     def release(self) -> None:
         """Commit what is queued, give the lease up, and end."""
@@ -203,17 +197,9 @@ class Committer:
                 if history.held:
                     await trio.sleep(max(HELD_S_MIN, history.wake_s - now_s))
                 else:
-                    await self._wait_for_work()
+                    await self.sleep()
                 continue
             await self._exchange(batch)
-
-    async def _wait_for_work(self) -> None:
-        self._sleeper = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort_sleep)
-
-    def _abort_sleep(self, _: object) -> trio.lowlevel.Abort:
-        self._sleeper = None
-        return trio.lowlevel.Abort.SUCCEEDED
 
     async def _exchange(self, batch: Batch) -> None:
         history = self.history

@@ -22,6 +22,7 @@ from dbos_actors.runtime import (
     ActorCell,
     ActorLimits,
     Job,
+    JobCell,
     MailboxBudget,
     Supervisor,
     SupervisorLimits,
@@ -268,7 +269,7 @@ def raise_bug(turn: Turn, replies: Sequence[object] | None) -> Any:
 def do_job_write(actor: Recorder, request: Request) -> Job:
     """Two commits, each computed from what was in memory when the job began."""
 
-    async def run(cell: ActorCell) -> Any:
+    async def run(cell: JobCell) -> Any:
         part = request.part
         value = actor.parts[part]
         for step in ("first", "second"):

@@ -13,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, ActorCell, ActorLimits, Job, State, Turn, Waiter
+from dbos_actors.runtime import DEFERRED, ActorLimits, Job, JobCell, State, Turn, Waiter
 from tests.runtime.fakes import (
     AWAY,
     REFUSED,
@@ -411,7 +411,7 @@ async def test_a_commit_of_a_job_that_finds_the_queue_full_says_so() -> None:
     async with running() as actors:
         await actors.ready()
 
-        async def run(cell: ActorCell) -> Any:
+        async def run(cell: JobCell) -> Any:
             actors.store.is_full = True
             await cell.commit(write_command("a", "main", (1,)))
 

@@ -25,7 +25,16 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, ActorCell, ActorLimits, Job, State, SupervisorLimits, Turn
+from dbos_actors.runtime import (
+    DEFERRED,
+    ActorCell,
+    ActorLimits,
+    Job,
+    State,
+    SupervisorLimits,
+    Turn,
+    TurnOwner,
+)
 from tests.runtime.fakes import (
     AWAY,
     MAIN,
@@ -345,7 +354,7 @@ class ActorsMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_uncommitted_is_in_the_queue(self) -> None:
-        queued: dict[ActorCell, int] = {}
+        queued: dict[TurnOwner, int] = {}
         for turn in self.store.queue:
             queued[turn.owner] = queued.get(turn.owner, 0) + 1
         for cell in self._cells():

@@ -114,7 +114,7 @@ async def test_a_crashed_actor_loads_only_when_its_writes_have_left_the_queue() 
         actors.send(write(1), call(do_crash), later)
         loads = actors.store.loads
         await wait_all_tasks_blocked()
-        assert actors.cell().state is State.SETTLING
+        assert actors.cell().state is State.AWAITING_WRITES
         assert actors.store.loads == loads
         actors.store.commit()
         await wait_all_tasks_blocked()
@@ -180,7 +180,7 @@ async def test_crashes_after_one_commit_quarantine_even_while_the_actor_settles(
         actors.send(*calls)
         actors.store.commit(1)
         await wait_all_tasks_blocked()
-        assert actors.cell().state is State.SETTLING
+        assert actors.cell().state is State.AWAITING_WRITES
         actors.store.commit()
         await wait_all_tasks_blocked()
         assert all(isinstance(c.answer, BugError) for c in calls)

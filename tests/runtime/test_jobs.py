@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from dbos_actors.errors import RefusedError, UnavailableError
-from dbos_actors.runtime import AGAIN, ActorCell, ActorLimits, Job, State, Turn
+from dbos_actors.runtime import AGAIN, ActorLimits, Job, JobCell, State, Turn
 from tests.runtime.fakes import (
     AWAY,
     REFUSED,
@@ -107,7 +107,7 @@ async def test_a_job_may_have_its_message_come_again_before_all_others() -> None
                 return do_write(actor, request)
             jobs += 1
 
-            async def prepare(cell: ActorCell) -> Any:
+            async def prepare(cell: JobCell) -> Any:
                 await trio.lowlevel.checkpoint()
                 return AGAIN
 
@@ -139,7 +139,7 @@ async def test_a_job_that_raises_fails_its_caller_alone(
     async with running() as actors:
         await actors.ready()
 
-        async def run(cell: ActorCell) -> Any:
+        async def run(cell: JobCell) -> Any:
             raise error
 
         job, after = call(lambda *_: Job(run)), read()

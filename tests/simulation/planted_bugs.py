@@ -280,7 +280,7 @@ def a_drain_strands_the_pushes_under_way() -> Any:
 def a_refused_commit_reloads_nothing() -> Any:
     def refused(self: Turn, error: UnavailableError) -> None:
         self.call.fail(error)
-        self.owner.settled(self)
+        self.owner.turn_ended(self)
 
     @contextmanager
     def plant() -> Iterator[None]:
@@ -300,7 +300,7 @@ def state_is_loaded_while_writes_are_in_flight() -> Any:
         self._behaviour = self._make(self.key, self)
         self._state = State.LOADING
 
-    return patch.object(ActorCell, "_settle", at_once)
+    return patch.object(ActorCell, "_await_writes", at_once)
 
 
 @planted

@@ -38,7 +38,7 @@ from dbos_actors.api.messages import (
 )
 from dbos_actors.domain import agents, results, runs
 from dbos_actors.errors import UnavailableError
-from dbos_actors.runtime import AGAIN, DEFERRED, ActorCell, Job, Turn
+from dbos_actors.runtime import AGAIN, DEFERRED, ActorCell, Job, JobCell, Turn
 from dbos_actors.store import pack, pack_argument, pack_head
 from dbos_actors.store.keys import escaped
 
@@ -416,7 +416,7 @@ class AgentActor:
         ]
         return commands, [(_RECORD, record)]
 
-    async def _lapse_in_steps(self, cell: ActorCell) -> None:
+    async def _lapse_in_steps(self, cell: JobCell) -> None:
         """The same for an agent with very many unfinished runs; the agent itself comes last."""
         context = self._context
         store = context.store
@@ -453,7 +453,7 @@ class AgentActor:
         """Nothing: where a deletion has begun, `handle` does not get here before it is finished."""
         return Turn(None)
 
-    async def _forget_agent(self, answer: Any, cell: ActorCell) -> Any:
+    async def _forget_agent(self, answer: Any, cell: JobCell) -> Any:
         context = self._context
         try:
             await forget_agent(cell, context, self._agent_id, was_known=self._known)

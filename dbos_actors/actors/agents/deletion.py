@@ -23,7 +23,7 @@ import trio
 
 from dbos_actors.actors.agents.context import RUN, AgentContext
 from dbos_actors.domain import agents
-from dbos_actors.runtime import ActorCell, Supervisor, Waiter, until_available
+from dbos_actors.runtime import JobCell, Supervisor, Waiter, until_available
 from dbos_actors.store import Store, escaped, pack
 
 logger = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class FinishDeletion:
 
 
 async def forget_agent(
-    cell: ActorCell, context: AgentContext, agent_id: str, *, was_known: bool
+    cell: JobCell, context: AgentContext, agent_id: str, *, was_known: bool
 ) -> None:
     """Delete everything of an agent, from within a job of its actor.
 

@@ -13,7 +13,7 @@ import structlog
 
 from dbos_actors.actors.agents.context import RUN, AgentContext, readable
 from dbos_actors.api.messages import ModuleState
-from dbos_actors.runtime import ActorCell
+from dbos_actors.runtime import JobCell
 from dbos_actors.store import escaped, pack
 
 logger = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class ForgetRuns:
 
 
 async def forget_runs(
-    cell: ActorCell, context: AgentContext, agent_id: str, request: ForgetRuns
+    cell: JobCell, context: AgentContext, agent_id: str, request: ForgetRuns
 ) -> int:
     """Delete old finished runs, from within a job of the agent's actor; returns how many.
 
@@ -69,7 +69,7 @@ async def forget_runs(
 
 
 async def _delete_runs(
-    cell: ActorCell, context: AgentContext, agent_id: str, parts: Sequence[bytes]
+    cell: JobCell, context: AgentContext, agent_id: str, parts: Sequence[bytes]
 ) -> None:
     keys = context.store.keys
     name = escaped(agent_id)

@@ -61,7 +61,7 @@ from dbos_actors.domain.tasks.scan import oldest_tasks
 from dbos_actors.domain.tasks.states import DamagedTaskError, Status, UnknownTaskError
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import InvalidFieldError, RefusedError, UnavailableError
-from dbos_actors.runtime import DEFERRED, ActorCell, Call, Turn
+from dbos_actors.runtime import DEFERRED, ActorCell, Call, Refusal, Turn
 from dbos_actors.store import Store
 
 logger = structlog.get_logger(__name__)
@@ -510,12 +510,13 @@ class SchedulerActor:
         )
 
     @staticmethod
-    def _compared(record: TaskRecord, _: Turn, replies: Sequence[Any] | None) -> bytes:
+    def _compared(record: TaskRecord, _: Turn, replies: Sequence[Any] | None) -> bytes | Refusal:
         if replies is None:
-            raise UnavailableError("the connection to Redis was lost while the task was read")
+            lost = "the connection to Redis was lost while the task was read"
+            return Refusal(UnavailableError(lost))
         (kept,) = replies[0]
         if kept is None or not _is_of(kept, record):
-            raise DamagedTaskError(record.task_id)
+            return Refusal(DamagedTaskError(record.task_id))
         return found(overlaid(kept, record))
 
     def bury(self, request: Bury) -> Turn:
