@@ -2,7 +2,7 @@
 
 With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with one of the
 file's tokens, except health checks, which load balancers make. The server asks when a call's
-headers arrive (`dbos_actors.rpc.server.admission`).
+headers arrive (`dbos_actors.rpc.server.strangers`).
 
 The file is followed, so that tokens are rotated without a restart: add the new one, move the
 clients, remove the old one. What a token that is gone had begun is ended with it: streams, and
@@ -36,7 +36,7 @@ _TOKENS_MAX = 100
 
 
 class BearerAuth:
-    """An `Authenticator` (`rpc.server.admission`): knows who presents a token of the file."""
+    """An `Authenticator` (`rpc.server.strangers`): knows who presents a token of the file."""
 
     def __init__(self, path: Path) -> None:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""

@@ -12,10 +12,11 @@ import trio
 from grpclib.const import Status
 
 from dbos_actors.rpc.server.connection import ServerConnection
-from dbos_actors.rpc.server.core import Servable, ServerCore
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import open_listeners
+from dbos_actors.rpc.server.routes import Servable
 from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.rpc.wire.framing import frame
@@ -165,10 +166,10 @@ class Pipe:
         decode: Callable[[bytes], Any] = bytes,
         client: RawClient | None = None,
         services: Sequence[Servable] = (),
-        core: ServerCore | None = None,
+        core: SharedState | None = None,
         **options: Any,
     ) -> None:
-        self.core = core or ServerCore(
+        self.core = core or SharedState(
             unary={f"/test.Test/{n}": UnaryMethod(h, decode) for n, h in methods.items()},
             services=services,
             status_of=status_of,
@@ -200,7 +201,7 @@ class Pipe:
 
     def dismiss(self) -> None:
         """As the driver, which would close the socket."""
-        self.server.dismiss()
+        self.server.queue_dismissal()
         self.flush()
         self.server.lost()
 

@@ -6,7 +6,7 @@ Time is an argument; the driver owns the socket and runs the handlers that wait.
 Rules:
 - A read is one batch: all its unary calls are dispatched, then the driver flushes once.
   An answer given outside a batch marks its connection dirty; the dirty ones are flushed
-  together (`ServerCore.wake`).
+  together (`SharedState.wake`).
 - A stream is in ``_streams`` until its status is queued or its client has gone.
 - A call answered before its request has ended gets its trailers first; the stream is
   reset (NO_ERROR) only once they have been handed to the socket.
@@ -28,12 +28,12 @@ from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.containment import PASSING, tell
-from dbos_actors.rpc.server.core import Driver, ServerCore
 from dbos_actors.rpc.server.flow_accounts import Uploads
 from dbos_actors.rpc.server.handover import Handovers
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.keepalive import UNANSWERED_SHUTDOWN_S, Keepalive
 from dbos_actors.rpc.server.senders import Senders
+from dbos_actors.rpc.server.shared_state import Driver, SharedState
 from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod, framing_failure
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.rpc.wire.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip, compress
@@ -171,7 +171,7 @@ class ServerConnection:
 
     def __init__(
         self,
-        core: ServerCore,
+        core: SharedState,
         driver: Driver,
         *,
         peer: str,
@@ -1118,7 +1118,11 @@ class ServerConnection:
             self._engine.ping(_SHUTDOWN_PING)
 
     def dismiss(self) -> None:
-        """Queue a GOAWAY for a client whose place others need; nothing more is read."""
+        """Close the connection at once: others need its place."""
+        self.driver.dismiss()
+
+    def queue_dismissal(self) -> None:
+        """Queue the GOAWAY of a connection that is dismissed."""
         if not self.closed:
             with suppress(Http2Error):
                 self._engine.shut_down(ErrorCode.NO_ERROR, b"too many connections")

@@ -12,11 +12,10 @@ before that opens, so that a look costs in proportion to what was sent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.stream_call import StreamCall
-    from dbos_actors.rpc.wire.http2 import Http2Connection
+from dbos_actors.rpc.wire.http2 import Http2Connection
 
 _CONNECTION: Final = 0
 """The stream id of the connection's own window."""
@@ -58,10 +57,19 @@ class Handover:
             self.messages += 1
 
 
+class Sender(Protocol):
+    """A call that sends messages."""
+
+    stream_id: int
+    handover: Handover
+    on_change: Callable[[], None]
+    """To be called when all its messages are handed over, if that is awaited."""
+
+
 class Handovers:
     """The streams of one connection that have messages which are not handed over."""
 
-    moving: dict[int, StreamCall]
+    moving: dict[int, Sender]
     """Those that a flush may have moved; if there are any, `flushed` is to be called."""
 
     __slots__ = ("_engine", "_is_shut", "_stuck", "moving")
@@ -69,17 +77,17 @@ class Handovers:
     def __init__(self, engine: Http2Connection) -> None:
         self._engine = engine
         self.moving = {}
-        self._stuck: dict[int, StreamCall] = {}
+        self._stuck: dict[int, Sender] = {}
         # Whether at the last look the connection's window was shut and the socket had everything.
         self._is_shut = False
 
-    def queued(self, call: StreamCall, size_bytes: int) -> None:
+    def queued(self, call: Sender, size_bytes: int) -> None:
         """A message of a call waits to be sent."""
         call.handover.queued(size_bytes)
         if call.stream_id not in self._stuck:
             self.moving[call.stream_id] = call
 
-    def discard(self, call: StreamCall) -> None:
+    def discard(self, call: Sender) -> None:
         """The call is over: what is handed over by now is what counts."""
         self.moving.pop(call.stream_id, None)
         self._stuck.pop(call.stream_id, None)

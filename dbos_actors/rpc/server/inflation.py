@@ -9,15 +9,13 @@ are not compressed. A message that finds no room is refused, and never inflated 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.wire.compression import restore
-
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.core import ServerCore
 
 _NO_ROOM: Final = (
     "decompressed messages of earlier calls still take up the memory there is for them: "
@@ -30,7 +28,7 @@ class Inflation:
 
     __slots__ = ("_core", "_used")
 
-    def __init__(self, core: ServerCore) -> None:
+    def __init__(self, core: SharedState) -> None:
         self._core = core
         self._used = 0
 

@@ -1,23 +1,25 @@
-"""Interceptors: wrap every method's handler once, when the server is made.
+"""Interceptors: functions that wrap the handler of every method.
 
-A server without any pays nothing; one that has some pays the calls they add and no
-more. The first in the list is the outermost. They see what reaches a handler, and are told of
-calls whose client is not known (`Interceptor.refused`); what else is refused before (unknown
-methods, malformed or oversized requests) only the server's statistics see. To observe how a
-call ends, give its ``when_answered`` a function before handing the call on; every interceptor may.
+They wrap it once, when the server is made, so a call costs nothing more than the functions that
+they add. The first interceptor in the list is the outermost.
+
+An interceptor sees every call that reaches a handler. It is also told of the calls of known
+methods that are refused when their headers come (`Interceptor.refused`). It does not see calls
+of unknown methods, nor requests that are malformed or too large: only the server's statistics
+count those. An interceptor that wants to know how a call ends passes a function to the call's
+``when_answered`` before it hands the call on. Several interceptors may do so for one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from grpclib.const import Status
 
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.server.unary import UnaryCall
 
-UnaryHandler: TypeAlias = "Callable[[UnaryCall], None]"
+UnaryHandler: TypeAlias = Callable[[UnaryCall], None]
 StreamHandler: TypeAlias = Callable[[Any], Awaitable[None]]
 
 

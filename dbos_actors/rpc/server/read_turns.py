@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from dbos_actors.rpc.server.core import ServerCore
+from dbos_actors.rpc.server.shared_state import SharedState
 
 TURN_BYTES: Final = 32 * 1024
 """What a connection may read in a turn: some milliseconds of small calls."""
@@ -36,7 +36,7 @@ class ReadTurns:
 
     __slots__ = ("_began_s", "_busy", "_core", "_free_s", "_line", "_overloaded", "_shed_before")
 
-    def __init__(self, core: ServerCore, overloaded: Callable[[], bool]) -> None:
+    def __init__(self, core: SharedState, overloaded: Callable[[], bool]) -> None:
         """``overloaded`` says whether calls wait so long that new ones had better be refused."""
         self._core = core
         self._busy = core.limits.calls_busy

@@ -13,11 +13,10 @@ that have moved, and the cost is in proportion to what was sent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.stream_call import StreamCall
-    from dbos_actors.rpc.wire.http2 import Http2Connection
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.wire.http2 import Http2Connection
 
 _CONNECTION: Final = 0
 """The stream id of the connection's own window."""

@@ -28,13 +28,14 @@ from grpclib.const import Status
 
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.log_limits import log_limited
-from dbos_actors.rpc.server.admission import Authenticator
 from dbos_actors.rpc.server.connection import ServerConnection
-from dbos_actors.rpc.server.core import Servable, ServerCore
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
 from dbos_actors.rpc.server.read_turns import TURN_BYTES, ReadTurns
+from dbos_actors.rpc.server.routes import Servable
+from dbos_actors.rpc.server.shared_state import SharedState
+from dbos_actors.rpc.server.strangers import Authenticator
 from dbos_actors.rpc.server.stream import handle
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
@@ -99,7 +100,7 @@ class Server:
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
     wins over ``services``, grpclib's, whose handlers get a `dbos_actors.rpc.server.stream.Stream`.
     ``authenticator`` knows the client of each call; ``open_services`` need none (see
-    `dbos_actors.rpc.server.admission`).
+    `dbos_actors.rpc.server.strangers`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
     says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
     ``random`` spreads the ages at which connections are drained. Nothing is opened before
@@ -123,7 +124,7 @@ class Server:
         self._limits = limits or ServerLimits()
         self._clock = clock or SystemClock()
         self._random = random
-        self._core = ServerCore(
+        self._core = SharedState(
             unary=unary,
             services=services,
             open_services=open_services,
@@ -407,7 +408,7 @@ class _Connection:
         sock: socket.socket,
         context: ssl.SSLContext | None,
         *,
-        core: ServerCore,
+        core: SharedState,
         clock: Clock,
         read_buffer: memoryview,
         pacer: ReadTurns,
@@ -552,7 +553,7 @@ class _Connection:
 
     def dismiss(self) -> None:
         """Close at once, with a GOAWAY if the socket takes it."""
-        self._protocol.dismiss()
+        self._protocol.queue_dismissal()
         self.flush()
         self._lingers = False
         self._protocol.lost()

@@ -18,7 +18,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.errors import sole_cause
 from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.containment import Observer, split_failure
-from dbos_actors.rpc.server.core import ServerCore
+from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.wire.deadlines import Deadline
 from dbos_actors.rpc.wire.http2 import Headers
@@ -237,7 +237,7 @@ class Stream(Generic[RequestT, ReplyT]):
             self._call.end(Status.INTERNAL, INTERNAL_ERROR)
 
 
-async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
+async def handle(call: StreamCall, core: SharedState, clock: Clock) -> None:
     """Run a call's handler to its end, and the call to its status. Only cancellation gets out."""
     scope = trio.CancelScope(deadline=float("inf") if call.deadline is None else call.deadline)
     call.on_over = scope.cancel
@@ -281,7 +281,7 @@ async def handle(call: StreamCall, core: ServerCore, clock: Clock) -> None:
         call.finished()
 
 
-def _fail(call: StreamCall, core: ServerCore, error: BaseException) -> None:
+def _fail(call: StreamCall, core: SharedState, error: BaseException) -> None:
     if call.over:
         group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
         unexpected = group.split((StreamTerminatedError, GRPCError))[1]

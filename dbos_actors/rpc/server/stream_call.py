@@ -1,14 +1,17 @@
-"""One call of a grpclib service on a connection: what its bytes and its end mean. Pure.
+"""One call of a grpclib service, as the protocol sees it.
 
-`StreamCall` is the half of a call that belongs to the protocol; the handler sees the
-other half, `dbos_actors.rpc.server.stream.Stream`, which waits where this cannot.
+`StreamCall` cuts the request's bytes into messages and queues the answer. It never waits. The
+handler uses `dbos_actors.rpc.server.stream.Stream`, which waits until a `StreamCall` has a message
+to take or room to send.
+
+A call knows its connection as a `StreamResponder` only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -24,7 +27,7 @@ from dbos_actors.rpc.wire.framing import (
     MessageTooLargeError,
     frame,
 )
-from dbos_actors.rpc.wire.http2 import header_block_bytes
+from dbos_actors.rpc.wire.http2 import Headers, header_block_bytes
 from dbos_actors.rpc.wire.metadata import MetadataError
 from dbos_actors.rpc.wire.status import (
     RESPONSE_HEADERS,
@@ -32,11 +35,6 @@ from dbos_actors.rpc.wire.status import (
     Fields,
     status_fields,
 )
-
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.connection import ServerConnection
-    from dbos_actors.rpc.wire.http2 import Headers
-
 
 _INFLATED_AT_ONCE_BYTES: Final = 1024 * 1024
 """A handler that asks for many messages gets no more of them once these have come out of them."""
@@ -53,7 +51,62 @@ class StreamMethod:
     decode: Callable[[bytes], Any]
     reply_type: type
     is_open: bool = False
-    """Whether it needs no authentication; see `dbos_actors.rpc.server.admission`."""
+    """Whether it needs no authentication; see `dbos_actors.rpc.server.strangers`."""
+
+
+class StreamResponder(Protocol):
+    """What a call of a grpclib service knows of its connection."""
+
+    @property
+    def peer(self) -> str:
+        """The client, such as ``ipv4:127.0.0.1:50312``."""
+        ...
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """The certificate by which the client has authenticated itself, with mutual TLS."""
+        ...
+
+    @property
+    def header_bytes_max(self) -> int:
+        """Size of a header block that the client accepts."""
+        ...
+
+    def messages_taken(self, call: StreamCall, size: int) -> None:
+        """The handler took messages of so many bytes as sent, prefixes included."""
+        ...
+
+    def inflate(self, call: StreamCall, body: bytes) -> bytes:
+        """Decompress a message for a handler. Raises `grpclib.GRPCError`."""
+        ...
+
+    def release_inflated(self, call: StreamCall) -> None:
+        """The handler has done with the decompressed messages that it took."""
+        ...
+
+    def can_send(self, call: StreamCall, size: int) -> bool:
+        """Whether a message of so many bytes may be queued; if not, ``on_change`` will tell."""
+        ...
+
+    def send_headers(self, call: StreamCall, fields: Fields) -> None:
+        """Queue the response headers of a call that is not over."""
+        ...
+
+    def send(self, call: StreamCall, framed: bytes) -> None:
+        """Queue a framed message of a call that is not over."""
+        ...
+
+    def end_stream(self, call: StreamCall, status: Status, fields: Fields) -> None:
+        """Queue the status of a call that is not over."""
+        ...
+
+    def cancel_stream(self, call: StreamCall) -> None:
+        """Reset the stream of a call that is not over."""
+        ...
+
+    def stream_finished(self, call: StreamCall) -> None:
+        """The handler of a call has returned."""
+        ...
 
 
 class StreamCall:
@@ -64,7 +117,7 @@ class StreamCall:
     """
 
     __slots__ = (
-        "_connection",
+        "_responder",
         "accepts_gzip",
         "deadline",
         "encoding",
@@ -88,14 +141,14 @@ class StreamCall:
 
     def __init__(
         self,
-        connection: ServerConnection,
+        responder: StreamResponder,
         stream_id: int,
         method: StreamMethod,
         headers: Headers,
         *,
         limit: int,
     ) -> None:
-        self._connection = connection
+        self._responder = responder
         self.stream_id = stream_id
         self.method = method
         self.headers = headers
@@ -126,12 +179,12 @@ class StreamCall:
     @property
     def peer(self) -> str:
         """Whose call it is."""
-        return self._connection.peer
+        return self._responder.peer
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """What the client proved to be, with mutual TLS."""
-        return self._connection.peer_certificate
+        return self._responder.peer_certificate
 
     @property
     def path(self) -> str:
@@ -157,7 +210,7 @@ class StreamCall:
         if self.failure is not None:
             raise self.failure
         if self.inflated_bytes:
-            self._connection.release_inflated(self)
+            self._responder.release_inflated(self)
         if self.encoding is not None:
             return self._take_inflated(count_max)
         try:
@@ -168,7 +221,7 @@ class StreamCall:
         if not messages:
             self._check_end()
             return []
-        self._connection.messages_taken(
+        self._responder.messages_taken(
             self, sum([PREFIX_BYTES + len(body) for _, body in messages])
         )
         bodies: list[bytes] = []
@@ -194,13 +247,13 @@ class StreamCall:
                     break
                 compressed, body = message
                 taken_bytes += PREFIX_BYTES + len(body)
-                bodies.append(self._connection.inflate(self, body) if compressed else body)
+                bodies.append(self._responder.inflate(self, body) if compressed else body)
         except FramingError as error:
             self.failure = framing_failure(error)
         except GRPCError as error:
             self.failure = error
         if taken_bytes:
-            self._connection.messages_taken(self, taken_bytes)
+            self._responder.messages_taken(self, taken_bytes)
         if not bodies:
             if self.failure is not None:
                 raise self.failure
@@ -216,12 +269,12 @@ class StreamCall:
 
     def can_send(self, size: int) -> bool:
         """Whether a message of so many bytes may be queued now."""
-        return self._connection.can_send(self, size)
+        return self._responder.can_send(self, size)
 
     def check_fits(self, fields: Fields) -> None:
         """Whether the client accepts a header block with these. Raises `MetadataError`."""
         size = header_block_bytes([*RESPONSE_HEADERS_GZIP, *status_fields(Status.UNKNOWN), *fields])
-        limit = self._connection.header_bytes_max
+        limit = self._responder.header_bytes_max
         if size > limit:
             raise MetadataError(
                 f"metadata of {size} bytes is larger than the client's limit of {limit} bytes"
@@ -231,26 +284,26 @@ class StreamCall:
         """Queue the initial metadata."""
         self.headers_sent = True
         base = RESPONSE_HEADERS_GZIP if self.accepts_gzip else RESPONSE_HEADERS
-        self._connection.send_headers(self, base + fields)
+        self._responder.send_headers(self, base + fields)
 
     def send(self, body: bytes, compress_bytes_min: int | None) -> None:
         """Queue a response message."""
         if self.accepts_gzip and compress_bytes_min is not None and len(body) >= compress_bytes_min:
-            self._connection.send(self, frame(compress(body), compressed=True))
+            self._responder.send(self, frame(compress(body), compressed=True))
         else:
-            self._connection.send(self, frame(body))
+            self._responder.send(self, frame(body))
 
     def end(
         self, status: Status, message: str | None = None, fields: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         """Queue the status: trailers, or the only headers. No-op once over."""
         if not self.over:
-            self._connection.end_stream(self, status, [*status_fields(status, message), *fields])
+            self._responder.end_stream(self, status, [*status_fields(status, message), *fields])
 
     def cancel(self) -> None:
         """Reset the stream: the client gets no status. No-op once over."""
         if not self.over:
-            self._connection.cancel_stream(self)
+            self._responder.cancel_stream(self)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -263,7 +316,7 @@ class StreamCall:
         collector.
         """
         self.on_change = self.on_over = _nothing
-        self._connection.stream_finished(self)
+        self._responder.stream_finished(self)
 
 
 def framing_failure(error: FramingError) -> GRPCError:

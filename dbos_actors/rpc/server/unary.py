@@ -1,25 +1,25 @@
-"""A unary call served by a plain function: the call *is* its reply address.
+"""A unary call that is served by a plain function.
 
-No task belongs to it. It is answered inside the handler or later, from any task of
-the same Trio thread, exactly once; whatever comes after that is ignored, because
-the client has gone, has been told DEADLINE_EXCEEDED, or has its answer.
+The handler gets a `UnaryCall` and answers it by calling `UnaryCall.reply` or `UnaryCall.fail`.
+No task belongs to the call. The handler may answer before it returns, or keep the call and have
+any task of the same Trio thread answer it later. Only the first answer counts. Later ones are
+ignored, because by then the client has its answer, was told DEADLINE_EXCEEDED, or has gone.
+
+A call knows its connection as a `UnaryResponder` only: who the client is, and how to answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.rpc.server.containment import Observer, chained
+from dbos_actors.rpc.wire.http2 import Headers
 from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, decode_metadata
-
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.connection import ServerConnection
-    from dbos_actors.rpc.wire.http2 import Headers
 
 
 class Message(Protocol):
@@ -48,6 +48,32 @@ class UnaryMethod:
     place for some; None for an error that is to become a status."""
 
 
+class UnaryResponder(Protocol):
+    """What a unary call knows of its connection."""
+
+    @property
+    def peer(self) -> str:
+        """The client, such as ``ipv4:127.0.0.1:50312``."""
+        ...
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """The certificate by which the client has authenticated itself, with mutual TLS."""
+        ...
+
+    def reply(self, call: UnaryCall, body: bytes) -> None:
+        """Queue the response message of a call that is not answered."""
+        ...
+
+    def fail(self, call: UnaryCall, error: Exception) -> None:
+        """Queue the status of an error for a call that is not answered."""
+        ...
+
+    def expire(self, call: UnaryCall) -> None:
+        """Queue DEADLINE_EXCEEDED for a call that is not answered."""
+        ...
+
+
 class UnaryCall:
     """One unary call. Made by the transport only.
 
@@ -56,9 +82,9 @@ class UnaryCall:
     """
 
     __slots__ = (
-        "_connection",
         "_headers",
         "_metadata",
+        "_responder",
         "accepts_gzip",
         "answered",
         "buffer",
@@ -84,13 +110,13 @@ class UnaryCall:
 
     def __init__(
         self,
-        connection: ServerConnection,
+        responder: UnaryResponder,
         stream_id: int,
         method: UnaryMethod,
         headers: Headers | dict[bytes, bytes],
         deadline: float | None,
     ) -> None:
-        self._connection = connection
+        self._responder = responder
         self.method = method
         self._headers = headers
         self._metadata: Metadata | None = None
@@ -138,12 +164,12 @@ class UnaryCall:
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """What the client proved to be with mutual TLS (`ssl.SSLSocket.getpeercert`)."""
-        return self._connection.peer_certificate
+        return self._responder.peer_certificate
 
     @property
     def peer(self) -> str:
         """Whose call it is, such as ``ipv4:127.0.0.1:50312`` or ``unix:``."""
-        return self._connection.peer
+        return self._responder.peer
 
     def when_answered(self, observer: Observer) -> None:
         """Have ``observer`` called once with the status sent, or None if the client had gone.
@@ -159,7 +185,7 @@ class UnaryCall:
         if self.answered:
             return
         body = message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
-        self._connection.reply(self, body)
+        self._responder.reply(self, body)
 
     def fail(self, error: Exception) -> None:
         """Answer with an error's status (`grpclib.GRPCError` as it says). No-op if answered."""
@@ -168,11 +194,11 @@ class UnaryCall:
         in_band = self.method.in_band
         body = None if in_band is None else in_band(error)
         if body is None:
-            self._connection.fail(self, error)
+            self._responder.fail(self, error)
         else:
-            self._connection.reply(self, body)
+            self._responder.reply(self, body)
 
     def expire(self) -> None:
         """Answer DEADLINE_EXCEEDED. No-op if answered."""
         if not self.answered:
-            self._connection.expire(self)
+            self._responder.expire(self)

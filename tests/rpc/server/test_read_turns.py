@@ -11,16 +11,16 @@ import trio
 from grpclib.const import Status
 from trio.testing import wait_all_tasks_blocked
 
-from dbos_actors.rpc.server.core import ServerCore
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.read_turns import ReadTurns
+from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.unary import UnaryCall
 
 MakePipe = Callable[..., Any]
 
 
-def core_with(calls_live: int, *, streams_live: int = 0) -> ServerCore:
-    core = ServerCore(
+def core_with(calls_live: int, *, streams_live: int = 0) -> SharedState:
+    core = SharedState(
         unary={},
         status_of=lambda error: (Status.UNKNOWN, str(error)),
         limits=ServerLimits(calls_busy=100),

@@ -1,38 +1,31 @@
-"""What the connections of one server share: routes, limits, deadlines, counters. Pure."""
+"""What the connections of one server share: its routes, limits, deadlines and counters.
+
+`SharedState` is made once for each server. Connections count their calls in it, take from its
+memory what exceeds their own allowances, and add themselves to its list when they have to be
+flushed. It reads no clock and no socket: times are arguments, and connections are flushed through
+the `Driver` of each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
-from dbos_actors.rpc.server.admission import Authenticator, OpenCalls, Strangers
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod
+from dbos_actors.rpc.server.routes import Servable, make_routes
+from dbos_actors.rpc.server.strangers import Authenticator, OpenCalls, Strangers
+from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
 from dbos_actors.rpc.wire.deadlines import Deadlines
 from dbos_actors.rpc.wire.status import INTERNAL_ERROR, Fields, StatusOf, details_fields
 
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.connection import ServerConnection
-
 log = structlog.get_logger(__name__)
-
-Route: TypeAlias = UnaryMethod | StreamMethod
-
-
-class Servable(Protocol):
-    """A grpclib service (its own type for this is private)."""
-
-    def __mapping__(self) -> Mapping[str, Any]:
-        """Full path to `grpclib.const.Handler`."""
-        ...
 
 
 class Driver(Protocol):
@@ -51,7 +44,15 @@ class Driver(Protocol):
         ...
 
 
-class ServerCore:
+class Flushable(Protocol):
+    """What may have output: a connection, as its server sees it."""
+
+    driver: Driver
+    is_dirty: bool
+    """Whether it is among those to be flushed."""
+
+
+class SharedState:
     """What the connections of one server share."""
 
     __slots__ = (
@@ -89,7 +90,7 @@ class ServerCore:
         interceptors: Sequence[Interceptor] = (),
         authenticator: Authenticator | None = None,
     ) -> None:
-        self.routes = _routes(unary, services, open_services, interceptors)
+        self.routes = make_routes(unary, services, open_services, interceptors)
         self.refused = [interceptor.refused for interceptor in interceptors]
         self.authenticator = authenticator
         self.status_of = status_of
@@ -111,7 +112,7 @@ class ServerCore:
         self.unsent_free = limits.unsent_bytes_shared
         self.held_free = limits.held_bytes_shared
         self.inflated_free = limits.inflated_bytes_shared
-        self.dirty: list[ServerConnection] = []
+        self.dirty: list[Flushable] = []
         self.wake: Callable[[], None] = _nobody
         """Called when the first connection becomes dirty; `flush` is to be called soon."""
 
@@ -143,35 +144,6 @@ class ServerCore:
                 log.exception, "no status for an error", path=path, error=type(error).__name__
             )
             return Status.INTERNAL, INTERNAL_ERROR, []
-
-
-def _routes(
-    unary: Mapping[str, UnaryMethod],
-    services: Collection[Servable],
-    open_services: Collection[Servable],
-    interceptors: Sequence[Interceptor],
-) -> dict[bytes, Route]:
-    routes: dict[bytes, Route] = {}
-    for is_open, group in ((False, services), (True, open_services)):
-        for path, handler in (pair for one in group for pair in one.__mapping__().items()):
-            stream_handler = handler.func
-            for interceptor in reversed(interceptors):
-                stream_handler = interceptor.stream(path, stream_handler)
-            routes[path.encode("ascii")] = StreamMethod(
-                path=path,
-                handler=stream_handler,
-                client_streaming=handler.cardinality.client_streaming,
-                server_streaming=handler.cardinality.server_streaming,
-                decode=handler.request_type.FromString,
-                reply_type=handler.reply_type,
-                is_open=is_open,
-            )
-    for path, method in unary.items():
-        unary_handler = method.handler
-        for interceptor in reversed(interceptors):
-            unary_handler = interceptor.unary(path, unary_handler)
-        routes[path.encode("ascii")] = replace(method, handler=unary_handler)
-    return routes
 
 
 def _nobody() -> None:

@@ -1,4 +1,4 @@
-"""Who gets in, and what those get who have not said who they are. Pure.
+"""Clients that have not said who they are, and the bounds of what they may use.
 
 Most methods need a client that the server's `Authenticator` knows. *Open* methods (health
 checks) need none, so their calls must not use up what is there for others. A connection on
@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from grpclib.const import Status
 
-if TYPE_CHECKING:
-    from dbos_actors.rpc.server.connection import ServerConnection
-    from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.server.stream_call import StreamCall
 
 DISPLACED = "too many calls that need no authentication: newer ones took this one's place"
 
@@ -40,6 +38,19 @@ class Authenticator(Protocol):
 
     def is_valid(self, client: Hashable) -> bool:
         """Whether a client that was identified before still may call."""
+        ...
+
+
+class Stranger(Protocol):
+    """A connection on which nobody was authenticated yet."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has calls."""
+        ...
+
+    def dismiss(self) -> None:
+        """Close it at once: others need its place."""
         ...
 
 
@@ -73,16 +84,16 @@ class Strangers:
     __slots__ = ("_connections",)
 
     def __init__(self) -> None:
-        self._connections: OrderedDict[ServerConnection, None] = OrderedDict()
+        self._connections: OrderedDict[Stranger, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._connections)
 
-    def add(self, connection: ServerConnection) -> None:
+    def add(self, connection: Stranger) -> None:
         """A connection that was made, or whose client is no longer known."""
         self._connections[connection] = None
 
-    def discard(self, connection: ServerConnection) -> None:
+    def discard(self, connection: Stranger) -> None:
         """Its client is known now, or the connection is over."""
         self._connections.pop(connection, None)
 
@@ -98,5 +109,5 @@ class Strangers:
         if chosen is None:
             return False
         self.discard(chosen)
-        chosen.driver.dismiss()
+        chosen.dismiss()
         return True
