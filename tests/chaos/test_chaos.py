@@ -25,7 +25,7 @@ SHORT = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHORT)
 async def test_nothing_acknowledged_is_lost_and_nothing_seen_vanishes(name: str) -> None:
     (fault,) = [fault for fault in FAULTS if fault.name == name]

@@ -234,7 +234,7 @@ async def check_next(life: Life, valkey: ValkeyServer) -> None:
     kept(valkey)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("is_sent", [False, True], ids=["before Redis has it", "after"])
 async def test_a_server_that_dies_at_any_commit_loses_nothing_it_acknowledged(
     valkey: ValkeyServer, is_sent: bool

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.task_load import drain_run, recovery_run, steady_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 async def test_tasks_due_in_the_same_second_are_each_pushed_once_and_drained() -> None:

@@ -44,7 +44,7 @@ def population(agents: range) -> Iterator[Write]:
             yield Write("SetModuleState", report, agent_id, state.request_id, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_hundred_thousand_resident_agents_fit_in_a_gigabyte(
     start_valkey: Callable[..., ValkeyServer], record_property: Callable[[str, object], None]
 ) -> None:

@@ -17,7 +17,7 @@ SECONDS = 10
 DATA = b"x" * 4_096
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_64_writers_of_4_kb_are_served_evenly_by_a_window_of_16_mib(
     redis: ValkeyServer, start_server: Callable[..., ServerThread]
 ) -> None:

@@ -98,7 +98,7 @@ def warm_up(server: ServerProcess, method: str, messages: Messages) -> None:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "messages"),
     [

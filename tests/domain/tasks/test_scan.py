@@ -269,7 +269,7 @@ def cost(book: TaskBook, monkeypatch: pytest.MonkeyPatch) -> Cost:
     return Cost(book, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("filters", "ahead_s", "wanted", "found", "rows_max"),
     [
@@ -302,7 +302,7 @@ def test_the_oldest_of_a_million_are_found_among_few_rows(
     assert rows <= rows_max
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("filters", "wanted", "found", "rows_max"),
     [
@@ -330,7 +330,7 @@ def test_a_page_of_a_million_costs_its_own_size(
     assert rows <= rows_max
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_pages_of_a_million_together_look_at_each_task_once(cost: Cost) -> None:
     seen = rows = 0
     after = ""
@@ -351,7 +351,7 @@ def test_all_pages_of_a_million_together_look_at_each_task_once(cost: Cost) -> N
     assert rows == TASKS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clock_that_steps_back_costs_each_turn_little_and_hands_nothing_out_early(
     book: TaskBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
