@@ -13,6 +13,7 @@ import trio
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import repetitions, run_fault, table
+from tests.support.result_files import add_result_option, command_line, kept_in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=[fault.name for fault in FAULTS])
     parser.add_argument("--seed", type=int, help="of what is drawn; timing stays real")
     parser.add_argument("--minutes", type=float, default=30.0, help="at most (%(default)s)")
+    add_result_option(parser)
     options = parser.parse_args(arguments)
     seed = Random().getrandbits(32) if options.seed is None else options.seed
     chosen = [fault for fault in FAULTS if options.only is None or fault.name in options.only]
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{fault.name}: {said}", file=sys.stderr)
         for violation in row.verdict.violations[:20]:
             print(f"  {violation}", file=sys.stderr)
-    print(table(rows))
+    with kept_in(options.result, command_line("tests.chaos", arguments)):
+        print(table(rows))
     return 1 if any(row.verdict.violations for row in rows) else 0
 
 

@@ -24,6 +24,7 @@ from bench.load import frames
 from dbos_actors.api import messages
 from tests.chaos.inspected import resident_bytes
 from tests.chaos.stage import MB, Report, Stage, connected, publish, served, stage, told
+from tests.support.result_files import add_result_option, command_line, kept_in
 
 TOKEN: Final = "token-of-these-tests"
 AUTHORIZATION: Final = (("authorization", f"Bearer {TOKEN}"),)
@@ -359,12 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.hostile", description=__doc__)
     parser.add_argument("--only", action="append", choices=scenarios)
+    add_result_option(parser)
     options = parser.parse_args(arguments)
     reports = []
     for name in options.only or scenarios:
         print(name, file=sys.stderr)
         reports.append(scenarios[name]())
-    return publish(reports)
+    with kept_in(options.result, command_line("tests.chaos.hostile", arguments)):
+        return publish(reports)
 
 
 if __name__ == "__main__":

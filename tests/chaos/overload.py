@@ -25,6 +25,7 @@ from tests.chaos.flood import Flood, FloodProcess, Outcome
 from tests.chaos.inspected import resident_bytes
 from tests.chaos.stage import MB, Probe, Report, Stage, connected, publish, served, stage, told
 from tests.support.clients import CallError, GrpcioClient
+from tests.support.result_files import add_result_option, command_line, kept_in
 from tests.support.valkey import ValkeyServer
 
 
@@ -386,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load (%(default)s)")
     parser.add_argument("--connections", type=int, default=10_000, help="idle ones (%(default)s)")
     parser.add_argument("--results", type=int, default=1_000_000, help="of the giant (%(default)s)")
+    add_result_option(parser)
     options = parser.parse_args(arguments)
     scenarios: dict[str, Callable[[], Report]] = {
         "flood": lambda: five_times_too_much(options.seconds, 40),
@@ -399,7 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only or scenarios:
         print(name, file=sys.stderr)
         reports.append(scenarios[name]())
-    return publish(reports)
+    with kept_in(options.result, command_line("tests.chaos.overload", arguments)):
+        return publish(reports)
 
 
 if __name__ == "__main__":

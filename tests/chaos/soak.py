@@ -26,6 +26,7 @@ from dbos_actors.rpc.client.channel import Channel
 from dbos_actors.store.keys import Keys
 from tests.chaos.inspected import InspectedServer, resident_bytes
 from tests.support.load import Load, Write
+from tests.support.result_files import add_result_option, command_line, kept_in
 from tests.support.valkey import ValkeyServer
 
 AGENTS: Final = 200
@@ -249,8 +250,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--rate", type=int, default=1_000, help="writes a second (%(default)s)")
+    add_result_option(parser)
     options = parser.parse_args(arguments)
     samples, work = trio.run(soak, options.minutes, options.rate)
+    with kept_in(options.result, command_line("tests.chaos.soak", arguments)):
+        return publish(samples, work)
+
+
+def publish(samples: Sequence[Sample], work: Soak) -> int:
+    """Print the figures over time and how much they grew; the exit status."""
     print(table(samples))
     print()
     failed = False

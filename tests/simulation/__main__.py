@@ -14,6 +14,7 @@ import sys
 
 from tests.simulation.campaign import find_planted_bugs, run_many, tell
 from tests.simulation.planted_bugs import PLANTED_BUGS
+from tests.support.result_files import add_result_option, command_line, kept_in
 
 
 def main() -> int:
@@ -26,12 +27,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run one and tell its story")
     parser.add_argument("--bug", choices=sorted(PLANTED_BUGS), help="plant this one first")
     parser.add_argument("--planted-bugs", action="store_true", help="find each planted bug")
+    add_result_option(parser)
     options = parser.parse_args()
-    if options.planted_bugs:
-        return find_planted_bugs(options.start, options.jobs)
-    if options.seed is not None:
-        return tell(options.seed, options.bug)
-    return run_many(range(options.start, options.start + options.seeds), options.jobs)
+    with kept_in(options.result, command_line("tests.simulation", None)):
+        if options.planted_bugs:
+            return find_planted_bugs(options.start, options.jobs)
+        if options.seed is not None:
+            return tell(options.seed, options.bug)
+        return run_many(range(options.start, options.start + options.seeds), options.jobs)
 
 
 if __name__ == "__main__":
