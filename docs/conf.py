@@ -22,7 +22,14 @@ project = "DBOS actors"
 author = "The DBOS actors developers"
 extensions = ["myst_parser"]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "README.md", "CHANGELOG.md", "bench/README.md", "tests/README.md"]
+include_patterns = [
+    "docs/*.md",
+    "README.md",
+    "CHANGELOG.md",
+    "bench/README.md",
+    "tests/README.md",
+    "tests/results/*.md",
+]
 exclude_patterns = [".*"]  # a virtual environment takes long to search
 myst_heading_anchors = 4  # links to headings are checked down to this level
 html_theme = "furo"
