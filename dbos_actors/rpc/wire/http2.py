@@ -210,11 +210,6 @@ class Http2Connection:
         """Whether a new stream may be opened (client)."""
         return self._engine.can_send_request
 
-    @property
-    def peer_concurrent_streams_max(self) -> int:
-        """Streams the peer allows us to have open at once, as far as it has said."""
-        return self._engine.remote_settings[Setting.MAX_CONCURRENT_STREAMS]
-
     def share_fairly(self, stream_id: int) -> None:
         """From now on interleave the stream's body with the others' (server)."""
         self._engine.set_stream_priority(stream_id, INCREMENTAL, ignore_client_signal=True)
@@ -270,8 +265,3 @@ class Http2Connection:
     def terminate(self, error_code: int = 0) -> None:
         """Queue a final GOAWAY and drop everything else."""
         self._engine.terminate_connection(error_code)
-
-    @property
-    def wants_io(self) -> bool:
-        """False once the engine has nothing left to read or write: close the socket."""
-        return self._engine.want_read or self._engine.want_write
