@@ -8,38 +8,17 @@ has provably not begun with goes back to waiting and is sent again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import decode_grpc_message
 
+from dbos_actors.rpc.client.outcomes import framing_problem, response_status
 from dbos_actors.rpc.wire.compression import GZIP, IDENTITY, restore
-from dbos_actors.rpc.wire.framing import FramingError, MessageReader, MessageTooLargeError
-from dbos_actors.rpc.wire.http2 import ErrorCode, Headers
+from dbos_actors.rpc.wire.framing import FramingError, MessageReader
+from dbos_actors.rpc.wire.http2 import Headers
 from dbos_actors.rpc.wire.metadata import MetadataError, decode_binary
 from dbos_actors.rpc.wire.status import STATUS_DETAILS_KEY, Fields
-
-if TYPE_CHECKING:
-    from dbos_actors.rpc.client.connection import ClientConnection
-
-_HTTP_STATUSES = {  # gRPC's http-grpc-status-mapping.md
-    b"400": Status.INTERNAL,
-    b"401": Status.UNAUTHENTICATED,
-    b"403": Status.PERMISSION_DENIED,
-    b"404": Status.UNIMPLEMENTED,
-    b"429": Status.UNAVAILABLE,
-    b"502": Status.UNAVAILABLE,
-    b"503": Status.UNAVAILABLE,
-    b"504": Status.UNAVAILABLE,
-}
-_RESET_STATUSES = {  # gRPC over HTTP2, "Errors"; every other code is INTERNAL
-    int(ErrorCode.REFUSED_STREAM): Status.UNAVAILABLE,
-    int(ErrorCode.CANCEL): Status.CANCELLED,
-    int(ErrorCode.ENHANCE_YOUR_CALM): Status.RESOURCE_EXHAUSTED,
-    int(ErrorCode.INADEQUATE_SECURITY): Status.PERMISSION_DENIED,
-}
-_STATUSES = {b"%d" % status.value: status for status in Status}
 
 
 class CallOwner(Protocol):
@@ -51,6 +30,31 @@ class CallOwner(Protocol):
 
     def call_refused(self, call: ClientCall) -> None:
         """The server has not begun with it, and it may be sent again."""
+        ...
+
+
+class Carrier(Protocol):
+    """The connection that a call is started on."""
+
+    peer: str
+    """The server, as `peer_name` writes it."""
+    peer_certificate: dict[str, Any] | None
+    """The server's, with TLS."""
+
+    def can_send(self, call: ClientCall) -> bool:
+        """Whether a started call may queue another message."""
+        ...
+
+    def send(self, call: ClientCall, data: bytes) -> None:
+        """Queue a call's bytes, and the end of its request if it has ended."""
+        ...
+
+    def message_taken(self, call: ClientCall) -> None:
+        """A message was taken: more may come."""
+        ...
+
+    def abandon(self, call: ClientCall) -> None:
+        """Reset a started call's stream."""
         ...
 
 
@@ -99,7 +103,7 @@ class ClientCall:
         self.deadline_s = deadline_s
         self.wait_for_ready = wait_for_ready
         self.server_streaming = server_streaming
-        self.connection: ClientConnection | None = None
+        self.connection: Carrier | None = None
         """Where it is started; None while it waits. Kept when it is over."""
         self.stream_id = 0
         self.outbox: list[bytes] | None = []
@@ -221,7 +225,7 @@ class ClientCall:
         """It has ended with the server's trailers, or its only headers."""
         self.trailers = headers
         fields = dict(headers)
-        status, message = status_of(fields)
+        status, message = response_status(fields)
         if status is Status.OK and not self.server_streaming:
             # A streaming response is judged message by message, as they are taken.
             if not self.taken and not self.reader.buffered_bytes:
@@ -264,49 +268,6 @@ class ClientCall:
     def cancel(self) -> None:
         """The caller has lost interest."""
         self.fail(Status.CANCELLED, "cancelled by the caller")
-
-
-def status_of(fields: dict[bytes, bytes]) -> tuple[Status, str | None]:
-    """The status that a response's last fields carry."""
-    value = fields.get(b"grpc-status")
-    if value is None:
-        return Status.UNKNOWN, "the response has no grpc-status"
-    status = _STATUSES.get(value)
-    message = fields.get(b"grpc-message")
-    text = None if message is None else decode_grpc_message(message.decode("ascii", "replace"))
-    if status is None:
-        text = f"unknown grpc-status {value[:32]!r}" + (f": {text}" if text else "")
-        return Status.UNKNOWN, text
-    return status, text
-
-
-def headers_problem(fields: dict[bytes, bytes]) -> tuple[Status, str] | None:
-    """Why a response's headers are not those of gRPC; None if they are."""
-    http_status = fields.get(b":status", b"")
-    if http_status != b"200":
-        status = _HTTP_STATUSES.get(http_status, Status.UNKNOWN)
-        return status, f"HTTP status {http_status.decode('ascii', 'replace')}"
-    content_type = fields.get(b"content-type", b"")
-    kind = content_type.partition(b";")[0].strip()
-    if kind not in {b"application/grpc", b"application/grpc+proto"}:
-        return Status.UNKNOWN, f"content-type {content_type[:64]!r} is not gRPC's"
-    return None
-
-
-def reset_problem(code: int) -> tuple[Status, str]:
-    """The status of a call that the server has reset."""
-    try:
-        name = ErrorCode(code).name
-    except ValueError:
-        name = str(code)
-    return _RESET_STATUSES.get(code, Status.INTERNAL), f"the server has reset the call ({name})"
-
-
-def framing_problem(error: FramingError) -> tuple[Status, str]:
-    """The status of a response that is no sequence of messages."""
-    if isinstance(error, MessageTooLargeError):
-        return Status.RESOURCE_EXHAUSTED, f"response {error}"
-    return Status.INTERNAL, str(error)
 
 
 def _nothing() -> None:

@@ -19,15 +19,11 @@ from typing import Any, Protocol
 
 from grpclib.const import Status
 
-from dbos_actors.rpc.client.call import (
-    ClientCall,
-    framing_problem,
-    headers_problem,
-    reset_problem,
-)
+from dbos_actors.rpc.client.call import ClientCall
+from dbos_actors.rpc.client.headers import HeadersTooLargeError, RequestHeaders
 from dbos_actors.rpc.client.keepalive import ClientKeepalive
 from dbos_actors.rpc.client.options import ChannelOptions
-from dbos_actors.rpc.wire.compression import ACCEPTED, GZIP
+from dbos_actors.rpc.client.outcomes import framing_problem, headers_problem, reset_problem
 from dbos_actors.rpc.wire.framing import FramingError
 from dbos_actors.rpc.wire.http2 import (
     HEADER_BYTES_MAX,
@@ -45,22 +41,12 @@ from dbos_actors.rpc.wire.http2 import (
     StreamError,
     StreamReset,
     TrailersReceived,
-    header_block_bytes,
 )
 from dbos_actors.rpc.wire.keepalive import TOO_MANY_PINGS, Action
-from dbos_actors.rpc.wire.metadata import encode_timeout
 
 QUANTUM_BYTES = 64 * 1024
 """What a stream may have in the engine before the others get their turn."""
 
-USER_AGENT = b"grpc-python-trio/1"
-
-_FIELDS = (
-    (b"te", b"trailers"),
-    (b"content-type", b"application/grpc"),
-    (b"user-agent", USER_AGENT),
-    (b"grpc-accept-encoding", ACCEPTED),
-)
 _PING = b"clntping"
 _STREAM_IDS = 2**30
 """A server that names no limit of streams has this one."""
@@ -84,13 +70,11 @@ class ClientConnection:
 
     __slots__ = (
         "_engine",
-        "_fields",
         "_handling",
-        "_header_bytes_max",
         "_keepalive",
         "_options",
         "_owner",
-        "_pseudo_fields",
+        "_request_headers",
         "_senders",
         "_streams",
         "_streams_max",
@@ -137,14 +121,8 @@ class ClientConnection:
     ) -> None:
         self._owner = owner
         self._options = options
-        self._pseudo_fields = [
-            (b":method", b"POST"),
-            (b":scheme", scheme),
-            (b":authority", authority),
-        ]
-        self._fields = [*_FIELDS]
-        if options.compress_bytes_min is not None:
-            self._fields.append((b"grpc-encoding", GZIP))
+        compresses = options.compress_bytes_min is not None
+        self._request_headers = RequestHeaders(scheme, authority, compresses=compresses)
         self._engine = Http2Connection.client(options.http2)
         interval_s = options.keepalive_s if keepalive_s is None else keepalive_s
         self._keepalive = ClientKeepalive(options, interval_s, now_s)
@@ -152,7 +130,6 @@ class ClientConnection:
         # Streams of which no byte has left: if none can, their calls are not lost.
         self._unsent: set[int] = set()
         self._streams_max = _STREAM_IDS
-        self._header_bytes_max = HEADER_BYTES_MAX
         # Calls that must not queue more now: with a message that the engine has not got whole,
         # or with more in the engine than their server takes.
         self._senders: dict[ClientCall, None] = {}
@@ -166,7 +143,7 @@ class ClientConnection:
         self.too_many_pings = False
         self.used = False
         self.peer = peer
-        self.peer_certificate: dict[str, object] | None = None
+        self.peer_certificate: dict[str, Any] | None = None
 
     # ---------------------------------------------------------------- calls
 
@@ -183,18 +160,11 @@ class ClientConnection:
     def start(self, call: ClientCall, now_s: float) -> None:
         """Open a stream and send what the call has queued. Only if `can_start`."""
         assert call.outbox is not None
-        headers = [*self._pseudo_fields, (b":path", call.path), *self._fields]
-        if call.deadline_s is not None:
-            headers.append((b"grpc-timeout", encode_timeout(call.deadline_s - now_s)))
-        if call.fields:
-            headers += call.fields
-            size = header_block_bytes(headers)
-            if size > self._header_bytes_max:
-                limit = f"the server's limit of {self._header_bytes_max} bytes"
-                call.finish(
-                    Status.RESOURCE_EXHAUSTED, f"metadata of {size} bytes is larger than {limit}"
-                )
-                return
+        try:
+            headers = self._request_headers.of(call, now_s)
+        except HeadersTooLargeError as error:
+            call.finish(Status.RESOURCE_EXHAUSTED, str(error))
+            return
         data = call.outbox[0] if len(call.outbox) == 1 else b"".join(call.outbox)
         try:
             stream_id = self._engine.send_request(
@@ -351,7 +321,7 @@ class ClientConnection:
             most = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
             if most is not None:
                 # A server may end the connection, with everyone's calls, for a larger one.
-                self._header_bytes_max = min(most, HEADER_BYTES_MAX)
+                self._request_headers.bytes_max = min(most, HEADER_BYTES_MAX)
         elif kind is GoAwayReceived:
             self._going_away(event)
         elif kind is ConnectionClosed:

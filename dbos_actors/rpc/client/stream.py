@@ -12,30 +12,67 @@ betterproto's stubs do; the deadline is the channel's to watch.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import trio
-from google.protobuf import descriptor_pool, message_factory
 from grpclib.const import Cardinality, Status
-from grpclib.encoding.base import CodecBase, StatusDetailsCodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from multidict import MultiDict
 
 from dbos_actors.rpc.client.call import ClientCall
+from dbos_actors.rpc.client.events import ChannelEvents
+from dbos_actors.rpc.client.options import ChannelOptions
 from dbos_actors.rpc.wire.deadlines import Deadline
-from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, decode_metadata
+from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, MetadataLike, decode_metadata
 from dbos_actors.rpc.wire.peers import Peer
-from dbos_actors.rpc.wire.schemas import message_class
-
-if TYPE_CHECKING:
-    from dbos_actors.rpc.client.channel import Channel
 
 SendT = TypeVar("SendT")
 RecvT = TypeVar("RecvT")
 
-_RpcStatus = message_class("google.rpc.Status")
+
+class Caller(Protocol):
+    """What a stream needs of the channel that has made it."""
+
+    options: ChannelOptions
+
+    @property
+    def __dispatch__(self) -> ChannelEvents:
+        """The listeners."""
+        ...
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        """A framed message. Raises TypeError for one of another type."""
+        ...
+
+    def decode(self, body: bytes, message_type: Any) -> Any:
+        """A message. Raises `grpclib.GRPCError` (INTERNAL) if the bytes are none."""
+        ...
+
+    def decode_details(self, call: ClientCall) -> Any:
+        """The details of a call's status."""
+        ...
+
+    def start_soon(self, function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run something beside the channel's calls. It must not raise."""
+        ...
+
+    def make_call(
+        self,
+        path: str,
+        metadata: MetadataLike,
+        *,
+        server_streaming: bool,
+        deadline_s: float | None,
+        wait_for_ready: bool,
+    ) -> ClientCall:
+        """A call that waits to be submitted. Raises `MetadataError`, ValueError."""
+        ...
+
+    def submit(self, call: ClientCall) -> None:
+        """Start a call, or let it wait."""
+        ...
 
 
 class Stream(Generic[SendT, RecvT]):
@@ -48,7 +85,7 @@ class Stream(Generic[SendT, RecvT]):
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Caller,
         method_name: str,
         metadata: Metadata,
         cardinality: Cardinality,
@@ -381,53 +418,3 @@ class Stream(Generic[SendT, RecvT]):
         self._cancelled = True
         self._call.cancel()
         await trio.lowlevel.checkpoint()
-
-
-def encode(message: Any, message_type: Any, codec: CodecBase | None) -> bytes:
-    """A message's bytes. Raises TypeError for one of another type."""
-    if codec is not None and not isinstance(message, bytes):
-        return codec.encode(message, message_type)
-    if isinstance(message, bytes):
-        return message
-    if not isinstance(message, message_type):
-        raise TypeError(f"message must be of type {message_type!r}, not {type(message)!r}")
-    data: bytes = message.SerializeToString()
-    return data
-
-
-def decode(body: bytes, message_type: Any, codec: CodecBase | None) -> Any:
-    """A message. Raises `grpclib.GRPCError` (INTERNAL) if the bytes are none."""
-    if message_type is bytes:
-        return body
-    try:
-        if codec is not None:
-            return codec.decode(body, message_type)
-        return message_type.FromString(body)
-    except Exception as error:
-        text = "the response message cannot be decoded"
-        raise GRPCError(Status.INTERNAL, text) from error
-
-
-def decode_details(call: ClientCall, codec: StatusDetailsCodecBase | None) -> Any:
-    """The details of a call's status; None without any, or if they are malformed.
-
-    Without a codec: a list of messages; of those whose type is not in protobuf's default pool, the
-    google.protobuf.Any that holds them.
-    """
-    if call.details is None or call.status is None:
-        return None
-    if codec is not None:
-        return codec.decode(call.status, call.message, call.details)
-    try:
-        return [_unpacked(detail) for detail in _RpcStatus.FromString(call.details).details]
-    except Exception:  # noqa: BLE001 - the status matters more than its details
-        return None
-
-
-def _unpacked(detail: Any) -> Any:
-    name = detail.type_url.rpartition("/")[2]
-    try:
-        descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
-    except KeyError:
-        return detail
-    return message_factory.GetMessageClass(descriptor).FromString(detail.value)

@@ -39,6 +39,7 @@ from dbos_actors.rpc.server.strangers import Authenticator
 from dbos_actors.rpc.server.stream import handle
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
+from dbos_actors.rpc.wire.deadlines import watch
 from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.status import StatusOf
 from dbos_actors.rpc.wire.tls import AlpnError, ContextProvider, TlsFilter
@@ -158,7 +159,7 @@ class Server:
         """
         with self._running:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_deadlines)
+                nursery.start_soon(watch, self._core.deadlines, self._clock)
                 nursery.start_soon(self._flush_dirty)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._accept_all, listeners, nursery)
@@ -323,19 +324,6 @@ class Server:
             now_s = self._clock.monotonic_s()
             for connection in list(self._connections):
                 connection.tick(now_s)
-
-    async def _watch_deadlines(self) -> NoReturn:
-        deadlines = self._core.deadlines
-        while True:
-            scope = trio.CancelScope(deadline=deadlines.next_s)
-
-            def sooner(deadline_s: float, scope: trio.CancelScope = scope) -> None:
-                scope.deadline = deadline_s
-
-            deadlines.on_earlier = sooner
-            with scope:
-                await trio.sleep_forever()
-            deadlines.expire(self._clock.monotonic_s())
 
     async def _flush_dirty(self) -> NoReturn:
         while True:

@@ -1,10 +1,12 @@
 """The deadlines of calls: one as its user sees it, and all of a server or a channel.
 
-`Deadlines` holds every call that has a deadline, and one task watches the earliest. It is pure:
-times come in as arguments. Calls are kept in buckets of a few milliseconds, and a heap orders the
-buckets. A call that is answered in time is taken out of its bucket's dict, and nothing of it stays
-behind. (A heap of calls doubled the cost of a call: the calls that were answered stayed in it
-until their deadline, and the garbage collector walked them all that time.)
+`Deadlines` holds every call that has a deadline. It is pure: times come in as arguments. One task,
+`watch`, sleeps until the earliest deadline.
+
+Calls are kept in buckets of a few milliseconds, and a heap orders the buckets. A call that is
+answered in time is taken out of its bucket's dict, and nothing of it stays behind. (A heap of calls
+doubled the cost of a call: calls that had been answered stayed in it until their deadline, and the
+garbage collector walked them all that time.)
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import ceil
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+import trio
 
 from dbos_actors.clock import Clock
 
@@ -99,6 +103,20 @@ class Deadlines:
         while heap and heap[0] <= now_s * _BUCKETS_PER_S:
             for call in self._buckets.pop(heappop(heap), ()):
                 call.expire()
+
+
+async def watch(deadlines: Deadlines, clock: Clock) -> NoReturn:
+    """Expire calls when their deadlines pass, until cancelled."""
+    while True:
+        scope = trio.CancelScope(deadline=deadlines.next_s)
+
+        def sooner(deadline_s: float, scope: trio.CancelScope = scope) -> None:
+            scope.deadline = deadline_s
+
+        deadlines.on_earlier = sooner
+        with scope:
+            await trio.sleep_forever()
+        deadlines.expire(clock.monotonic_s())
 
 
 def _ignore(_deadline_s: float) -> None:
