@@ -23,7 +23,8 @@ from dbos_actors.api import messages
 from dbos_actors.store.keys import Keys
 from tests.chaos.flood import Flood, FloodProcess, Outcome
 from tests.chaos.inspected import resident_bytes
-from tests.chaos.stage import MB, Probe, Report, Stage, connected, publish, served, stage, told
+from tests.chaos.probe import Probe
+from tests.chaos.stage import MB, Report, Stage, connected, publish, served, stage, told
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.result_files import add_result_option, command_line, kept_in
 from tests.support.valkey import ValkeyServer
@@ -197,9 +198,15 @@ def idle_connections(count: int) -> Report:
         report.add("alone", told(calm))
         begin = time.perf_counter()
         idle = []
+        # One call each: a connection whose client never calls has to make room for others.
+        request = messages.GetAgentRequest(agent_id="nobody").SerializeToString()
+        body = b"\0" + len(request).to_bytes(4, "big") + request
+        headers = frames.RequestHeaders("/dbos.DBOS/GetAgent", "idle", 0)
+        call = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, headers.first)
+        call += frames.frame(frames.DATA, frames.END_STREAM, 1, body)
         for _ in range(count):
             one = connected(on.address)
-            one.sendall(frames.client_preface())
+            one.sendall(frames.client_preface() + call)
             idle.append(one)
         give_up_at = time.monotonic() + 60
         while on.server.ask()["rpc.connections"] <= count and time.monotonic() < give_up_at:

@@ -8,7 +8,6 @@ a scenario shows, line by line, each with the limit it must keep.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 import threading
@@ -18,15 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.load.connection import Tally, UnaryConnection
 from bench.load.histogram import Histogram
-from bench.load.workloads import Leases, Parameters, id_prefix, make_workload
 from bench.servers import usage_of
 from tests.chaos.inspected import InspectedServer, resident_bytes
+from tests.chaos.probe import Probe
 from tests.support.valkey import ValkeyServer
 
 MB: Final = 1e6
-PROBE_PAUSE_S: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -49,52 +46,6 @@ class Report:
     def add(self, what: str, figure: str, limit: str = "", *, ok: bool = True) -> None:
         self.lines.append(Line(what, figure, limit, ok))
         print(f"  {what}: {figure} {limit} {'' if ok else 'FAILED'}", file=sys.stderr)
-
-
-class Probe:
-    """One call after the other, each timed; runs in a thread."""
-
-    def __init__(self, address: str, *, token: str | None = None) -> None:
-        self.samples: list[tuple[float, float]] = []
-        """When a call began, and how long it took."""
-        self.failures: list[tuple[float, str]] = []
-        self._tally = Tally()
-        parameters = Parameters("store_result", id_prefix(99, 99), agents=97, mix="small")
-        workload = make_workload(parameters, Leases())
-        headers = [] if token is None else [("authorization", f"Bearer {token}")]
-        self._connection = UnaryConnection(address, workload, self._tally, 1, more_headers=headers)
-        self._connection.connect()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="probe")
-        self._thread.start()
-
-    def _run(self) -> None:
-        connection = self._connection
-        while not self._stop.is_set():
-            failed = self._tally.failures.total()
-            start = time.perf_counter()
-            connection.issue(1, start, None)
-            while connection.in_flight and not self._stop.is_set():
-                writers = [connection] if connection.unsent else []
-                readable, writable, _ = select.select([connection], writers, (), 0.5)
-                if writable:
-                    connection.writable()
-                if readable:
-                    connection.receive()
-            if self._tally.failures.total() > failed:
-                self.failures.append((start, ", ".join(self._tally.failures)))
-            else:
-                self.samples.append((start, time.perf_counter() - start))
-            time.sleep(PROBE_PAUSE_S)
-
-    def between(self, start: float, end: float) -> Histogram:
-        """Latencies of the calls that began then."""
-        return Histogram.of_seconds(took for at, took in self.samples if start <= at < end)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._connection.close()
 
 
 def told(histogram: Histogram) -> str:

@@ -417,6 +417,11 @@ class ServerConnection:
                 self._refuse_call(call, call.request_ended, Status.UNAUTHENTICATED, _REVOKED)
 
     @property
+    def is_stranger(self) -> bool:
+        """Whether no client was authenticated on the connection yet."""
+        return self._client is None
+
+    @property
     def is_busy(self) -> bool:
         """Whether it has calls, or handlers that outlive theirs."""
         return bool(self._streams) or self._handlers > 0

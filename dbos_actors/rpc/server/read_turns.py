@@ -7,6 +7,14 @@ done. So beyond some thousand waiting calls connections read one in a round, a l
 the order of their arrival; what is not read waits in its client's socket, where it costs
 nothing here.
 
+The same holds for bytes: a thousand connections that each bring 64 KiB are a third of a second's
+work, whatever the calls are. A connection is *heavy* if its last read brought `TURN_BYTES` or
+more. While more than `HEAVY_MAX` are, they take turns; the others read at once, so that a client
+with little to say does not wait behind those with much.
+
+A connection whose client is not known yet always takes turns, and reads `STRANGER_BYTES` in each:
+what strangers can make the server do in a round is some milliseconds' work.
+
 Refusing costs time as well, which those who are served would rather have: what was spent on a
 turn in which calls were shed is paid for by a pause of four times its length. So shedding takes
 a fifth of the time at most, however many calls are offered.
@@ -24,6 +32,13 @@ from dbos_actors.rpc.server.shared_state import SharedState
 TURN_BYTES: Final = 32 * 1024
 """What a connection may read in a turn: some milliseconds of small calls."""
 
+STRANGER_BYTES: Final = 16 * 1024
+"""What a connection may read in a turn while its client is not known: 250 small calls, which are
+refused in 3 ms. Enough for the engine to see a flood of settings or pings as one."""
+
+HEAVY_MAX: Final = 16
+"""Heavy connections that read without a turn: 1 MiB a round at a window of 64 KiB, some 5 ms."""
+
 _PAUSE_FACTOR: Final = 4
 _PAUSE_S_MIN: Final = 0.002
 """Shorter ones are owed until they are worth a system call's resolution."""
@@ -34,7 +49,16 @@ _PAUSE_S_MAX: Final = 0.05
 class ReadTurns:
     """An async context manager: one turn at reading; `is_needed` says when to take one."""
 
-    __slots__ = ("_began_s", "_busy", "_core", "_free_s", "_line", "_overloaded", "_shed_before")
+    __slots__ = (
+        "_began_s",
+        "_busy",
+        "_core",
+        "_free_s",
+        "_heavy",
+        "_line",
+        "_overloaded",
+        "_shed_before",
+    )
 
     def __init__(self, core: SharedState, overloaded: Callable[[], bool]) -> None:
         """``overloaded`` says whether calls wait so long that new ones had better be refused."""
@@ -42,6 +66,7 @@ class ReadTurns:
         self._busy = core.limits.calls_busy
         self._overloaded = overloaded
         self._line = trio.Lock()
+        self._heavy = 0
         self._began_s = 0.0
         self._free_s = 0.0
         self._shed_before = 0
@@ -54,6 +79,14 @@ class ReadTurns:
             return True
         core.shedding = False
         return False
+
+    def must_wait(self, *, is_stranger: bool, is_heavy: bool) -> bool:
+        """Whether a connection that has something to read must take a turn for it."""
+        return self.is_needed or is_stranger or (is_heavy and self._heavy > HEAVY_MAX)
+
+    def count_heavy(self, change: int) -> None:
+        """One connection more (1) or less (-1) is heavy."""
+        self._heavy += change
 
     async def __aenter__(self) -> None:
         """Wait for the turn. Cancellation gives the place in the line up."""
@@ -68,7 +101,7 @@ class ReadTurns:
             self._line.release()
             raise
         core = self._core
-        core.shedding = self._overloaded()
+        core.shedding = self.is_needed and self._overloaded()
         self._shed_before = core.shed_total
         self._began_s = trio.current_time()
 

@@ -32,7 +32,7 @@ from dbos_actors.rpc.server.connection import ServerConnection
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
-from dbos_actors.rpc.server.read_turns import TURN_BYTES, ReadTurns
+from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
 from dbos_actors.rpc.server.routes import Servable
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.strangers import Authenticator
@@ -375,6 +375,7 @@ class _Connection:
         "_accepted_bytes",
         "_clock",
         "_core",
+        "_is_heavy",
         "_lingers",
         "_moved",
         "_nursery",
@@ -407,6 +408,7 @@ class _Connection:
         self._clock = clock
         self._read_buffer = read_buffer
         self._pacer = pacer
+        self._is_heavy = False
         self._tls = None if context is None else TlsFilter(context)
         self._protocol = ServerConnection(
             core, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
@@ -440,6 +442,8 @@ class _Connection:
                 self._nursery.cancel_scope.cancel()
         finally:
             self._protocol.lost()
+            if self._is_heavy:
+                self._weigh(False)
 
     def let_go(self) -> None:
         """Part from the protocol, once nothing is to be read or written any more.
@@ -463,9 +467,10 @@ class _Connection:
             while self._unsent is not None and protocol.unsent_bytes > backlog_max:
                 await self._wait_moved()
             await trio.lowlevel.wait_readable(sock)
-            if pacer.is_needed:
+            is_stranger = protocol.is_stranger
+            if pacer.must_wait(is_stranger=is_stranger, is_heavy=self._is_heavy):
                 async with pacer:
-                    more = self._receive(TURN_BYTES)
+                    more = self._receive(STRANGER_BYTES if is_stranger else TURN_BYTES)
             else:
                 more = self._receive(_READ_BYTES)
             if not more:
@@ -480,12 +485,18 @@ class _Connection:
             return True
         if size == 0:
             return False
+        if self._is_heavy is not (size >= TURN_BYTES):
+            self._weigh(not self._is_heavy)
         if tls is None:
             self._protocol.receive(buffer[:size], self._clock.monotonic_s())
         elif not self._receive_sealed(tls, buffer[:size]):
             return False
         self.flush()
         return True
+
+    def _weigh(self, is_heavy: bool) -> None:
+        self._is_heavy = is_heavy
+        self._pacer.count_heavy(1 if is_heavy else -1)
 
     def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
         """Take bytes under TLS; False: the connection is not worth going on with."""

@@ -12,7 +12,7 @@ from grpclib.const import Status
 from trio.testing import wait_all_tasks_blocked
 
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.read_turns import ReadTurns
+from dbos_actors.rpc.server.read_turns import HEAVY_MAX, ReadTurns
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.unary import UnaryCall
 
@@ -45,6 +45,30 @@ def test_turns_are_needed_while_many_unary_calls_wait(
     calls: int, streams: int, *, needed: bool
 ) -> None:
     assert ReadTurns(core_with(calls, streams_live=streams), never).is_needed is needed
+
+
+def test_a_connection_whose_client_is_not_known_always_takes_turns() -> None:
+    turns = ReadTurns(core_with(0), never)
+    assert turns.must_wait(is_stranger=True, is_heavy=False)
+    assert not turns.must_wait(is_stranger=False, is_heavy=False)
+
+
+def test_heavy_connections_take_turns_while_there_are_many_and_light_ones_never() -> None:
+    turns = ReadTurns(core_with(0), never)
+    for _ in range(HEAVY_MAX):
+        turns.count_heavy(1)
+    assert not turns.must_wait(is_stranger=False, is_heavy=True)
+    turns.count_heavy(1)
+    assert turns.must_wait(is_stranger=False, is_heavy=True)
+    assert not turns.must_wait(is_stranger=False, is_heavy=False)
+    turns.count_heavy(-1)
+    assert not turns.must_wait(is_stranger=False, is_heavy=True)
+
+
+async def test_a_turn_of_a_stranger_refuses_no_calls_while_few_wait() -> None:
+    core = core_with(0)
+    async with ReadTurns(core, always):
+        assert not core.shedding
 
 
 async def test_shedding_begins_with_a_turn_and_ends_when_few_calls_wait() -> None:
