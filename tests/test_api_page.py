@@ -35,7 +35,7 @@ from dbos_actors.client import (
 from dbos_actors.client.trio import DbosStub, GRPCError, Status, connect
 from dbos_actors.domain.paging import PAGE_SIZE_MAX
 from dbos_actors.domain.runs import STATES, TRANSITIONS, Step
-from dbos_actors.domain.tasks.book import ATTEMPTS_MAX, DELAY_S_MAX, LEASE_S_MAX
+from dbos_actors.domain.tasks.limits import ATTEMPTS_MAX, DELAY_S_MAX, LEASE_S_MAX
 from dbos_actors.server import open_supervisor
 from dbos_actors.settings import Settings
 from dbos_actors.store.embedded import open_embedded

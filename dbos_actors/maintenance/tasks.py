@@ -14,8 +14,9 @@ from typing import Any, Final
 import trio
 
 from dbos_actors.actors.tasks.commands import TaskCommands
-from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.salvage import Readable, Salvager, disagree
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.maintenance import records
@@ -237,7 +238,7 @@ class TaskInspection:
         assert found is not None  # the last step gives it
         generation = max(self.generation, await self._latest_generation()) + 1
         chunks = []
-        for chunk in found.book.snapshot():
+        for chunk in snapshot_chunks(found.book):
             chunks.append(chunk)
             await trio.lowlevel.checkpoint()
         sequence = found.book.sequence

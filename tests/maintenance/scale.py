@@ -15,8 +15,11 @@ import time
 from typing import Any
 
 from dbos_actors.api.messages import MeasurementResult, Task
-from dbos_actors.domain.tasks.book import TaskBook, TaskLimits
+from dbos_actors.domain.tasks import scheduling, settling
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import payload_digest
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.store import Keys
 from tests.support.valkey import ValkeyServer
@@ -63,7 +66,8 @@ def fill_tasks(redis: Any, count: int) -> None:
                 scheduled_at=1_700_000_000,
             )
             records[task.id] = task.SerializeToString()
-            book.schedule(
+            scheduling.schedule(
+                book,
                 change,
                 task_id=task.id,
                 agent_id=agent,
@@ -78,12 +82,12 @@ def fill_tasks(redis: Any, count: int) -> None:
     *first, last = journal
     for sequence, entry in [*first[-3:], last]:
         redis.xadd(KEYS.tasks_journal, {"e": entry}, id=f"{sequence}-0")
-    for chunk in book.snapshot():
+    for chunk in snapshot_chunks(book):
         redis.rpush(f"{KEYS.tasks_snapshots}1", chunk)
     redis.hset(KEYS.tasks_snapshot, mapping={"generation": 1, "sequence": book.sequence})
     for number in range(1_000):
         change = book.begin(now)
-        book.ack(change, f"task-{number}")
+        settling.ack(book, change, f"task-{number}")
         redis.xadd(KEYS.tasks_journal, {"e": book.seal(change)}, id=f"{change.sequence}-0")
         book.apply(change)
 

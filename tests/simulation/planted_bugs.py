@@ -19,6 +19,7 @@ from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.actors.tasks.subscribers import Subscriber
 from dbos_actors.api.messages import DeleteAgentRequest
 from dbos_actors.domain import runs
+from dbos_actors.domain.tasks import scheduling
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.claims import Claims
 from dbos_actors.domain.tasks.timers import Now
@@ -501,12 +502,12 @@ def a_jump_of_the_clock_makes_completed_tasks_old() -> Any:
 
 @planted
 def a_late_copy_revives_a_dead_task() -> Any:
-    original = TaskBook.schedule
+    original = scheduling.schedule
 
-    def revive(self: TaskBook, change: Any, **fields: Any) -> bool:
-        return original(self, change, **{**fields, "revive": True})
+    def revive(book: TaskBook, change: Any, **fields: Any) -> bool:
+        return original(book, change, **{**fields, "revive": True})
 
-    return patch.object(TaskBook, "schedule", revive)
+    return patch.object(scheduling, "schedule", revive)
 
 
 @planted

@@ -47,15 +47,12 @@ from dbos_actors.api.messages import (
     Task,
 )
 from dbos_actors.domain import events
-from dbos_actors.domain.tasks.book import (
-    LEASE_LIMIT_MAX,
-    Change,
-    Outcome,
-    TaskBook,
-    TaskLimits,
-)
+from dbos_actors.domain.tasks import deliveries, leasing, retirement, scheduling, settling
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.change import Change, Outcome
 from dbos_actors.domain.tasks.claims import identity_of
 from dbos_actors.domain.tasks.journal import JournalError
+from dbos_actors.domain.tasks.limits import LEASE_LIMIT_MAX, TaskLimits
 from dbos_actors.domain.tasks.record import TOKEN_BITS, TaskRecord, payload_digest
 from dbos_actors.domain.tasks.scan import oldest_tasks
 from dbos_actors.domain.tasks.states import DamagedTaskError, Status, UnknownTaskError
@@ -419,7 +416,8 @@ class SchedulerActor:
     def schedule(self, request: ScheduleTaskRequest) -> Turn:
         change = self._begin()
         task = request.task
-        changed = self._book.schedule(
+        changed = scheduling.schedule(
+            self._book,
             change,
             task_id=task.id,
             agent_id=task.agent_id,
@@ -445,14 +443,14 @@ class SchedulerActor:
 
     def forget(self, request: ForgetTasks) -> Turn:
         change = self._begin()
-        cursor = self._book.delete_agent(
-            change, request.agent_id, cursor=request.cursor, limit=_FORGOTTEN_AT_ONCE
+        cursor = retirement.delete_agent(
+            self._book, change, request.agent_id, cursor=request.cursor, limit=_FORGOTTEN_AT_ONCE
         )
         return self._dropping(change, cursor)
 
     def retire(self, _: Retire) -> Turn:
         change = self._begin()
-        retired = self._book.retire(change, limit=RETIRED_AT_ONCE)
+        retired = retirement.retire(self._book, change, limit=RETIRED_AT_ONCE)
         counts = self._context.counts
         counts.retired += len(retired.completed)
         counts.retired_dead += len(retired.dead)
@@ -524,7 +522,9 @@ class SchedulerActor:
         buried = [
             record.task_id
             for record in request.records
-            if self._book.bury(change, record, error="what Redis holds of it cannot be read")
+            if deliveries.bury(
+                self._book, change, record, error="what Redis holds of it cannot be read"
+            )
         ]
         if buried:
             self._context.counts.damaged += len(buried)
@@ -573,7 +573,7 @@ class SchedulerActor:
             identity = identity_of(
                 request.request_key, request.worker_id, request.agent_id, request.module_name
             )
-            records = self._book.leased_again(identity, self._context.now())
+            records = leasing.leased_again(self._book, identity, self._context.now())
             if records is not None:
                 return Turn(None, then=partial(self._read_tasks, records)) if records else Turn(b"")
         return self._lease(
@@ -617,7 +617,8 @@ class SchedulerActor:
         room_bytes = self._room_bytes
         if push is not None:
             room_bytes = min(room_bytes, push.holder.room_bytes)
-        records = book.lease(
+        records = leasing.lease(
+            book,
             change,
             limit=limit,
             lease_s=lease_s,
@@ -688,12 +689,13 @@ class SchedulerActor:
 
     def ack(self, request: AckTaskRequest) -> Turn:
         change = self._begin()
-        self._book.ack(change, request.task_id, request.lease_token)
+        settling.ack(self._book, change, request.task_id, request.lease_token)
         return self._turn(change, ACKNOWLEDGED)
 
     def nack(self, request: NackTaskRequest) -> Turn:
         change = self._begin()
-        self._book.nack(
+        settling.nack(
+            self._book,
             change,
             request.task_id,
             request.lease_token,
@@ -704,7 +706,8 @@ class SchedulerActor:
 
     def extend(self, request: ExtendLeaseRequest) -> Turn:
         change = self._begin()
-        self._book.extend(
+        settling.extend(
+            self._book,
             change,
             request.task_id,
             request.lease_token,
@@ -728,9 +731,10 @@ class SchedulerActor:
         try:
             match kind:
                 case "ack":
-                    book.ack(change, one.task_id, one.lease_token)
+                    settling.ack(book, change, one.task_id, one.lease_token)
                 case "nack":
-                    book.nack(
+                    settling.nack(
+                        book,
                         change,
                         one.task_id,
                         one.lease_token,
@@ -739,7 +743,8 @@ class SchedulerActor:
                     )
                 case _:
                     assert kind == "extend", "the stream has been checked"
-                    book.extend(
+                    settling.extend(
+                        book,
                         change,
                         one.task_id,
                         one.lease_token,
@@ -751,7 +756,9 @@ class SchedulerActor:
 
     def expire(self, _: Expire) -> Turn:
         change = self._begin()
-        self._context.counts.expired += len(self._book.expire(change, limit=EXPIRED_AT_ONCE))
+        self._context.counts.expired += len(
+            deliveries.expire(self._book, change, limit=EXPIRED_AT_ONCE)
+        )
         return self._turn(change, None)
 
     def release(self, request: Release) -> Turn:
@@ -759,13 +766,17 @@ class SchedulerActor:
         book, counts = self._book, self._context.counts
         for task_id, token in request.leases.items():
             if request.was_sent:
-                counts.released += book.release(change, task_id, token, reason=request.reason)
+                counts.released += deliveries.release(
+                    book, change, task_id, token, reason=request.reason
+                )
             else:
-                counts.taken_back += book.take_back(change, task_id, token)
+                counts.taken_back += deliveries.take_back(book, change, task_id, token)
         return self._turn(change, None)
 
 
 _DROPPED_BY_COMMAND = 1_000
+
+_UNREADABLE: Final = "what Redis holds of it cannot be read"
 
 _LEASING: Final = (LeaseTasksRequest, Push, LeaseListed)
 

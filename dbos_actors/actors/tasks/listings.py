@@ -34,7 +34,8 @@ from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.recovery import described, is_readable, listed, overlaid
 from dbos_actors.api.messages import ListDueTasksRequest, ListTasksRequest
 from dbos_actors.domain import paging
-from dbos_actors.domain.tasks.book import LEASE_LIMIT_MAX, TaskBook
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.limits import LEASE_LIMIT_MAX
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.scan import (
     PAGE_ROWS_MAX,

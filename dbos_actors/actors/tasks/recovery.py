@@ -23,8 +23,9 @@ from google.protobuf.message import DecodeError
 
 from dbos_actors.actors.agents.actor import embedded
 from dbos_actors.api.messages import Task
-from dbos_actors.domain.tasks.book import TaskBook, TaskLimits
+from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.journal import JournalError
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.recovery import Recovery
 from dbos_actors.domain.tasks.states import Status

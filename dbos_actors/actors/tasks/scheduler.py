@@ -46,16 +46,14 @@ from dbos_actors.actors.tasks.listings import TaskListings
 from dbos_actors.actors.tasks.subscribers import DEFAULT_IN_FLIGHT, Subscriber, Subscribers
 from dbos_actors.api.messages import ListDueTasksRequest, SubscribeTasksRequest
 from dbos_actors.clock import AgeClock, Clock
+from dbos_actors.domain.tasks import retirement
 from dbos_actors.domain.tasks.audit import Audit
-from dbos_actors.domain.tasks.book import (
-    LEASE_S_MAX,
-    ROWS_PER_CHUNK,
-    Change,
-    TaskBook,
-    TaskLimits,
-)
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.journal import JournalError
+from dbos_actors.domain.tasks.limits import LEASE_S_MAX, TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord
+from dbos_actors.domain.tasks.snapshot import ROWS_PER_CHUNK, snapshot_chunks
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import (
@@ -556,7 +554,7 @@ class Scheduler:
         if book.has_expired(now):
             self.deliver(_Quiet(Expire()))
             is_busy = True
-        if book.is_retirement_due(now):
+        if retirement.is_retirement_due(book, now):
             self.deliver(_Quiet(Retire()))
             is_busy = True
         if is_busy or self._damaged:
@@ -615,7 +613,7 @@ class Scheduler:
         sequence, journal_bytes = book.sequence, self._journal_bytes
         size_bytes = 0
         commands = self._commands
-        chunks = book.snapshot(self._settings.snapshot_rows)
+        chunks = snapshot_chunks(book, self._settings.snapshot_rows)
         is_first = True
         written: deque[Waiter] = deque()
         while True:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from dbos_actors.actors.tasks.actor import Push
-from dbos_actors.domain.tasks.book import Change, TaskBook
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import Status

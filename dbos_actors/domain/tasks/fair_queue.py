@@ -1,11 +1,11 @@
 """Who gets the next due task: flows and the rings that keep their turns fair.
 
-A flow is one agent's tasks for one module. The due tasks of a flow queue in the
-order in which they fell due. Lanes with due tasks stand in rings: one of agents,
-one per agent of its modules, and one per module of its agents. A selection goes
-round the ring that fits its filter and takes one task at each stop; whoever has
-been served goes to the back of every ring. So with n agents waiting an agent gets
-every n-th task, however long the others' backlogs are, at O(1) per task.
+A flow is one agent's tasks for one module. The due tasks of a flow queue in the order in which
+they fell due. Flows with due tasks stand in rings: one ring of agents, one per agent of its
+modules, and one per module of its agents. A selection goes round the ring that fits its filter and
+takes one task at each stop. A flow that has been served goes to the back of all its rings. So an
+agent gets every n-th task while n agents wait, however many tasks the others have. One task costs
+O(1).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Flow:
         self.module_name = module_name
         self.ids = IdList()  # of its tasks of any status
         # None instead of empty. A plain dict: unlike an ordered one, or a deque, it is
-        # nothing to the garbage collector, whose pause would grow with the backlog.
+        # nothing to the garbage collector, whose pause would grow with the number of due tasks.
         self.due: dict[str, None] | None = None
         self.taken = 0  # out of `due` since it was last packed: gaps an iteration skips
 

@@ -1,7 +1,7 @@
-"""Where a task waits: the indexes a scheduler turns its records into timers with.
+"""Where each task waits: the indexes that find the tasks which fall due, expire or are retained.
 
-Everything here is derived from the records and can be rebuilt from them. Each
-record stands in exactly one place, which its status decides:
+Everything here is derived from the records and can be rebuilt from them. The status of a record
+decides in which place it is. It is in exactly one:
 
 | status | place | ordered by |
 |---|---|---|
@@ -12,14 +12,14 @@ record stands in exactly one place, which its status decides:
 | completed | `retained` | wall-clock second of the outcome |
 | dead | `dead` | wall-clock second of the outcome |
 
-Two clocks. Only `scheduled_at` and the age of an outcome are times of day. A
-lease and a delay are spans: they are armed on the monotonic clock, rounded up to
-the next tick, so no jump of the wall clock moves them. Pending tasks move from
-`waiting` to `due` as the wall clock passes them. When it is found to have jumped
-back, the tasks that are no longer due move back, some with each change that begins
-(`no_longer_due`); while any are left, a lease looks at the time of each task and
-takes none early. When the clock jumps forward, what it passed is due. Nothing is ever
-forgotten, since a task is always in one of these places.
+Two clocks are used. Only `scheduled_at` and the time of an outcome are times of day. Leases and
+retry delays are spans: their ends are ticks of the monotonic clock, rounded up, so that no jump of
+the wall clock moves them.
+
+Pending tasks move from `waiting` to `due` when the wall clock passes them. When the wall clock has
+jumped back, some tasks in `due` are early. `no_longer_due` finds them, and each change that begins
+moves some of them back to `waiting`. While any are left, a lease compares the time of each task
+with the clock and takes none early. When the clock jumps forward, the tasks it has passed are due.
 """
 
 from __future__ import annotations

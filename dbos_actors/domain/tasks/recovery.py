@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from dbos_actors.domain.tasks.book import TaskBook, TaskLimits
+from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.claims import CLAIMS_MAX, Claim, ClaimRecovery
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.id_table import IdTable
@@ -21,6 +21,7 @@ from dbos_actors.domain.tasks.journal import (
     decode_chunk,
     decode_entry,
 )
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import ROW_ERRORS
 from dbos_actors.domain.tasks.timers import Now
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from dbos_actors.api.messages import Task
-from dbos_actors.domain.tasks.book import TaskBook, TaskLimits
+from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.claims import CLAIMS_MAX, Claim, ClaimRecovery
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.id_table import IdTable
@@ -40,7 +40,9 @@ from dbos_actors.domain.tasks.journal import (
     decode_chunk,
     decode_entry,
 )
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import ROW_ERRORS, TaskRecord, payload_digest
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import Now
 
@@ -184,7 +186,7 @@ class Salvage:
 
     def snapshot(self) -> list[bytes]:
         """The chunks of a fresh snapshot, after which the journal is to begin empty."""
-        return list(self.book.snapshot())
+        return list(snapshot_chunks(self.book))
 
 
 class Salvager:

@@ -47,7 +47,7 @@ names the next one. As many as of other listings, and 10 ms of work."""
 
 
 _LANES_COUNTED_MAX = 2_000
-"""Lanes whose tasks are counted to choose a way, 0.1 ms. A filter of more flows is taken for one
+"""Flows whose tasks are counted to choose a way, 0.1 ms. A filter of more flows is taken for one
 that many tasks pass."""
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from dbos_actors.domain.tasks.book import Change, TaskBook, TaskLimits
+from dbos_actors.domain.tasks import deliveries, leasing, retirement, scheduling, settling
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.journal import Ledger
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord, payload_digest
 from dbos_actors.domain.tasks.recovery import Recovery
 from dbos_actors.domain.tasks.scan import oldest_tasks
@@ -61,7 +64,8 @@ class Driver:
         revive: bool = False,
     ) -> bool:
         return self.turn(
-            lambda change: self.book.schedule(
+            lambda change: scheduling.schedule(
+                self.book,
                 change,
                 task_id=task_id,
                 agent_id=agent_id,
@@ -76,27 +80,35 @@ class Driver:
     def lease(self, limit: int = 100, lease_s: int = 30, **filters: Any) -> list[TaskRecord]:
         self._token += 0x1_0000
         return self.turn(
-            lambda change: self.book.lease(
-                change, limit=limit, lease_s=lease_s, worker_id="w1", token=self._token, **filters
+            lambda change: leasing.lease(
+                self.book,
+                change,
+                limit=limit,
+                lease_s=lease_s,
+                worker_id="w1",
+                token=self._token,
+                **filters,
             )
         )
 
     def ack(self, task_id: str, lease_token: str = "") -> TaskRecord:
-        return self.turn(lambda change: self.book.ack(change, task_id, lease_token))
+        return self.turn(lambda change: settling.ack(self.book, change, task_id, lease_token))
 
     def nack(self, task_id: str, lease_token: str = "", **more: Any) -> TaskRecord:
-        return self.turn(lambda change: self.book.nack(change, task_id, lease_token, **more))
+        return self.turn(
+            lambda change: settling.nack(self.book, change, task_id, lease_token, **more)
+        )
 
     def extend(self, task_id: str, lease_token: str, lease_s: int) -> TaskRecord:
         return self.turn(
-            lambda change: self.book.extend(change, task_id, lease_token, lease_s=lease_s)
+            lambda change: settling.extend(self.book, change, task_id, lease_token, lease_s=lease_s)
         )
 
     def expire(self, limit: int = 10**6) -> list[TaskRecord]:
-        return self.turn(lambda change: self.book.expire(change, limit=limit))
+        return self.turn(lambda change: deliveries.expire(self.book, change, limit=limit))
 
     def retire(self, limit: int = 10**6) -> list[str]:
-        retired = self.turn(lambda change: self.book.retire(change, limit=limit))
+        retired = self.turn(lambda change: retirement.retire(self.book, change, limit=limit))
         return retired.completed + retired.dead
 
     def record(self, task_id: str) -> TaskRecord:

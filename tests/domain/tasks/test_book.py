@@ -6,7 +6,9 @@ from itertools import product
 
 import pytest
 
-from dbos_actors.domain.tasks.book import Change, TaskLimits
+from dbos_actors.domain.tasks import deliveries, settling
+from dbos_actors.domain.tasks.change import Change
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import LAST_ERROR_BYTES_MAX
 from dbos_actors.domain.tasks.states import (
     TRANSITIONS,
@@ -310,8 +312,8 @@ def test_unfenced_nacks_of_one_turn_count_once() -> None:
     driver.schedule("t")
 
     def twice(change: Change) -> None:
-        driver.book.nack(change, "t", delay_s=9)
-        driver.book.nack(change, "t", delay_s=9)
+        settling.nack(driver.book, change, "t", delay_s=9)
+        settling.nack(driver.book, change, "t", delay_s=9)
 
     driver.turn(twice)
     assert driver.record("t").deliveries == 1
@@ -347,11 +349,15 @@ def test_a_vanished_workers_task_returns_at_once_and_its_token_is_stale() -> Non
     driver = Driver()
     driver.schedule("t")
     token = driver.lease()[0].lease_token
-    driver.turn(lambda change: driver.book.release(change, "t", token, reason="worker is gone"))
+    driver.turn(
+        lambda change: deliveries.release(driver.book, change, "t", token, reason="worker is gone")
+    )
     assert driver.lease()[0].last_error == "worker is gone"
     with pytest.raises(StaleLeaseError):
         driver.ack("t", token)
-    assert not driver.turn(lambda change: driver.book.release(change, "t", token, reason="again"))
+    assert not driver.turn(
+        lambda change: deliveries.release(driver.book, change, "t", token, reason="again")
+    )
 
 
 def test_a_last_error_is_cut_between_characters() -> None:

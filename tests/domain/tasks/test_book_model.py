@@ -16,8 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from dbos_actors.domain.tasks import deliveries, retirement
 from dbos_actors.domain.tasks.audit import Audit
-from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks.limits import TaskLimits
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.errors import RefusedError
 from tests.domain.tasks.helpers import Driver, due_tasks, durable_state, recovered
 
@@ -329,7 +331,9 @@ class TaskMachine(RuleBasedStateMachine):
         task = self.model.get(task_id)
         holds = task is not None and task.status == "inflight" and task.token == token
         book = self.driver.book
-        released = self.driver.turn(lambda change: book.release(change, task_id, token, reason="x"))
+        released = self.driver.turn(
+            lambda change: deliveries.release(book, change, task_id, token, reason="x")
+        )
         assert released is holds
         if holds and task is not None:
             self.give_up(task, "expired")
@@ -365,7 +369,9 @@ class TaskMachine(RuleBasedStateMachine):
         while cursor is not None:
             at = cursor
             cursor = self.driver.turn(
-                lambda change, at=at: book.delete_agent(change, agent, cursor=at, limit=1)  # type: ignore[misc]
+                lambda change, at=at: retirement.delete_agent(
+                    book, change, agent, cursor=at, limit=1
+                )  # type: ignore[misc]
             )
         for task_id, task in list(self.model.items()):
             if task.flow[0] == agent and task.status != "completed":
@@ -391,7 +397,7 @@ class TaskMachine(RuleBasedStateMachine):
     def begin_snapshot(self, rows: int) -> None:
         self.cut_at = self.driver.book.sequence
         self.chunks = []
-        self.cutting = self.driver.book.snapshot(rows_per_chunk=rows)
+        self.cutting = snapshot_chunks(self.driver.book, rows_per_chunk=rows)
 
     @precondition(lambda self: self.cutting is not None)
     @rule(chunks=st.integers(1, 4))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dbos_actors.domain.tasks.book import Change
+from dbos_actors.domain.tasks import leasing, settling
+from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import (
     StaleLeaseError,
@@ -24,8 +25,8 @@ def test_a_change_that_is_dropped_never_happened() -> None:
     driver.schedule("u", agent_id="a2")
     before = durable_state(driver.book)
     change = driver.book.begin(driver.now)
-    first = driver.book.lease(change, limit=1, lease_s=5, worker_id="w", token=1)
-    driver.book.ack(change, first[0].task_id, first[0].lease_token)
+    first = leasing.lease(driver.book, change, limit=1, lease_s=5, worker_id="w", token=1)
+    settling.ack(driver.book, change, first[0].task_id, first[0].lease_token)
     driver.book.seal(change)
     assert durable_state(driver.book) == before
     assert [record.task_id for record in driver.lease()] == ["t", "u"]
@@ -38,11 +39,11 @@ def test_a_refused_operation_leaves_the_rest_of_its_change_alone() -> None:
     tokens = {record.task_id: record.lease_token for record in driver.lease()}
 
     def acks(change: Change) -> None:
-        driver.book.ack(change, "t", tokens["t"])
+        settling.ack(driver.book, change, "t", tokens["t"])
         with pytest.raises(StaleLeaseError):
-            driver.book.ack(change, "u", tokens["t"])
-        driver.book.ack(change, "u", tokens["u"])
-        assert driver.book.ack(change, "u", tokens["u"]).status is Status.COMPLETED
+            settling.ack(driver.book, change, "u", tokens["t"])
+        settling.ack(driver.book, change, "u", tokens["u"])
+        assert settling.ack(driver.book, change, "u", tokens["u"]).status is Status.COMPLETED
 
     driver.turn(acks)
     assert driver.book.counters().completed == 2
@@ -58,7 +59,9 @@ def test_one_change_leases_no_task_twice() -> None:
         return [
             record
             for token in (1, 9)
-            for record in driver.book.lease(change, limit=2, lease_s=5, worker_id="w", token=token)
+            for record in leasing.lease(
+                driver.book, change, limit=2, lease_s=5, worker_id="w", token=token
+            )
         ]
 
     assert [record.task_id for record in driver.turn(leases)] == ["t", "u", "v"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dbos_actors.domain.tasks import leasing
 from dbos_actors.domain.tasks.claims import (
     CLAIMED_TASKS_MAX,
     CLAIMS_MAX,
@@ -10,6 +11,7 @@ from dbos_actors.domain.tasks.claims import (
     identity_of,
 )
 from dbos_actors.domain.tasks.journal import FORMAT, FORMAT_WITH_CLAIMS
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.timers import Now
 from tests.domain.tasks.helpers import Driver, recovered
 
@@ -18,7 +20,7 @@ KEY = identity_of("key", "worker", "", "")
 
 def held(driver: Driver, identity: bytes = KEY) -> list[tuple[str, str]] | None:
     """What is still leased by the request of that identity, with the tokens."""
-    records = driver.book.leased_again(identity, driver.now)
+    records = leasing.leased_again(driver.book, identity, driver.now)
     return None if records is None else [(one.task_id, one.lease_token) for one in records]
 
 
@@ -82,7 +84,7 @@ def test_a_key_is_remembered_over_a_restart_from_a_snapshot() -> None:
     driver, leased = leasing_driver()
     driver.schedule("later")
     kept = len(driver.journal)
-    chunks = list(driver.book.snapshot())
+    chunks = list(snapshot_chunks(driver.book))
     second = driver.lease(identity=identity_of("second"))
     driver.book = recovered(chunks, driver.journal[kept:], driver.now)
     assert held(driver) == leased

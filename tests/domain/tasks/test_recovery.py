@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks import retirement
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.journal import (
     JournalError,
@@ -15,7 +15,9 @@ from dbos_actors.domain.tasks.journal import (
     decode_entry,
     encode_entry,
 )
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.recovery import Recovery
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.states import Status
 from tests.domain.tasks.helpers import Driver, due_tasks, durable_state, recovered
 
@@ -57,7 +59,7 @@ def test_every_cut_of_every_byte_string_is_noticed() -> None:
     driver = busy_driver()
     for data, decode in (
         (driver.journal[30], decode_entry),
-        *((chunk, decode_chunk) for chunk in driver.book.snapshot()),
+        *((chunk, decode_chunk) for chunk in snapshot_chunks(driver.book)),
     ):
         for size in range(len(data)):
             with pytest.raises(JournalError):
@@ -82,12 +84,14 @@ def test_a_snapshot_cut_while_work_goes_on_and_the_journal_after_it_give_the_liv
     driver = busy_driver()
     kept = driver.book.sequence
     chunks = []
-    for i, chunk in enumerate(driver.book.snapshot(rows_per_chunk=1)):
+    for i, chunk in enumerate(snapshot_chunks(driver.book, rows_per_chunk=1)):
         chunks.append(chunk)
         driver.schedule(f"new{i}", agent_id=f"new{i}")
         if i % 3 == 0:
             driver.turn(
-                lambda change, i=i: driver.book.delete_agent(change, f"a{i % 7}", limit=10**6)  # type: ignore[misc]
+                lambda change, i=i: retirement.delete_agent(
+                    driver.book, change, f"a{i % 7}", limit=10**6
+                )  # type: ignore[misc]
             )
         if i % 2:
             driver.ack(f"new{i}")
@@ -108,7 +112,7 @@ def test_a_missing_journal_entry_is_noticed() -> None:
 
 
 def test_a_snapshot_without_its_end_or_with_a_chunk_missing_is_refused() -> None:
-    chunks = list(busy_driver().book.snapshot(rows_per_chunk=10))
+    chunks = list(snapshot_chunks(busy_driver().book, rows_per_chunk=10))
     recovery = Recovery()
     for chunk in chunks[:-1]:
         recovery.load_chunk(chunk)

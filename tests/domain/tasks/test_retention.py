@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dbos_actors.domain.tasks.book import TaskLimits
+from dbos_actors.domain.tasks import retirement
+from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.states import (
     UnknownTaskError,
 )
@@ -40,10 +41,10 @@ def test_dead_tasks_beyond_their_number_go_in_the_order_in_which_they_died() -> 
         died(driver, f"t{i}")
         driver.sleep(1)
     driver.restart()
-    assert driver.book.is_retirement_due(driver.now)
+    assert retirement.is_retirement_due(driver.book, driver.now)
     assert driver.retire(limit=1) == ["t3"]
     assert driver.retire() == ["t1"]
-    assert not driver.book.is_retirement_due(driver.now)
+    assert not retirement.is_retirement_due(driver.book, driver.now)
     assert [record.task_id for record in driver.book.dead_tasks()] == ["t4", "t2"]
 
 
@@ -65,7 +66,7 @@ def test_what_goes_before_its_age_is_counted() -> None:
         driver.ack(f"t{i}")
         driver.sleep(4)
     died(driver, "d0", "d1")
-    retired = driver.turn(lambda change: driver.book.retire(change, limit=100))
+    retired = driver.turn(lambda change: retirement.retire(driver.book, change, limit=100))
     # t0 and t1 are 16 and 12 seconds old.
     assert (retired.completed, retired.dead, retired.early) == (["t0", "t1"], ["d0"], 1)
 
@@ -149,7 +150,9 @@ def test_deleting_an_agent_deletes_what_is_not_completed_and_the_ledger_balances
     while cursor is not None:
         at = cursor
         cursor = driver.turn(
-            lambda change, at=at: driver.book.delete_agent(change, "a1", cursor=at, limit=7)  # type: ignore[misc]
+            lambda change, at=at: retirement.delete_agent(
+                driver.book, change, "a1", cursor=at, limit=7
+            )  # type: ignore[misc]
         )
     counters = driver.book.counters()
     assert (counters.scheduled, counters.deleted, counters.completed) == (51, 49, 1)

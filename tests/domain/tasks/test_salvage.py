@@ -9,6 +9,7 @@ import pytest
 from dbos_actors.api.messages import Task
 from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.salvage import Salvage, Salvager
+from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.domain.tasks.states import Status
 from tests.domain.tasks.helpers import Driver, durable_state, recovered
 
@@ -25,7 +26,7 @@ class Parts:
             driver.schedule(f"t{i}", agent_id=f"a{i % 3}", scheduled_at=i + 1, payload=b"p")
             if len(driver.journal) == snapshot_at:
                 self.sequence = driver.book.sequence
-                self.chunks = list(driver.book.snapshot(rows_per_chunk=1))
+                self.chunks = list(snapshot_chunks(driver.book, rows_per_chunk=1))
         tokens = {record.task_id: record.lease_token for record in driver.lease(limit=4)}
         for task_id, token in list(tokens.items())[:2]:
             driver.ack(task_id, token)

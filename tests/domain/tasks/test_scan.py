@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbos_actors.domain.tasks import leasing
 from dbos_actors.domain.tasks import scan as task_scan
-from dbos_actors.domain.tasks.book import LEASE_LIMIT_MAX, WITHDRAWN_AT_ONCE, TaskBook, TaskLimits
+from dbos_actors.domain.tasks.book import WITHDRAWN_AT_ONCE, TaskBook
 from dbos_actors.domain.tasks.claims import ClaimRecovery
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.id_table import BLOCK_MAX, IdTable
 from dbos_actors.domain.tasks.journal import Ledger
+from dbos_actors.domain.tasks.limits import LEASE_LIMIT_MAX, TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord, payload_digest
 from dbos_actors.domain.tasks.scan import (
     SLICE_ROWS,
@@ -366,7 +368,7 @@ def test_a_clock_that_steps_back_costs_each_turn_little_and_hands_nothing_out_ea
     while book.index.may_be_early(now):
         before = cost.asked
         change = book.begin(now)
-        records = book.lease(change, limit=10, lease_s=60, worker_id="w", token=1)
+        records = leasing.lease(book, change, limit=10, lease_s=60, worker_id="w", token=1)
         asked["most in a turn"] = max(asked["most in a turn"], cost.asked - before)
         leased += len(records)
         assert all(record.scheduled_at <= now.wall_s for record in records)
