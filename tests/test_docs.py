@@ -121,6 +121,15 @@ def test_every_file_that_a_document_links_to_exists() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_every_module_that_a_document_names_in_full_exists() -> None:
+    for path in DOCUMENTS:
+        if path.name == "CHANGELOG.md":  # it tells of what was
+            continue
+        text = path.read_text(encoding="utf-8")
+        for named in re.findall(r"`((?:bench|dbos_actors|docs|tests)/[\w/.-]+\.\w+)`", text):
+            assert (ROOT / named).exists(), f"{path.name}: {named}"
+
+
 # ----------------------------------------------------------------- layers, contract
 
 
