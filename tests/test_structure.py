@@ -31,12 +31,9 @@ STILL_TOO_LONG: Final = frozenset(
         "dbos_actors/domain/tasks/book.py",
         "dbos_actors/domain/tasks/book.py::TaskBook.schedule",
         "dbos_actors/domain/tasks/book.py::TaskBook.lease",
-        "dbos_actors/rpc/client/channel.py",
-        "dbos_actors/rpc/client/connection.py",
         "dbos_actors/rpc/server/connection.py",
         "dbos_actors/rpc/server/connection.py::ServerConnection._begin",
         "dbos_actors/rpc/server/server.py",
-        "dbos_actors/rpc/wire/schemas.py::_reflection_file",
         "dbos_actors/runtime/actor_cell.py",
         "dbos_actors/server.py::open_supervisor",
         "dbos_actors/settings/declaration.py",
@@ -46,7 +43,7 @@ STILL_TOO_LONG: Final = frozenset(
 )
 """What is to be split. Nothing is added here, and whoever splits one of them removes its line."""
 
-STILL_CIRCULAR: Final = ("dbos_actors.rpc.client", "dbos_actors.rpc.server", "dbos_actors.runtime")
+STILL_CIRCULAR: Final = ("dbos_actors.rpc.server", "dbos_actors.runtime")
 """The packages with circles that are to be opened; a line goes when its package has none."""
 
 

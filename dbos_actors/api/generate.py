@@ -1,7 +1,8 @@
-"""Regenerates everything that comes from ``protos/dbos.proto``.
+"""Regenerates everything that comes from ``.proto`` files.
 
 ``python -m dbos_actors.api.generate`` writes the code of this package and the tables in
-``docs/api.md``; with ``--check`` it writes nothing and exits 1 if one of them is out of date.
+``docs/api.md``, both from ``protos/dbos.proto``, and the descriptors of gRPC's own services. With
+``--check`` it writes nothing and exits 1 if one of these files is out of date.
 """
 
 from __future__ import annotations
@@ -19,11 +20,22 @@ from dbos_actors.api.comments import comments_of, with_method_docstrings, with_t
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROTOS = ROOT / "protos"
+CONTRACT = "dbos.proto"
+
+SCHEMAS = ROOT / "dbos_actors" / "rpc" / "wire" / "schemas"
+GRPC_SERVICES = (
+    "google/rpc/status.proto",
+    "grpc/health/v1/health.proto",
+    "grpc/reflection/v1/reflection.proto",
+    "grpc/reflection/v1alpha/reflection.proto",
+)
+
 GENERATED = (
     "dbos_actors/api/descriptors.binpb",
     "dbos_actors/api/messages.pyi",
     "dbos_actors/api/sdk/__init__.py",
     "dbos_actors/api/sdk/dbos/__init__.py",
+    "dbos_actors/rpc/wire/schemas/descriptors.binpb",
     "docs/api.md",
 )
 
@@ -38,9 +50,14 @@ def generate(into: Path) -> None:
     sdk = api / "sdk"
     sdk.mkdir(parents=True)
     docs.mkdir()
-    _protoc(PROTOS, f"--descriptor_set_out={api / 'descriptors.binpb'}", f"--pyi_out={api}")
+    descriptors = f"--descriptor_set_out={api / 'descriptors.binpb'}"
+    _protoc(PROTOS, descriptors, f"--pyi_out={api}", CONTRACT)
     (api / "dbos_pb2.pyi").rename(api / "messages.pyi")
     _generate_sdk(sdk)
+    schemas = into / SCHEMAS.relative_to(ROOT)
+    schemas.mkdir(parents=True)
+    descriptors = f"--descriptor_set_out={schemas / 'descriptors.binpb'}"
+    _protoc(SCHEMAS, "--include_imports", descriptors, *GRPC_SERVICES)
 
     file = _described()
     comments = comments_of(file)
@@ -55,13 +72,14 @@ def _generate_sdk(sdk: Path) -> None:
     plugin = Path(sys.executable).parent / "protoc-gen-python_betterproto"
     with tempfile.TemporaryDirectory() as directory:
         # The plugin takes the space behind the slashes for a part of the comment.
-        source = (PROTOS / "dbos.proto").read_text(encoding="utf-8")
+        source = (PROTOS / CONTRACT).read_text(encoding="utf-8")
         unspaced = re.sub(r"^( *//) ", r"\1", source, flags=re.MULTILINE)
-        Path(directory, "dbos.proto").write_text(unspaced, encoding="utf-8")
+        Path(directory, CONTRACT).write_text(unspaced, encoding="utf-8")
         _protoc(
             Path(directory),
             f"--plugin=protoc-gen-python_betterproto={plugin}",
             f"--python_betterproto_out={sdk}",
+            CONTRACT,
         )
 
 
@@ -69,21 +87,14 @@ def _described() -> FileDescriptorProto:
     """The contract's descriptor with its comments."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "descriptors")
-        _protoc(PROTOS, "--include_source_info", f"--descriptor_set_out={path}")
+        _protoc(PROTOS, "--include_source_info", f"--descriptor_set_out={path}", CONTRACT)
         (file,) = FileDescriptorSet.FromString(path.read_bytes()).file
     return file
 
 
-def _protoc(protos: Path, *options: str) -> None:
+def _protoc(protos: Path, *arguments: str) -> None:
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "grpc_tools.protoc",
-            f"--proto_path={protos}",
-            *options,
-            "dbos.proto",
-        ],
+        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={protos}", *arguments],
         check=True,
         capture_output=True,
     )
