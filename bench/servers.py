@@ -116,17 +116,20 @@ class ServerKind:
     """Another command that serves the no-op method, where the server itself has none."""
 
 
+OURS: Final = ServerKind(
+    "ours",
+    "dbos-actors",
+    (sys.executable, "-m", "dbos_actors", "serve", "--port", "0"),
+    layout="ours",
+    no_op=(sys.executable, "-m", "bench.peers.ours_noop"),
+)
+
+
 def server_kinds() -> dict[str, ServerKind]:
     """Every server that can be measured here, by name; builds the Go peer if `go` is there."""
     python = sys.executable
     kinds = [
-        ServerKind(
-            "ours",
-            "dbos-actors",
-            (python, "-m", "dbos_actors", "serve", "--port", "0"),
-            layout="ours",
-            no_op=(python, "-m", "bench.peers.ours_noop"),
-        ),
+        OURS,
         ServerKind(
             "grpc-aio",
             "grpc.aio + redis.asyncio",
@@ -167,12 +170,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_valkey(directory: Path) -> Process:
-    """A Valkey of `VALKEY_SETTINGS` on a free port, its files in ``directory``."""
+def start_valkey(directory: Path, **settings: str) -> Process:
+    """A Valkey of `VALKEY_SETTINGS` on a free port, its files in ``directory``.
+
+    ``settings`` are used instead of those of the same names.
+    """
     port = _free_port()
     command = [str(valkey_program()), "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--dir", str(directory), "--daemonize", "no"]
-    for name, value in VALKEY_SETTINGS.items():
+    for name, value in {**VALKEY_SETTINGS, **settings}.items():
         command += [f"--{name}", value]
     log = directory / "valkey.log"
     begin = time.perf_counter()

@@ -29,6 +29,7 @@ import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from bench.recorded_writes import ACKNOWLEDGED, Load, Write
 from dbos_actors.api import messages
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
 from tests.chaos.disks import SmallDisk, VolatileDisk
@@ -41,7 +42,7 @@ from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Plan, plan_of
 from tests.simulation.world import BUGS
 from tests.support.keyspace import Keyspace
-from tests.support.load import ACKNOWLEDGED, Load, Write
+from tests.support.lost_writes import lost
 from tests.support.process import ServerProcess
 from tests.support.valkey import ValkeyServer
 
@@ -345,7 +346,7 @@ class Scene:
         found += kept.problems()
         allowed = [] if self._fsync else self._blackouts
         self._count_lost(verdict, kept, allowed)
-        found += self.load.lost(kept)
+        found += lost(self.load, kept)
         found += violations(self.history, Universe(plan), self._rollbacks(allowed))
         found += early_deliveries(self.history)
         found += [

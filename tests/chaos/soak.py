@@ -21,11 +21,11 @@ from typing import Any, Final
 import trio
 from grpclib.exceptions import GRPCError
 
+from bench.recorded_writes import Load, Write
 from dbos_actors.api import messages
 from dbos_actors.rpc.client.channel import Channel
 from dbos_actors.store.keys import Keys
 from tests.chaos.inspected import InspectedServer, resident_bytes
-from tests.support.load import Load, Write
 from tests.support.result_files import add_result_option, command_line, kept_in
 from tests.support.valkey import ValkeyServer
 

@@ -1,6 +1,6 @@
 """Many tasks at once: a burst, a steady flow, a ``kill -9`` with all of them pending.
 
-Small sizes and generous bounds, since machines differ; `tests.support.task_load` runs the full
+Small sizes and generous bounds, since machines differ; `python -m bench.task_load` runs the full
 ones.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.task_load import drain_run, recovery_run, steady_run
+from bench.task_load import drain_run, recovery_run, steady_run
 
 pytestmark = pytest.mark.long
 

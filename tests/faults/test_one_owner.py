@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from bench.recorded_writes import ACKNOWLEDGED, Load
 from tests.support.clients import GrpcioClient
 from tests.support.keyspace import Keyspace
-from tests.support.load import ACKNOWLEDGED, Load
+from tests.support.lost_writes import problems
 from tests.support.process import NotReadyError, ServerProcess
 from tests.support.valkey import ValkeyServer
 
@@ -81,7 +82,7 @@ async def test_a_server_that_is_taken_over_from_exits_3_and_writes_nothing_more(
         assert await trio.to_thread.run_sync(register, second.address, "after")
         with valkey.client() as client:
             kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     late = [write for write in load.history if write.issued_s > ready_s]
     assert not [write for write in late if write.outcome == ACKNOWLEDGED]
     assert not [
@@ -149,7 +150,7 @@ async def test_a_server_stopped_for_longer_than_its_lease_exits_3_when_it_goes_o
                 assert await trio.to_thread.run_sync(register, second.address, "later")
         with valkey.client() as client:
             kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     # What it had committed before it was stopped may still be told; no more than was in flight.
     assert load.acknowledged - acknowledged <= 1_200
     assert {"after", "later"} <= set(kept.agents)

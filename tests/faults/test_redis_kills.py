@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
+from bench.recorded_writes import ACKNOWLEDGED, Load
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.keyspace import Keyspace
-from tests.support.load import ACKNOWLEDGED, Load
+from tests.support.lost_writes import problems
 from tests.support.process import ServerProcess
 from tests.support.valkey import ValkeyServer
 
@@ -50,7 +51,7 @@ async def test_every_acknowledged_write_is_there_once_after_redis_was_killed_twi
         assert server.is_running
         with valkey.client() as client:
             kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     assert set(load.outcomes()) <= {ACKNOWLEDGED, "UNAVAILABLE"}
     assert max(write.settled_s - write.issued_s for write in load.history) < DEADLINE_S + 1.0
     assert max(pauses) < BACK_WITHIN_S, pauses
@@ -75,7 +76,7 @@ async def test_while_redis_is_away_calls_end_as_unavailable_within_their_deadlin
             stop.set()
         with valkey.client() as client:
             kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     outcomes = load.outcomes()
     assert outcomes["UNAVAILABLE"] > 1_000
     assert set(outcomes) <= {ACKNOWLEDGED, "UNAVAILABLE", "DEADLINE_EXCEEDED"}

@@ -6,8 +6,9 @@ import signal
 
 import trio
 
+from bench.recorded_writes import ACKNOWLEDGED, UNKNOWN, Load
 from tests.support.keyspace import Keyspace
-from tests.support.load import ACKNOWLEDGED, UNKNOWN, Load
+from tests.support.lost_writes import problems
 from tests.support.process import ServerProcess
 from tests.support.valkey import ValkeyServer
 
@@ -29,7 +30,7 @@ async def test_ten_kills_in_a_row_lose_no_acknowledged_write_and_leave_none_half
                 server.kill()
         with valkey.client() as client:
             kept = Keyspace(client)
-        assert load.problems(kept) == [], f"round {round_number}"
+        assert problems(load, kept) == [], f"round {round_number}"
     outcomes = load.outcomes()
     assert set(outcomes) == {ACKNOWLEDGED, UNKNOWN}
     assert outcomes[UNKNOWN] >= ROUNDS * 1_000
@@ -49,7 +50,7 @@ async def test_a_drained_server_settles_every_call_it_took(valkey: ValkeyServer)
         assert await trio.to_thread.run_sync(server.wait) == 0
     with valkey.client() as client:
         kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     # Nothing more was written than what was answered.
     assert sum(len(results) for results in kept.results.values()) == sum(
         write.method == "StoreResult" for write in load.history
@@ -70,7 +71,7 @@ async def test_sigterm_under_load_finishes_what_was_taken_and_takes_nothing_more
             assert await trio.to_thread.run_sync(server.wait) == 0
     with valkey.client() as client:
         kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
     assert set(load.outcomes()) <= {ACKNOWLEDGED, UNKNOWN, "UNAVAILABLE"}
     # What was not answered was sent too late to be taken at all.
     assert not [

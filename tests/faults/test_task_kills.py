@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 import trio
 
+from bench.recorded_writes import ACKNOWLEDGED, Load, Write
+from bench.task_load import Deliveries, schedules
 from dbos_actors.domain.tasks.states import Status
 from tests.support.clients import GrpcioClient
-from tests.support.load import ACKNOWLEDGED, Load, Write
 from tests.support.process import ServerProcess
-from tests.support.task_load import Deliveries, schedules
 from tests.support.tasks import get, kept, lease, schedule, wait_until
 from tests.support.valkey import ValkeyServer
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import trio
 
+from bench.recorded_writes import Load
 from tests.support.clients import CallError, GrpcioClient, outcome_of
 from tests.support.keyspace import Keyspace
-from tests.support.load import Load
+from tests.support.lost_writes import problems
 from tests.support.process import ServerProcess
 from tests.support.servers import ServerThread
 from tests.support.valkey import ValkeyServer
@@ -36,7 +37,7 @@ async def test_clients_that_vanish_with_a_thousand_calls_in_flight_leave_nothing
             stop.set()
         with valkey.client() as client:
             kept = Keyspace(client)
-    assert load.problems(kept) == []
+    assert problems(load, kept) == []
 
 
 async def test_large_results_beyond_what_may_wait_are_refused_and_memory_stays_bounded(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trio
 
+from bench.recorded_writes import Load, Write
 from dbos_actors.api.messages import (
     Agent,
     ModuleState,
@@ -15,7 +16,6 @@ from dbos_actors.api.messages import (
     SetModuleStateRequest,
 )
 from tests.support.clients import CallError, GrpcioClient
-from tests.support.load import Load, Write
 from tests.support.process import ServerProcess
 from tests.support.servers import ServerThread
 from tests.support.valkey import ValkeyServer

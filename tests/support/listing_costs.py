@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import grpc
 import trio
 
+from bench.recorded_writes import ACKNOWLEDGED, Load, Write
 from bench.report import surroundings
 from dbos_actors.api import messages
 from dbos_actors.domain import paging
-from tests.support.load import ACKNOWLEDGED, Load, Write
 from tests.support.process import ServerProcess
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"

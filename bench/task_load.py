@@ -1,7 +1,7 @@
 """Tasks by the hundred thousand: scheduled in bulk, pushed to subscribers, acknowledged.
 
-Clients as small as these tests allow, on plain Trio sockets (see `load`), so that what is
-measured is the server. ``python -m tests.support.task_load --help`` runs the full sizes.
+Clients as small as possible, on plain Trio sockets (see `bench.recorded_writes`), so that what is
+measured is the server. ``python -m bench.task_load --help`` runs the full sizes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import trio
 from hpack import Decoder
 
+from bench.recorded_writes import Load, Write
+from bench.servers import OURS, Process, scratch_directory, start_server, start_valkey
 from dbos_actors.api.messages import (
     MeasurementResult,
     ScheduleTaskRequest,
@@ -28,9 +32,6 @@ from dbos_actors.api.messages import (
     SubscribeTasksResponse,
     Task,
 )
-from tests.support.load import Load, Write
-from tests.support.process import ServerProcess
-from tests.support.valkey import ValkeyServer
 
 _FRAME = struct.Struct(">HBBBI")
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
@@ -301,10 +302,40 @@ def percentile(values: Sequence[float], share: float) -> float:
 # ----------------------------------------------------------------------- runs
 
 
+@contextmanager
+def valkey_in(directory: Path) -> Iterator[Process]:
+    """A Valkey that syncs each write, so that a measurement pays for durability."""
+    valkey = start_valkey(directory, appendfsync="always")
+    try:
+        yield valkey
+    finally:
+        valkey.stop(kill=True)
+
+
+@contextmanager
+def server_on(valkey: Process, directory: Path) -> Iterator[Process]:
+    """A server on that Valkey, ready to be called."""
+    server = start_server(OURS, valkey.address, directory)
+    try:
+        yield server
+    finally:
+        server.stop(kill=True)
+
+
+@contextmanager
+def served() -> Iterator[Process]:
+    """A server on a Valkey of its own."""
+    with (
+        scratch_directory() as directory,
+        valkey_in(directory) as valkey,
+        server_on(valkey, directory) as server,
+    ):
+        yield server
+
+
 async def drain_run(tasks: int, subscribers: int) -> Figures:
     """Tasks that fall due in the same second, pushed to subscribers that acknowledge."""
-    with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
-        await trio.to_thread.run_sync(server.wait_ready)
+    with served() as server:
         address = server.address
         due_at = int(time.time()) + 5 + tasks // 4_000
         took_s = await schedule_many(address, tasks, due_at=due_at)
@@ -324,7 +355,7 @@ async def drain_run(tasks: int, subscribers: int) -> Figures:
             "scheduled_per_s": tasks / took_s,
             "drained_per_s": tasks / drained_s,
             **found.lateness(),
-            "rss_mib": server.rss_bytes() / (1 << 20),
+            "rss_mib": server.usage().resident_bytes / (1 << 20),
         }
 
 
@@ -333,8 +364,7 @@ async def steady_run(per_second: int, seconds: int, subscribers: int, results: i
 
     :param results: StoreResult calls in flight beside it, all the time.
     """
-    with ValkeyServer() as valkey, ServerProcess(valkey.address) as server:
-        await trio.to_thread.run_sync(server.wait_ready)
+    with served() as server:
         count = per_second * seconds
         first = int(time.time()) + 5 + count // 4_000
         await schedule_many(server.address, count, due_at=[first + n for n in range(seconds)])
@@ -364,16 +394,16 @@ def _results() -> Iterator[Write]:
 
 async def recovery_run(tasks: int) -> Figures:
     """Pending tasks, a ``kill -9``, and what the next server takes to have them back."""
-    with ValkeyServer() as valkey:
-        with ServerProcess(valkey.address) as server:
-            await trio.to_thread.run_sync(server.wait_ready)
+    with scratch_directory() as directory, valkey_in(directory) as valkey:
+        with server_on(valkey, directory) as server:
             due_at = [int(time.time()) + 86_400 + n for n in range(3_600)]
             took_s = await schedule_many(server.address, tasks, due_at=due_at)
-            before = server.rss_bytes()
-            server.kill()
-        with ServerProcess(valkey.address) as server:
-            await trio.to_thread.run_sync(server.wait_ready)
-            (line,) = [one for one in server.log().splitlines() if "tasks_recovered" in one]
+            before = server.usage().resident_bytes
+            server.stop(kill=True)
+        with server_on(valkey, directory) as server:
+            assert server.log is not None
+            log = server.log.read_text().splitlines()
+            line = [one for one in log if "tasks_recovered" in one][-1]
             words = dict(word.split("=") for word in line.split() if "=" in word)
             assert int(words["tasks"]) == tasks, line
             return {
@@ -383,7 +413,7 @@ async def recovery_run(tasks: int) -> Figures:
                 "recovery_s": float(words["seconds"]),
                 "recovery_cpu_s": float(words["cpu_seconds"]),
                 "journal_entries": float(words["journal_entries"]),
-                "rss_mib": server.rss_bytes() / (1 << 20),
+                "rss_mib": server.usage().resident_bytes / (1 << 20),
             }
 
 

@@ -1,6 +1,6 @@
 """Writes by the thousand, all in flight at once, and a record of what became of each.
 
-A plain HTTP/2 client on Trio sockets, as small as these tests allow: header blocks that are
+A plain HTTP/2 client on Trio sockets, as small as possible: header blocks that are
 always the same, responses remembered by their bytes. It keeps a thousand calls in flight
 where a whole gRPC client spends its time on itself. Reports about one run, and heartbeats of one
 agent, stay on one connection, so they arrive in the order in which they were issued.
@@ -28,7 +28,6 @@ from dbos_actors.api.messages import (
     SetModuleStateRequest,
     StoreResultRequest,
 )
-from tests.support.keyspace import Keyspace
 
 ACKNOWLEDGED = "acknowledged"
 UNKNOWN = "unknown"
@@ -122,63 +121,9 @@ class Load:
     def outcomes(self) -> Counter[str]:
         return Counter(write.outcome for write in self.history)
 
-    def problems(self, kept: Keyspace) -> list[str]:
-        """How what is kept disagrees with itself or with what was acknowledged; empty is well."""
-        return kept.problems() + self.lost(kept)
 
-    def lost(self, kept: Keyspace) -> list[str]:
-        """How what is kept of this load's agents disagrees with what was acknowledged."""
-        found: list[str] = []
-        agents = {write.agent for write in self.history}
-        issued: Counter[tuple[str, str]] = Counter()
-        acknowledged: Counter[tuple[str, str]] = Counter()
-        last: dict[tuple[str, str], int] = {}
-        for write in self.history:
-            if write.method == "StoreResult":
-                stored = kept.results.get(write.agent, {}).get(write.subject)
-                if stored is None:
-                    if write.outcome == ACKNOWLEDGED:
-                        found.append(f"result {write.subject} of {write.agent} is lost")
-                elif stored.data != _data(write.number):
-                    found.append(f"result {write.subject} of {write.agent} has other data")
-                continue
-            key = (write.agent, write.subject)
-            issued[key] += 1
-            if write.outcome == ACKNOWLEDGED:
-                acknowledged[key] += 1
-                last[key] = write.number
-        for key, number in last.items():
-            agent, run = key
-            if not run:
-                record = kept.agents.get(agent)
-                if record is None or record.total_heartbeats < number:
-                    found.append(f"a heartbeat of {agent} is lost")
-                continue
-            state = kept.states.get(agent, {}).get(f"r{run}")
-            if state is None or int(state.details["n"]) < number:
-                found.append(f"a report about {run} of {agent} is lost: {state}, not {number}")
-            elif not acknowledged[key] <= state.version <= issued[key]:
-                found.append(
-                    f"{run} of {agent} has version {state.version}: "
-                    f"{acknowledged[key]} acknowledged, {issued[key]} issued"
-                )
-        transitions = kept.transitions()
-        for (agent, run, kind), count in transitions.items():
-            if count > 1 and agent in agents:
-                found.append(f"{kind} of {run} of {agent} happened {count} times")
-        began = {(agent, run) for agent, run, _ in transitions}
-        for agent, states in kept.states.items():
-            if agent not in agents:
-                continue
-            found += [
-                f"{state.request_id} of {agent} began without an event"
-                for state in states.values()
-                if (agent, state.request_id) not in began
-            ]
-        return found
-
-
-def _data(number: int) -> bytes:
+def data_of(number: int) -> bytes:
+    """The data of the result with a number."""
     return b"%08d" % number * 25
 
 
@@ -209,7 +154,7 @@ def _writes(name: str) -> Iterator[Write]:
             case _:
                 subject = f"result-{name}-{number}"
                 result = MeasurementResult(
-                    id=subject, agent_id=agent, module_name="ping", data=_data(number)
+                    id=subject, agent_id=agent, module_name="ping", data=data_of(number)
                 )
                 request = StoreResultRequest(result=result)
                 yield Write("StoreResult", request.SerializeToString(), agent, subject, number)
