@@ -476,6 +476,7 @@ class ServerConnection:
 
     def _refuse(self, stream_id: int, fields: Fields, *, request_ended: bool) -> None:
         """Queue a stream's only headers."""
+        self._keepalive.responded = True
         try:
             self._send_response(stream_id, fitting(fields, self.header_bytes_max), end_stream=True)
         except StreamError:
@@ -738,6 +739,7 @@ class ServerConnection:
             self._end(call, Status.RESOURCE_EXHAUSTED, "too many unread responses")
             return
         self.unsent_bytes = unsent_bytes
+        self._keepalive.responded = True  # although an empty message adds nothing to that
         self._settle(call, _OK)
         stream_id = call.stream_id
         headers = RESPONSE_HEADERS

@@ -103,17 +103,28 @@ def test_a_client_that_pings_too_much_is_told_to_calm_down(make_pipe: MakePipe) 
     assert pipe.server.closed
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "status"),
+    [
+        ("Echo", b"x", Status.OK),
+        ("Echo", b"", Status.OK),
+        ("Nothing", b"x", Status.UNIMPLEMENTED),
+    ],
+)
 def test_a_client_that_pings_beside_its_calls_is_welcome(
-    make_pipe: MakePipe, echo_handler: Handler
+    make_pipe: MakePipe, echo_handler: Handler, method: str, body: bytes, status: Status
 ) -> None:
-    """GRPC core measures bandwidth with a ping for about every message it receives."""
+    """GRPC core measures bandwidth with a ping for about every message it receives.
+
+    A message without any field, such as a list that is empty, is a response like every other.
+    """
     pipe = make_pipe({"Echo": echo_handler})
     for _ in range(100):
-        stream = pipe.client.request(b"x")
+        stream = pipe.client.request(body, path=f"/test.Test/{method}".encode())
         pipe.run()
         pipe.client.engine.ping(b"12345678")
         pipe.run()
-        assert pipe.client.answers[stream].status is Status.OK
+        assert pipe.client.answers[stream].status is status
     assert not pipe.server.closed
 
 
