@@ -11,6 +11,7 @@ import structlog
 import trio
 from trio_util import AsyncValue
 
+from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.clock import Clock
 from dbos_actors.sleeper import Sleeper
 from dbos_actors.store.batch import Batch, Wire
@@ -42,16 +43,21 @@ WATCH_S = 0.05
 # The shortest wait for the window, lest rounding make it none; a twentieth of a portion's time.
 HELD_S_MIN = 0.001
 
-# Doubling further would overflow before it mattered.
-BACKOFF_DOUBLINGS = 10
-
 
 def backoff_s(attempt: int, settings: StoreSettings, random: Random) -> float:
-    """How long to wait after the ``attempt``-th failure in a row, from 1; full jitter."""
-    if attempt <= 1:
-        return 0.0
-    limit_s = settings.backoff_s * 2.0 ** min(attempt - 2, BACKOFF_DOUBLINGS)
-    return random.uniform(0.0, min(limit_s, settings.backoff_max_s))
+    """How long to wait after the ``attempt``-th failure in a row, from 1.
+
+    No time after the first one. Later pauses are of any length up to a limit that doubles: half
+    the limit, with a jitter of all of it.
+    """
+    policy = BackoffPolicy(
+        at_once=True,
+        first_s=settings.backoff_s / 2,
+        factor=2.0,
+        max_s=settings.backoff_max_s / 2,
+        jitter=1.0,
+    )
+    return policy.pause_s(attempt, random)
 
 
 class Committer(Sleeper):

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from dbos_actors.actors.agents.context import RUN, AgentContext
+from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.domain import agents
 from dbos_actors.runtime import JobCell, Supervisor, Waiter, until_available
 from dbos_actors.store import Store, escaped, pack
@@ -31,11 +32,9 @@ logger = structlog.get_logger(__name__)
 _DELETION_STEP = 1_000
 """Request ids unlinked in one commit; takes Redis about a millisecond."""
 
-_RETRY_S = 1.0
-"""Before what was interrupted is tried again; twice as long after each failure."""
-
-_RETRY_S_MAX = 60.0
-"""So an agent that can never be deleted costs a log line a minute."""
+_RETRIES = BackoffPolicy(first_s=1.0, factor=2.0, max_s=60.0)
+"""Pauses before an interrupted deletion is tried again, without jitter. An agent that can never be
+deleted costs a log line a minute."""
 
 _AT_ONCE = 100
 """Deletions under way at the same time."""
@@ -112,13 +111,13 @@ class Deletions:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # Agent id -> when to try next, monotonic, and the pause before that.
-        self._waiting: dict[str, tuple[float, float]] = {}
+        # Agent id -> when to try next, monotonic, and how often in a row it has failed.
+        self._waiting: dict[str, tuple[float, int]] = {}
         self._added = trio.Event()
 
     def interrupted(self, agent_id: str) -> None:
         """A deletion has failed, whether it had begun or not: have the actor look, soon."""
-        self._waiting.setdefault(agent_id, (trio.current_time() + _RETRY_S, _RETRY_S))
+        self._waiting.setdefault(agent_id, (trio.current_time() + _RETRIES.pause_s(1), 1))
         self._added.set()
 
     async def run(
@@ -132,12 +131,12 @@ class Deletions:
         begun = await until_available(self._begun)
         for agent_id in begun:
             logger.info("deletion_resumed", agent=agent_id)
-        await self._try_all(agents, dict.fromkeys(begun, _RETRY_S))
+        await self._try_all(agents, dict.fromkeys(begun, 1))
         task_status.started()
         while True:
             await self._wait_until_due()
             now_s = trio.current_time()
-            due = {agent: pause for agent, (at_s, pause) in self._waiting.items() if at_s <= now_s}
+            due = {agent: count for agent, (at_s, count) in self._waiting.items() if at_s <= now_s}
             for agent_id in due:
                 del self._waiting[agent_id]
             await self._try_all(agents, due)
@@ -156,20 +155,21 @@ class Deletions:
             with trio.move_on_at(next_s):
                 await self._added.wait()
 
-    async def _try_all(self, agents: Supervisor, pauses: Mapping[str, float]) -> None:
-        """One attempt for each agent; whose attempt fails waits twice its pause for the next."""
-        names = list(pauses)
+    async def _try_all(self, agents: Supervisor, failures: Mapping[str, int]) -> None:
+        """One attempt for each agent; an agent whose attempt fails waits longer each time."""
+        names = list(failures)
         for start in range(0, len(names), _AT_ONCE):
             async with trio.open_nursery() as nursery:
                 for agent_id in names[start : start + _AT_ONCE]:
-                    nursery.start_soon(self._try, agents, agent_id, pauses[agent_id])
+                    nursery.start_soon(self._try, agents, agent_id, failures[agent_id])
 
-    async def _try(self, agents: Supervisor, agent_id: str, pause_s: float) -> None:
+    async def _try(self, agents: Supervisor, agent_id: str, failures: int) -> None:
         waiter = Waiter(FinishDeletion())
         agents.deliver(agent_id, waiter)
         try:
             await waiter.wait()
         except Exception as error:  # noqa: BLE001 - one agent's failure is not the others'
-            pause_s = min(2 * pause_s, _RETRY_S_MAX)
+            failures += 1
+            pause_s = _RETRIES.pause_s(failures)
             logger.warning("deletion_unfinished", agent=agent_id, error=str(error), retry_s=pause_s)
-            self._waiting[agent_id] = (trio.current_time() + pause_s, pause_s)
+            self._waiting[agent_id] = (trio.current_time() + pause_s, failures)

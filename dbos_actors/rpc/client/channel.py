@@ -27,13 +27,14 @@ from grpclib.encoding.base import CodecBase, StatusDetailsCodecBase
 from grpclib.exceptions import GRPCError
 from multidict import MultiDict
 
+from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.rpc.client.call import ClientCall
 from dbos_actors.rpc.client.connections import ChannelState, Connections, Target
 from dbos_actors.rpc.client.events import channel_events
 from dbos_actors.rpc.client.link import Connector, connect
 from dbos_actors.rpc.client.messages import decode, decode_details, encode
-from dbos_actors.rpc.client.options import BackoffPolicy, ChannelOptions
+from dbos_actors.rpc.client.options import ChannelOptions
 from dbos_actors.rpc.client.stream import Stream
 from dbos_actors.rpc.wire.addresses import Address, TcpAddress, UnixAddress
 from dbos_actors.rpc.wire.compression import compress

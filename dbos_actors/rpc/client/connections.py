@@ -23,14 +23,15 @@ import structlog
 import trio
 from grpclib.const import Status
 
+from dbos_actors.backoff import Backoff
 from dbos_actors.clock import Clock
-from dbos_actors.rpc.client.backoff import Backoff
 from dbos_actors.rpc.client.call import ClientCall
 from dbos_actors.rpc.client.connection import ClientConnection
 from dbos_actors.rpc.client.link import ClientDriver, Connector
 from dbos_actors.rpc.client.options import ChannelOptions
 from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.tls import AlpnError
+from dbos_actors.sleeper import Sleeper
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +84,7 @@ class Connections:
         self._retry_s = -inf
         self._failure = ""
         self._dirty: list[_Connection] = []
-        self._flusher: trio.lowlevel.Task | None = None
+        self._flusher = Sleeper()
 
     # ----------------------------------------------------------------- state
 
@@ -287,9 +288,7 @@ class Connections:
             return
         connection.dirty = True
         self._dirty.append(connection)
-        flusher, self._flusher = self._flusher, None
-        if flusher is not None:
-            trio.lowlevel.reschedule(flusher)
+        self._flusher.wake()
 
     async def flush_dirty(self) -> None:
         """Flush connections, until cancelled.
@@ -305,12 +304,7 @@ class Connections:
                     connection.flush()
                 await trio.lowlevel.checkpoint()
             else:
-                self._flusher = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._abort_flusher)
-
-    def _abort_flusher(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._flusher = None
-        return trio.lowlevel.Abort.SUCCEEDED
+                await self._flusher.sleep()
 
 
 class _Connection:

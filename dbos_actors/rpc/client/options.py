@@ -5,19 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
+from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.rpc.wire.framing import MESSAGE_BYTES_MAX
 from dbos_actors.rpc.wire.http2 import Http2Options
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackoffPolicy:
-    """Pauses between attempts to connect (gRPC's connection-backoff.md, its numbers)."""
-
-    first_s: float = 1.0
-    factor: float = 1.6
-    max_s: float = 120.0
-    jitter: float = 0.2
-    """Each pause is changed by up to this share, so that clients do not come back at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +28,7 @@ class ChannelOptions:
     """One attempt to connect, until the server's SETTINGS have come; gRPC's minimum."""
 
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
+    """Pauses between attempts to connect, from the beginning of one to that of the next."""
 
     keepalive_s: float = inf
     """Nothing heard for so long while there are calls: ping. Servers by default tolerate pings

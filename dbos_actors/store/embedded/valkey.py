@@ -19,6 +19,7 @@ from typing import Literal
 import structlog
 import trio
 
+from dbos_actors.backoff import Backoff, BackoffPolicy
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.errors import ConfigurationError
 from dbos_actors.store.embedded import launcher
@@ -52,8 +53,7 @@ _STOP_MIN_S = 0.2
 _RECORD_RETRY_S = 1.0
 # A Valkey that lived this long is restarted at once; else after a delay that doubles.
 _STABLE_S = 10.0
-_BACKOFF_MIN_S = 0.1
-_BACKOFF_MAX_S = 5.0
+_RESTARTS = BackoffPolicy(at_once=True, first_s=0.1, factor=2.0, max_s=5.0, jitter=0.0)
 _LOADING_REPORT_S = 10.0
 _LOG_TAIL_BYTES = 2048
 
@@ -229,7 +229,7 @@ class EmbeddedStore:
 
     async def supervise(self) -> None:
         """Starts Valkey again whenever it ends. Runs until cancelled."""
-        backoff_s = 0.0
+        backoff = Backoff(_RESTARTS)
         while True:
             process = self._process
             assert process is not None  # started before it is supervised
@@ -237,10 +237,10 @@ class EmbeddedStore:
             status = await self._wait_ended_recorded(process)
             stable = self._clock.monotonic_s() - began_s >= _STABLE_S
             _log.error("embedded_store_ended", process_id=process.pid, status=status)
-            backoff_s = 0.0 if stable else backoff_s
+            if stable:
+                backoff.reset()
             while True:
-                await trio.sleep(backoff_s)
-                backoff_s = min(max(backoff_s * 2, _BACKOFF_MIN_S), _BACKOFF_MAX_S)
+                await trio.sleep(backoff.next_s())
                 try:
                     self._launch()
                 except OSError as error:

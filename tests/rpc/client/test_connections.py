@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import socket
-from itertools import pairwise
 
 import pytest
 import trio
@@ -12,28 +10,9 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dbos_actors.rpc.client.backoff import Backoff
-from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelState
+from dbos_actors.rpc.client.channel import Channel, ChannelState
 from dbos_actors.rpc.wire.http2 import ErrorCode, Setting
 from tests.rpc.client.scripted_network import PATH, REFUSED, End, Network, call, silent
-
-# ------------------------------------------------------------------- backoff
-
-
-def test_pauses_grow_to_their_limit_and_start_anew_after_a_success() -> None:
-    backoff = Backoff(BackoffPolicy(jitter=0), random.Random(1))
-    pauses = [backoff.next_s() for _ in range(15)]
-    assert pauses[:3] == pytest.approx([1.0, 1.6, 2.56])
-    assert all(later == min(earlier * 1.6, 120) for earlier, later in pairwise(pauses))
-    assert pauses[-1] == 120
-    backoff.reset()
-    assert backoff.next_s() == 1.0
-
-
-def test_pauses_are_spread_by_their_jitter() -> None:
-    pauses = [Backoff(BackoffPolicy(), random.Random(seed)).next_s() for seed in range(200)]
-    assert 0.8 <= min(pauses) < 0.85
-    assert 1.15 < max(pauses) <= 1.2
 
 
 async def test_calls_that_wait_for_the_server_have_it_tried_again(
