@@ -17,7 +17,7 @@ from dbos_actors.maintenance.findings import Finding
 from dbos_actors.maintenance.reading import WRONG_TYPE, StoreReader
 from dbos_actors.store import Keys, pack
 from dbos_actors.store.keys import LAYOUT_VERSION
-from dbos_actors.store.ownership import Owner, is_gone, this_process
+from dbos_actors.store.ownership import OwnerProcess, is_gone, this_process
 
 _COMMIT: Final = re.compile(rb"[0-9]+:[0-9]+")
 _NEVER_EXPIRES: Final = -1
@@ -55,7 +55,7 @@ def _judged(keys: Keys, layout: Any, commit: Any, owner: Any, expires: int) -> I
         fresh = b"%d:0" % int(time.time() * 1000)
         mends = (pack("UNLINK", keys.commit), pack("SET", keys.commit, fresh))
         yield _dropped(keys.commit, "is no epoch:sequence", *mends)
-    is_ours = isinstance(owner, bytes) and Owner.from_json(owner) is not None
+    is_ours = isinstance(owner, bytes) and OwnerProcess.from_json(owner) is not None
     if owner is not None and not is_ours and expires == _NEVER_EXPIRES:
         # A server's own always expires; this one would keep servers out for ever.
         yield _dropped(keys.owner, "names no server", pack("UNLINK", keys.owner))
@@ -94,7 +94,7 @@ async def refuse_owned(reader: StoreReader, keys: Keys) -> None:
 def _refuse_owned(owner: Any, expires: int) -> None:
     if owner is None or expires == _NEVER_EXPIRES:
         return
-    holder = Owner.from_json(owner) if isinstance(owner, bytes) else None
+    holder = OwnerProcess.from_json(owner) if isinstance(owner, bytes) else None
     ours = this_process(address="", random=random.Random(0))  # noqa: S311 - nobody sees it
     if holder is None or not is_gone(holder, seen_from=ours):
         raise OwnedElsewhereError(str(holder or "an unknown program"))

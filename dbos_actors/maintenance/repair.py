@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
-
-import trio
+from typing import Final
 
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.domain.tasks.timers import Now
@@ -27,8 +25,6 @@ from dbos_actors.maintenance.reading import StoreReader
 from dbos_actors.store import (
     Connector,
     Keys,
-    Owner,
-    ReplyError,
     Store,
     StoreSettings,
     open_store,
@@ -143,51 +139,14 @@ class _Repair:
 
     async def _flush(self) -> None:
         if self._commands:
-            writing = _Writing(self._commands)
+            commands = self._commands
             self._commands = []
             self._size_bytes = 0
-            self._store.submit(writing)
-            await writing.wait()
+            try:
+                await self._store.commit(*commands, name="repair", gives_up=False)
+            except UnavailableError as error:
+                raise UnusableStoreError(f"a remedy was not written: {error}") from error
 
 
 async def _quiet(finding: Finding) -> None:
     """Reported already, before anything was written."""
-
-
-class _Writing:
-    """A `Submission` that is waited for."""
-
-    frees_memory = False
-    deadline_s = None
-    key = "repair"
-
-    def __init__(self, commands: Sequence[bytes]) -> None:
-        self.commands = commands
-        self.size_bytes = sum(map(len, commands))
-        self._ended = trio.Event()
-        self._error: Exception | None = None
-
-    @property
-    def owner(self) -> Owner:
-        return self
-
-    async def wait(self) -> None:
-        """Raises `UnusableStoreError` if it was not written."""
-        await self._ended.wait()
-        if self._error is not None:
-            raise UnusableStoreError(f"a remedy was not written: {self._error}") from self._error
-
-    def committed(self, replies: Sequence[object] | None, /) -> None:
-        errors = [reply for reply in replies or () if isinstance(reply, ReplyError)]
-        self._error = errors[0] if errors else None
-        self._ended.set()
-
-    def refused(self, error: Any, /) -> None:
-        self._error = error
-        self._ended.set()
-
-    def give_up(self, error: UnavailableError, /) -> None:
-        """Redis is away for a while; the outcome comes later."""
-
-    def store_refused(self, error: UnavailableError, /) -> None:
-        """Nothing is in memory that would have to be loaded again."""

@@ -100,7 +100,7 @@ class Batch:
         # The one it sets; a CHECK or a RENEWAL sets none and has that of the last commit.
         self.sequence = sequence
         self.lease = lease
-        # Emptied once they are settled.
+        # Emptied once they have their outcomes.
         self.entries = entries
         # Since when the store is known to have it; None: not known to.
         self.confirmed_s: float | None = None

@@ -159,7 +159,7 @@ class CommitHistory:
         return self._phase is _CLOSED
 
     @property
-    def settled(self) -> bool:
+    def in_sync(self) -> bool:
         """Whether the store is known to contain everything acknowledged."""
         return self._phase is _KNOWN and self._position >= self._acknowledged
 

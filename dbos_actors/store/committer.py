@@ -1,4 +1,4 @@
-"""The one task that writes: it sends what the history decides and carries the effects out."""
+"""The one task that writes: it sends what the history decides and applies the effects."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from dbos_actors.store.connection import (
 )
 from dbos_actors.store.damage import Marks, failures
 from dbos_actors.store.effects import Effects
+from dbos_actors.store.listeners import Listeners
 from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
@@ -82,16 +83,14 @@ class Committer(Sleeper):
         state: AsyncValue,
         wait_timeouts: WaitTimeouts,
         marks_key: str,
-        told: Callable[[], None],
-        on_away: Callable[[str], None],
-        on_reload: Callable[[], None],
+        listeners: Listeners,
     ) -> None:
         """``connection`` watches the commit key, which has the history's value.
 
         ``findings`` are those of `inspect`, on that connection.
         Damaged keys are listed in ``marks_key``.
-        ``told`` is called after each round of calls to submissions, ``on_away`` when Redis goes
-        away, with the reason, ``on_reload`` when it has lost commits for good.
+        ``listeners`` are called after each round of outcomes of submissions, when Redis goes
+        away, and when it has lost commits for good.
         """
         super().__init__()
         self.history = history
@@ -112,9 +111,7 @@ class Committer(Sleeper):
         self._state = state
         self._wait_timeouts = wait_timeouts
         self._marks = Marks(marks_key, clock=clock, submit=self.submit)
-        self._told = told
-        self._on_away = on_away
-        self._on_reload = on_reload
+        self._listeners = listeners
         # Why the connection was closed from outside the loop.
         self._lost_because: str | None = None
         # When the batch in flight was sent; infinity: none is.
@@ -126,7 +123,7 @@ class Committer(Sleeper):
     def is_current(self) -> bool:
         """Whether memory may be shown: nothing is in doubt and nobody can have taken the store."""
         history = self.history
-        return history.settled and self._clock.monotonic_s() < history.lease_until_s
+        return history.in_sync and self._clock.monotonic_s() < history.lease_until_s
 
     def submit(self, submission: Submission) -> None:
         """Queue a submission. Raises `OverloadedError`, or `UnavailableError` when closed."""
@@ -230,11 +227,11 @@ class Committer(Sleeper):
         if answer.replies is not None:
             self.commit_seconds += now_s - sent_s
             self._failures = 0
-        self._carry_out(effects)
+        self._apply(effects)
         if effects.reconnect is not None:
             logger.warning("commit_refused", reason=effects.reconnect)
             raise ConnectionLostError(effects.reconnect)
-        if self._state.value is _AWAY and history.settled:
+        if self._state.value is _AWAY and history.in_sync:
             self._come_back()
 
     async def _inspect(self, connection: Connection) -> Findings:
@@ -258,12 +255,12 @@ class Committer(Sleeper):
             logger.info("writes_accepted")
         else:
             logger.error("writes_refused", reason=findings.violation)
-        self._carry_out(self.history.forbid(findings.violation))
+        self._apply(self.history.forbid(findings.violation))
         self.forbidden.value = findings.violation
 
     # ------------------------------------------------------------- effects
 
-    def _carry_out(self, effects: Effects) -> None:
+    def _apply(self, effects: Effects) -> None:
         """Tell everyone; one who raises is a bug, which must not cost the others their answer."""
         replies = effects.replies
         if effects.committed:
@@ -284,9 +281,9 @@ class Committer(Sleeper):
             self._marks.add(effects.damage)
         if self._wait_timeouts.has_given_up:
             for submission, _ in (*effects.committed, *effects.refused):
-                self._wait_timeouts.settled(submission)
+                self._wait_timeouts.ended(submission)
         if effects.committed or effects.refused:
-            self._told()
+            self._listeners.on_outcomes()
         if effects.lost_batches:
             logger.error(
                 "commits_lost",
@@ -294,7 +291,7 @@ class Committer(Sleeper):
                 text="Redis came back empty, or older than what could be sent again: what these "
                 "commits wrote, and was acknowledged, is gone",
             )
-            self._on_reload()
+            self._listeners.on_loss()
 
     def _refuse(self, effects: Effects) -> None:
         logger.warning(
@@ -324,7 +321,7 @@ class Committer(Sleeper):
         self._state.value = StoreState.AWAY
         for submission, since_s in self.history.waiting():
             self._wait_timeouts.enrol(submission, since_s)
-        self._on_away(reason)
+        self._listeners.on_away(reason)
 
     def _come_back(self) -> None:
         logger.info("store_back")
@@ -343,7 +340,7 @@ class Committer(Sleeper):
                 self._failures += 1
                 continue
             effects = self.history.key_read(value, self._clock.monotonic_s(), failed)
-            self._carry_out(effects)
+            self._apply(effects)
             if effects.reconnect is None:
                 break
             if self.history.counts.losses_refused == refusals + 1:
@@ -354,7 +351,7 @@ class Committer(Sleeper):
         self.generation += 1
         self.reconnects += 1
         self._adopt(findings)
-        if self.history.settled:
+        if self.history.in_sync:
             self._come_back()
 
     async def _armed_connection(

@@ -21,7 +21,7 @@ class Damage:
 
 @dataclass(slots=True)
 class Effects:
-    """What an event means for others; carried out in the order of the fields."""
+    """What an event means for others; applied in the order of the fields."""
 
     # In the store. `replies` are those of all of them, in order; None: lost.
     committed: list[Entry] = field(default_factory=list)

@@ -69,7 +69,7 @@ class RefusedByRedisError(DbosError):
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class OwnerProcess:
     """One server that owns, or wants to own, a partition."""
 
     host: str
@@ -89,7 +89,7 @@ class Owner:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> Owner | None:
+    def from_json(cls, text: bytes) -> OwnerProcess | None:
         """The inverse; None if another program wrote it."""
         try:
             fields = json.loads(text)
@@ -110,9 +110,9 @@ class Owner:
         return f"process {self.pid} on {self.host}{at}"
 
 
-def this_process(*, address: str, random: random.Random) -> Owner:
+def this_process(*, address: str, random: random.Random) -> OwnerProcess:
     """The running process as an owner; ``address`` is where it serves, for humans."""
-    return Owner(
+    return OwnerProcess(
         host=socket.gethostname(),
         pid=os.getpid(),
         started=seen[1] if (seen := _stat(os.getpid())) is not None else 0,
@@ -123,7 +123,7 @@ def this_process(*, address: str, random: random.Random) -> Owner:
     )
 
 
-def is_gone(owner: Owner, *, seen_from: Owner) -> bool:
+def is_gone(owner: OwnerProcess, *, seen_from: OwnerProcess) -> bool:
     """Whether ``owner``'s process has provably ended, judged by a process of the same system."""
     here = (seen_from.host, seen_from.boot_id, seen_from.pid_namespace)
     if not all(here) or here != (owner.host, owner.boot_id, owner.pid_namespace):
@@ -173,7 +173,7 @@ async def take_ownership(
     connection: Connection,
     *,
     keys: Keys,
-    owner: Owner,
+    owner: OwnerProcess,
     lease_ms: int,
     take_over: bool,
     random: random.Random,
@@ -187,13 +187,13 @@ async def take_ownership(
         ConnectionLostError: whether it is taken is unknown; it may be tried again.
     """
     read_owner = pack("GET", keys.owner)
-    holder: Owner | None = None
+    holder: OwnerProcess | None = None
     for _ in range(ATTEMPTS):
         (held,) = await connection.call(read_owner, 1)
         if isinstance(held, ReplyError):
             raise _refusal(str(held), keys)
         if held is not None:
-            holder = Owner.from_json(held)
+            holder = OwnerProcess.from_json(held)
             ours = holder is not None and holder.instance == owner.instance
             gone = holder is not None and is_gone(holder, seen_from=owner)
             if not (ours or gone or take_over):

@@ -32,6 +32,7 @@ from dbos_actors.store.connection import (
     ConnectionLostError,
     answered_within,
 )
+from dbos_actors.store.listeners import Listeners
 from dbos_actors.store.resp import ReplyError, first_error
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.wait_timeouts import WaitTimeouts
@@ -94,7 +95,7 @@ class Reader:
         random: Random,
         state: AsyncValue,
         wait_timeouts: WaitTimeouts,
-        told: Callable[[], None],
+        listeners: Listeners,
     ) -> None:
         self.reads = 0
         self.round_trips = 0
@@ -106,7 +107,8 @@ class Reader:
         self._random = random
         self._state = state
         self._wait_timeouts = wait_timeouts
-        self._told = told
+        self._listeners = listeners
+        listeners.of_absences.append(self.away)
         self._queue: deque[Read] = deque()
         self._queued_commands = 0
         self._batch: list[Read] = []
@@ -240,7 +242,7 @@ class Reader:
         with answered_within(self._settings.reply_timeout_s):
             payload = self._wire.read_command + b"".join(commands)
             value, *replies = await connection.call(payload, 1 + len(commands))
-        if self._generation != self._committer.generation or not self._committer.history.settled:
+        if self._generation != self._committer.generation or not self._committer.history.in_sync:
             raise ConnectionLostError("the commit connection was lost meanwhile")
         self._expect_current(self._wire.key_value(value), sequence)
         failed = connection.error_count != errors
@@ -270,7 +272,7 @@ class Reader:
 
     def _is_done(self, read: Read) -> bool:
         if read.done:
-            self._wait_timeouts.settled(read)
+            self._wait_timeouts.ended(read)
         return read.done
 
     def _deliver(self, batch: list[Read], replies: list[object], *, failed: bool) -> None:
@@ -285,8 +287,8 @@ class Reader:
             read.finish(outcome)
         if self._wait_timeouts.has_given_up:
             for read in batch:
-                self._wait_timeouts.settled(read)
-        self._told()
+                self._wait_timeouts.ended(read)
+        self._listeners.on_outcomes()
 
     # ---------------------------------------------------------- connections
 

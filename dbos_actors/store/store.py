@@ -1,51 +1,22 @@
-"""The store as its users see it, and how it is opened and closed."""
+"""The store as its users see it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-import trio
 from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
-from dbos_actors.errors import (
-    StoreUnreachableError,
-    UnavailableError,
-    UnsafeStoreError,
-    raise_sole_cause,
-)
-from dbos_actors.store.batch import Wire
-from dbos_actors.store.commit_history import CommitHistory, HistoryLimits, Phase
-from dbos_actors.store.committer import Committer, backoff_s
-from dbos_actors.store.connection import (
-    AuthenticationError,
-    Connection,
-    ConnectionLostError,
-    answered_within,
-    handshake,
-)
-from dbos_actors.store.connector import Connector
-from dbos_actors.store.event_ids import EventIds, last_event_id
+from dbos_actors.store.committer import Committer
+from dbos_actors.store.event_ids import EventIds
 from dbos_actors.store.keys import Keys
-from dbos_actors.store.ownership import RefusedByRedisError, take_ownership, this_process
+from dbos_actors.store.listeners import Listeners
+from dbos_actors.store.own_commit import OwnCommit
 from dbos_actors.store.reader import OnReplies, Reader
-from dbos_actors.store.resp import pack
-from dbos_actors.store.safety import Findings, Requirements, inspect
-from dbos_actors.store.settings import StoreSettings, StoreState, StoreStatistics, StoreWarning
+from dbos_actors.store.settings import StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.submission import Submission
 from dbos_actors.store.wait_timeouts import WaitTimeouts
-
-logger = structlog.get_logger(__name__)
-
-CLIENT_NAME = "dbos-actors"
-
-# Errors of a Redis that will serve soon.
-NOT_YET = ("LOADING", "BUSY ", "MASTERDOWN", "TRYAGAIN")
 
 
 class Store:
@@ -61,8 +32,7 @@ class Store:
         event_ids: EventIds,
         state: AsyncValue,
         clock: Clock,
-        on_batch: list[Callable[[], None]],
-        on_reload: list[Callable[[], None]],
+        listeners: Listeners,
     ) -> None:
         self.keys = keys
         self.submit: Callable[[Submission], None] = committer.submit
@@ -76,8 +46,7 @@ class Store:
         self._wait_timeouts = wait_timeouts
         self._state = state
         self._clock = clock
-        self._on_batch = on_batch
-        self._on_reload = on_reload
+        self._listeners = listeners
 
     @property
     def is_current(self) -> bool:
@@ -127,6 +96,44 @@ class Store:
         """
         self._reader.submit(commands, on_replies, deadline_s=deadline_s)
 
+    def begin_commit(
+        self,
+        *commands: bytes,
+        name: str,
+        frees_memory: bool = False,
+        gives_up: bool = True,
+    ) -> OwnCommit:
+        """Queue commands of the server's own; `OwnCommit.wait` waits for them. See `commit`."""
+        commit = OwnCommit(commands, name=name, frees_memory=frees_memory, gives_up=gives_up)
+        self.submit(commit)
+        return commit
+
+    async def commit(
+        self,
+        *commands: bytes,
+        name: str,
+        frees_memory: bool = False,
+        gives_up: bool = True,
+    ) -> Sequence[object] | None:
+        """Commit ``commands``, which are no actor's, and wait until they are in the store.
+
+        ``name`` says whose they are, in the log and for damaged keys. ``frees_memory`` as in
+        `Submission.frees_memory`. ``gives_up``: wait for a Redis that is away only as long as
+        callers do; if not, wait until the outcome is known.
+
+        Returns the replies; None if they were lost with the connection.
+
+        Raises:
+            OverloadedError: the commit queue is full; nothing is queued.
+            UnavailableError: the commands are not in the store and never will be; or it was
+                given up, and they may get there yet.
+
+        If cancelled, the commands may still be committed.
+        """
+        return await self.begin_commit(
+            *commands, name=name, frees_memory=frees_memory, gives_up=gives_up
+        ).wait()
+
     async def read(self, *commands: bytes) -> list[Any]:
         """The replies to ``commands``, which join the next batched round trip.
 
@@ -138,14 +145,14 @@ class Store:
 
     def on_batch(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called after each round of outcomes: the time to flush answers."""
-        self._on_batch.append(callback)
+        self._listeners.of_outcomes.append(callback)
 
     def on_reload(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when Redis came back older than what can be sent again.
 
         Everything that waited has been refused; everyone has to start again from the store.
         """
-        self._on_reload.append(callback)
+        self._listeners.of_losses.append(callback)
 
     def statistics(self) -> StoreStatistics:
         """Figures since the start, and what is held now."""
@@ -182,293 +189,3 @@ class Store:
             read_round_trips=reader.round_trips,
             queued_reads=reader.queued,
         )
-
-
-@asynccontextmanager
-async def open_store(
-    connector: Connector, *, settings: StoreSettings, clock: Clock, random: Random
-) -> AsyncIterator[Store]:
-    """Take ownership of the store and serve it for the length of the context.
-
-    Leaving the context commits what is queued and releases the lease, within
-    `StoreSettings.close_timeout_s`; what is left then is refused, or given up if its outcome is
-    unknown.
-
-    Raises:
-        StoreUnreachableError: nobody answers, or Redis refuses the user or the write.
-        OwnedElsewhereError: another live server owns the store.
-        UnsafeStoreError: see `StoreSettings.durability` and `StoreSettings.require_safe`.
-        UnusableStoreError: the data are of a later program, or the keys that say so are damaged.
-        FencedError: from within the context, at any time: another server has taken the store.
-            The body is cancelled, and nothing submitted is answered any more.
-    """
-    opening = _Opening(connector, settings=settings, clock=clock, random=random)
-    parts = await opening.open()
-    try:
-        async with trio.open_nursery() as nursery:
-            committing = _Committing(parts.committer)
-            nursery.start_soon(committing.run)
-            nursery.start_soon(parts.committer.watch)
-            for wait_timeouts in parts.wait_timeouts:
-                nursery.start_soon(wait_timeouts.run)
-            nursery.start_soon(parts.reader.run)
-            try:
-                yield parts.store
-            finally:
-                await committing.finish(settings.close_timeout_s)
-                _close(parts)
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise_sole_cause(group)
-
-
-class _Committing:
-    """The committer's task, which outlives a cancelled body by the time it takes to close."""
-
-    def __init__(self, committer: Committer) -> None:
-        self._committer = committer
-        self._scope = trio.CancelScope(shield=True)
-        self._finished = trio.Event()
-
-    async def run(self) -> None:
-        """Commit until finished. Raises `FencedError`."""
-        try:
-            with self._scope:
-                await self._committer.run()
-        finally:
-            self._finished.set()
-
-    async def finish(self, timeout_s: float) -> None:
-        """Commit what waits and release the lease, if that can be done in time; then stop."""
-        self._committer.release()
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(timeout_s):
-                await self._finished.wait()
-            self._scope.cancel()
-            await self._finished.wait()
-
-
-def _close(parts: _Parts) -> None:
-    """Tell whoever still waits. A fenced server says nothing more."""
-    history = parts.committer.history
-    in_flight, queued = history.close()
-    parts.state.value = StoreState.CLOSED
-    if history.phase is Phase.FENCED:
-        return
-    error = UnavailableError("the store is closed")
-    for submission, _ in in_flight:
-        parts.wait_timeouts[0].give_up(submission, error)
-    for submission, _ in queued:
-        submission.refused(error)
-    parts.reader.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """An open store and what runs it."""
-
-    store: Store
-    committer: Committer
-    reader: Reader
-    # Of writes and of reads.
-    wait_timeouts: tuple[WaitTimeouts, WaitTimeouts]
-    state: AsyncValue
-
-
-class _Opening:
-    """What it takes to open a store, in order."""
-
-    def __init__(
-        self, connector: Connector, *, settings: StoreSettings, clock: Clock, random: Random
-    ) -> None:
-        self._connector = connector
-        self._settings = settings
-        self._clock = clock
-        self._random = random
-        self._keys = Keys(settings.partition)
-        self._requirements = Requirements(
-            durability=settings.durability,
-            require_safe=settings.require_safe,
-            argument_bytes=settings.argument_bytes,
-            argument_setting=settings.argument_setting,
-        )
-        self._owner = this_process(address=settings.server_address, random=random)
-        # Somebody listens there; before that there is nothing to wait for.
-        self._answered = False
-
-    async def open(self) -> _Parts:
-        """Retries a Redis that answers but does not serve yet; see `open_store` for errors."""
-        give_up_at_s = self._clock.monotonic_s() + self._settings.patience_s
-        failures = 0
-        while True:
-            try:
-                return await self._attempt()
-            except AuthenticationError as error:
-                cause: Exception = error
-                break
-            except RefusedByRedisError as error:
-                cause = error
-                if not str(error).startswith(NOT_YET):
-                    break
-            except ConnectionLostError as error:
-                cause = error
-                if not self._answered:
-                    break
-            failures += 1
-            if self._clock.monotonic_s() >= give_up_at_s:
-                break
-            await trio.sleep(backoff_s(failures, self._settings, self._random))
-        raise StoreUnreachableError(self._connector.address, str(cause)) from cause
-
-    async def connect(self) -> Connection:
-        """A connection that is authenticated and ready; closed here if it does not get there."""
-        connector = self._connector
-        with answered_within(self._settings.connect_timeout_s):
-            connection = Connection(await connector.connect())
-            self._answered = True
-            try:
-                await handshake(
-                    connection,
-                    username=connector.username,
-                    password=connector.password,
-                    database=connector.database,
-                    client_name=CLIENT_NAME,
-                )
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await connection.aclose()
-                raise
-        return connection
-
-    async def _attempt(self) -> _Parts:
-        connection = await self.connect()
-        try:
-            with answered_within(self._settings.connect_timeout_s):
-                return await self._set_up(connection)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await connection.aclose()
-            raise
-
-    async def _set_up(self, connection: Connection) -> _Parts:
-        settings = self._settings
-        keys = self._keys
-        lease_ms = round(settings.lease_s * 1000)
-        findings = await inspect(connection, self._requirements)
-        if findings.violation is not None:
-            raise UnsafeStoreError(findings.violation)
-        accepted, _ = await connection.call(pack("MULTI") + pack("EXEC"), 2)
-        if accepted != b"OK":
-            raise RefusedByRedisError(f"it does not run transactions: {accepted}")
-        now_s = self._clock.monotonic_s()
-        base, epoch = await take_ownership(
-            connection,
-            keys=keys,
-            owner=self._owner,
-            lease_ms=lease_ms,
-            take_over=settings.take_over,
-            random=self._random,
-        )
-        last_id = await last_event_id(connection, keys.events)
-        wire = Wire(
-            commit_key=keys.commit,
-            owner_key=keys.owner,
-            owner=self._owner.to_json(),
-            lease_ms=lease_ms,
-        )
-        history = CommitHistory(
-            base=base, epoch=epoch, limits=self._limits(), now_s=now_s, commit_key=keys.commit
-        )
-        if await wire.arm(connection) != history.key_value:
-            # The next attempt finds out who was faster.
-            raise ConnectionLostError("another server starts at the same time")
-        return self._assemble(connection, history, wire, EventIds(self._clock, last_id), findings)
-
-    def _limits(self) -> HistoryLimits:
-        settings = self._settings
-        return HistoryLimits(
-            batch_submissions=settings.batch_submissions,
-            batch_bytes=settings.batch_bytes,
-            queue_bytes=settings.queue_bytes,
-            kept_s=settings.kept_s,
-            kept_bytes=settings.kept_bytes,
-            lease_s=settings.lease_s,
-            renewal_s=settings.renewal_s,
-            refuse_loss=settings.refuse_loss,
-        )
-
-    def _wait_timeouts(self, told: Callable[[], None]) -> WaitTimeouts:
-        return WaitTimeouts(
-            patience_s=self._settings.patience_s,
-            clock=self._clock,
-            told=told,
-            address=self._connector.address,
-        )
-
-    def _assemble(
-        self,
-        connection: Connection,
-        history: CommitHistory,
-        wire: Wire,
-        event_ids: EventIds,
-        findings: Findings,
-    ) -> _Parts:
-        state = AsyncValue(StoreState.CONNECTED)
-        on_batch: list[Callable[[], None]] = []
-        on_reload: list[Callable[[], None]] = []
-
-        def told() -> None:
-            for callback in on_batch:
-                callback()
-
-        def reload() -> None:
-            for callback in on_reload:
-                callback()
-
-        def away(reason: str) -> None:
-            reader.away(reason)
-
-        patience_to_write, patience_to_read = wait_timeouts = (
-            self._wait_timeouts(told),
-            self._wait_timeouts(told),
-        )
-        committer = Committer(
-            history=history,
-            wire=wire,
-            connection=connection,
-            connect=self.connect,
-            settings=self._settings,
-            clock=self._clock,
-            random=self._random,
-            requirements=self._requirements,
-            findings=findings,
-            state=state,
-            wait_timeouts=patience_to_write,
-            marks_key=self._keys.to_check,
-            told=told,
-            on_away=away,
-            on_reload=reload,
-        )
-        reader = Reader(
-            committer=committer,
-            wire=wire,
-            connect=self.connect,
-            settings=self._settings,
-            clock=self._clock,
-            random=self._random,
-            state=state,
-            wait_timeouts=patience_to_read,
-            told=told,
-        )
-        store = Store(
-            keys=self._keys,
-            committer=committer,
-            reader=reader,
-            wait_timeouts=wait_timeouts,
-            event_ids=event_ids,
-            state=state,
-            clock=self._clock,
-            on_batch=on_batch,
-            on_reload=on_reload,
-        )
-        return _Parts(store, committer, reader, wait_timeouts, state)

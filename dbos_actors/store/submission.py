@@ -28,9 +28,9 @@ class Owner(Protocol):
 class Submission(Protocol):
     """One turn's share of a commit.
 
-    Without commands it is a barrier: it is settled when everything submitted before it is, and
-    the store is known to be owned still. None of the methods may raise; none is called from
-    within `Store.submit`.
+    Without commands it is a barrier: it is committed when everything submitted before it has its
+    outcome, and the store is known to be owned still. None of the methods may raise; none is
+    called from within `Store.submit`.
     """
 
     @property

@@ -43,16 +43,16 @@ class WaitTimeouts:
     """Tells those who wait, each once, when it is time to give up."""
 
     def __init__(
-        self, *, patience_s: float, clock: Clock, told: Callable[[], None], address: str
+        self, *, patience_s: float, clock: Clock, on_outcomes: Callable[[], None], address: str
     ) -> None:
-        """``told`` is called after each round of `Waiting.give_up` calls."""
+        """``on_outcomes`` is called after each round of `Waiting.give_up` calls."""
         self._patience_s = patience_s
         self._clock = clock
-        self._told = told
+        self._on_outcomes = on_outcomes
         self._address = address
         self._heap: list[tuple[float, int, Waiting]] = []
         self._enrolled = 0
-        # By id, of those told and not settled yet: an object that waits keeps its id.
+        # By id, of those told that have no outcome yet: an object that waits keeps its id.
         self._given_up: set[int] = set()
         self._changed = trio.Event()
         self.reason = ""
@@ -73,14 +73,14 @@ class WaitTimeouts:
         """Redis is back: nobody needs to give up."""
         self._heap.clear()
 
-    def settled(self, waiting: Waiting) -> None:
+    def ended(self, waiting: Waiting) -> None:
         """``waiting`` has its outcome."""
         if self._given_up:
             self._given_up.discard(id(waiting))
 
     @property
     def has_given_up(self) -> bool:
-        """Whether `settled` needs to be called at all."""
+        """Whether `ended` needs to be called at all."""
         return bool(self._given_up)
 
     def give_up(self, waiting: Waiting, error: UnavailableError) -> None:
@@ -103,9 +103,9 @@ class WaitTimeouts:
     def _tell(self) -> None:
         now_s = self._clock.monotonic_s()
         error = UnavailableError(f"Redis at {self._address} is away: {self.reason}")
-        told = False
+        has_told = False
         while self._heap and self._heap[0][0] <= now_s:
             self.give_up(heapq.heappop(self._heap)[2], error)
-            told = True
-        if told:
-            self._told()
+            has_told = True
+        if has_told:
+            self._on_outcomes()

@@ -106,7 +106,7 @@ def a_store_that_came_back_older_is_read_before_it_is_rolled_forward() -> Any:
     @contextmanager
     def plant() -> Iterator[None]:
         with (
-            patch.object(CommitHistory, "settled", property(lambda _: True)),
+            patch.object(CommitHistory, "in_sync", property(lambda _: True)),
             patch.object(Reader, "_expect_current", lambda *_: None),
         ):
             yield

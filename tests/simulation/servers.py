@@ -27,8 +27,8 @@ import dbos_actors.actors.agents.queries
 import dbos_actors.actors.agents.run_retention
 import dbos_actors.rpc.server.server
 import dbos_actors.server
+import dbos_actors.store.opening
 import dbos_actors.store.ownership
-import dbos_actors.store.store
 from dbos_actors.actors.agents.actor import AgentActor
 from dbos_actors.actors.tasks.scheduler import SchedulerSettings
 from dbos_actors.api import messages
@@ -37,7 +37,7 @@ from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachabl
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.service.methods import SERVICE
 from dbos_actors.settings import Settings
-from dbos_actors.store.ownership import Owner
+from dbos_actors.store.ownership import OwnerProcess
 from tests.simulation.determinism import SimulatedClock
 from tests.simulation.direct import DirectServer, DirectStream
 from tests.simulation.history import Ending, StreamEndedError
@@ -325,7 +325,7 @@ def simulated_surroundings(
     *,
     store: dict[str, Any],
     constants: dict[str, int],
-    is_dead: Callable[[Owner], bool],
+    is_dead: Callable[[OwnerProcess], bool],
     crashes: Callable[[], bool],
 ) -> Iterator[None]:
     """Replace what a server finds out about its process, and make its limits small.
@@ -345,9 +345,9 @@ def simulated_surroundings(
             super().__init__(**arguments)
             _current.get().rpc = self
 
-    def this_process(*, address: str, random: Random) -> Owner:
+    def this_process(*, address: str, random: Random) -> OwnerProcess:
         server = _current.get()
-        return Owner(
+        return OwnerProcess(
             host=server.host,
             pid=1000 + server.number,
             started=1,
@@ -357,7 +357,7 @@ def simulated_surroundings(
             address=server.name,
         )
 
-    def is_gone(owner: Owner, *, seen_from: Owner) -> bool:
+    def is_gone(owner: OwnerProcess, *, seen_from: OwnerProcess) -> bool:
         return owner.host == seen_from.host and is_dead(owner)
 
     original = dbos_actors.server._store_settings
@@ -368,7 +368,7 @@ def simulated_surroundings(
     with (
         patch.object(dbos_actors.server, "Server", Server),
         patch.object(dbos_actors.server, "_store_settings", store_settings),
-        patch.object(dbos_actors.store.store, "this_process", this_process),
+        patch.object(dbos_actors.store.opening, "this_process", this_process),
         patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
         patch.object(
             dbos_actors.actors.agents.deletion, "_DELETION_STEP", constants["deletion_step"]

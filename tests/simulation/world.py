@@ -26,7 +26,7 @@ from dbos_actors.errors import FencedError
 from dbos_actors.runtime import ActorLimits
 from dbos_actors.server import RunningServer
 from dbos_actors.settings import Settings
-from dbos_actors.store.ownership import Owner
+from dbos_actors.store.ownership import OwnerProcess
 from tests.simulation.clients import Client, Universe
 from tests.simulation.consistency import inconsistencies
 from tests.simulation.determinism import (
@@ -183,7 +183,7 @@ class World:
         self.note(f"{server.name} is started" + (", to take over" if take_over else ""))
         self._nursery.start_soon(server.run)
 
-    def is_dead(self, owner: Owner) -> bool:
+    def is_dead(self, owner: OwnerProcess) -> bool:
         """Whether the process of an owner has ended, as its machine knows."""
         return self.servers[owner.pid - 1001].life is Life.DEAD
 

@@ -195,7 +195,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.fenced and self.history.phase is Phase.UNKNOWN)
     @rule()
     def reconnect(self) -> None:
-        self._carry_out(lambda: self.history.key_read(self.redis.arm(), self.now_s))
+        self._apply(lambda: self.history.key_read(self.redis.arm(), self.now_s))
 
     # -------------------------------------------------------- what goes wrong
 
@@ -229,9 +229,9 @@ class LedgerMachine(RuleBasedStateMachine):
     # ---------------------------------------------------------------- helpers
 
     def _answer(self, batch: Batch, answer: Answer) -> None:
-        self._carry_out(lambda: self.history.answered(batch, answer, self.now_s))
+        self._apply(lambda: self.history.answered(batch, answer, self.now_s))
 
-    def _carry_out(self, event: object) -> None:
+    def _apply(self, event: object) -> None:
         assert callable(event)
         try:
             effects: Effects = event()
@@ -315,7 +315,7 @@ class LedgerMachine(RuleBasedStateMachine):
             raise AssertionError("does not come to rest")
         if self.fenced:
             return
-        assert self.history.settled
+        assert self.history.in_sync
         assert not list(self.history.waiting())
         self.every_submission_has_one_outcome_or_still_waits()
         if not self.lost:

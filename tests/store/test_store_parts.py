@@ -19,7 +19,7 @@ from dbos_actors.store.batch import Batch, Form, Wire
 from dbos_actors.store.committer import backoff_s
 from dbos_actors.store.connection import Connection, ConnectionLostError
 from dbos_actors.store.event_ids import EventIds
-from dbos_actors.store.ownership import Owner, is_gone, this_process
+from dbos_actors.store.ownership import OwnerProcess, is_gone, this_process
 from dbos_actors.store.resp import pack, unpacked
 from dbos_actors.store.safety import Requirements, judge
 from dbos_actors.store.settings import StoreSettings
@@ -114,9 +114,9 @@ HERE = this_process(address="", random=random.Random(0))
 
 
 def test_an_owner_survives_its_description() -> None:
-    assert Owner.from_json(HERE.to_json()) == HERE
+    assert OwnerProcess.from_json(HERE.to_json()) == HERE
     for text in (b"", b"{}", b"[]", b"hello", b'{"pid":"x"}'):
-        assert Owner.from_json(text) is None
+        assert OwnerProcess.from_json(text) is None
 
 
 def test_a_live_process_is_not_gone() -> None:
@@ -199,7 +199,10 @@ async def test_everyone_who_waits_gives_up_once_and_in_due_time(
     rounds: list[float] = []
     clock = SystemClock()
     wait_timeouts = WaitTimeouts(
-        patience_s=5.0, clock=clock, told=lambda: rounds.append(clock.monotonic_s()), address="here"
+        patience_s=5.0,
+        clock=clock,
+        on_outcomes=lambda: rounds.append(clock.monotonic_s()),
+        address="here",
     )
     wait_timeouts.reason = "gone"
     nursery.start_soon(wait_timeouts.run)
@@ -216,7 +219,7 @@ async def test_everyone_who_waits_gives_up_once_and_in_due_time(
     await trio.sleep(3)
     assert len(patient.give_ups) == 1
     assert rounds == pytest.approx([now_s + 1.8, now_s + 5.0])
-    # It goes away once more before these are settled.
+    # It goes away once more before these have an outcome.
     wait_timeouts.enrol(urgent, now_s)
     await trio.sleep(10)
     assert len(urgent.give_ups) == 1
@@ -227,7 +230,9 @@ async def test_nobody_gives_up_once_redis_is_back(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     clock = SystemClock()
-    wait_timeouts = WaitTimeouts(patience_s=5.0, clock=clock, told=lambda: None, address="here")
+    wait_timeouts = WaitTimeouts(
+        patience_s=5.0, clock=clock, on_outcomes=lambda: None, address="here"
+    )
     nursery.start_soon(wait_timeouts.run)
     submission = RecordingSubmission(RecordingOwner())
     wait_timeouts.enrol(submission, clock.monotonic_s())

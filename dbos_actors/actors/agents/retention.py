@@ -371,9 +371,11 @@ class Retention:
         for name, found in zip(names, old, strict=True):
             members = found if excess is None else found[: excess.allowance(name)]
             if members:
-                await self._commit(
+                await self._store.commit(
                     pack("HDEL", keys.results + name, *members),
                     pack("ZREM", keys.results_at + name, *members),
+                    name="retention",
+                    frees_memory=True,
                 )
                 self.results_deleted += len(members)
                 if excess is not None:
@@ -381,11 +383,6 @@ class Retention:
             if len(members) == _RESULTS_AT_ONCE:
                 unfinished.append(name)
         return unfinished
-
-    async def _commit(self, *commands: bytes) -> None:
-        waiter = Waiter()
-        self._store.submit(_Deletion(commands, waiter))
-        await waiter.wait()
 
     # ------------------------------------------------------------------ runs
 
@@ -423,32 +420,3 @@ class Retention:
 
 def _usage(key: str) -> bytes:
     return pack("MEMORY", "USAGE", key, "SAMPLES", _SAMPLES)
-
-
-class _Deletion:
-    """A commit of retention's own; nobody's memory mirrors it. A `store.Submission`."""
-
-    __slots__ = ("_waiter", "commands", "deadline_s", "frees_memory", "owner", "size_bytes")
-
-    key = "retention"
-    """What it is called, as an owner."""
-
-    def __init__(self, commands: Sequence[bytes], waiter: Waiter) -> None:
-        self.owner = self
-        self.commands = commands
-        self.size_bytes = sum(map(len, commands))
-        self.deadline_s: float | None = None
-        self.frees_memory = True
-        self._waiter = waiter
-
-    def committed(self, replies: Sequence[object] | None) -> None:
-        self._waiter.reply(replies)
-
-    def refused(self, error: UnavailableError) -> None:
-        self._waiter.fail(error)
-
-    def give_up(self, error: UnavailableError) -> None:
-        self._waiter.fail(error)
-
-    def store_refused(self, error: UnavailableError) -> None:
-        """As an owner: there is nothing to reload."""

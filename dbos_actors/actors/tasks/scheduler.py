@@ -62,7 +62,7 @@ from dbos_actors.errors import (
     UnavailableError,
 )
 from dbos_actors.runtime import ActorCell, Call, State, Supervisor, SupervisorLimits, Waiter
-from dbos_actors.store import Store, StoreState
+from dbos_actors.store import OwnCommit, Store, StoreState
 
 logger = structlog.get_logger(__name__)
 
@@ -247,7 +247,7 @@ class Scheduler:
         self._away_s = 0.0
         self._away_since_s: float | None = None
         # The last write of a snapshot; a recovery waits for it, lest it reads in between.
-        self._writing: Waiter | None = None
+        self._writing: OwnCommit | None = None
         self._generation = 0
         self._snapshot_sequence = 0
         self._snapshot_bytes = 0
@@ -615,7 +615,7 @@ class Scheduler:
         commands = self._commands
         chunks = snapshot_chunks(book, self._settings.snapshot_rows)
         is_first = True
-        written: deque[Waiter] = deque()
+        written: deque[OwnCommit] = deque()
         while True:
             # One step without a pause, so that a chunk follows in the store what it contains.
             began_s = self._clock.monotonic_s()
@@ -650,11 +650,16 @@ class Scheduler:
         if self._actor is not actor or actor.cell.state is not State.READY:
             raise UnavailableError("the scheduler has started again meanwhile")
 
-    def _submit(self, commands: Sequence[bytes]) -> Waiter:
-        waiter = Waiter()
-        self._store.submit(_SnapshotWrite(commands, waiter))
-        self._writing = waiter
-        return waiter
+    def _submit(self, commands: Sequence[bytes]) -> OwnCommit:
+        """Begin a commit of the snapshot's.
+
+        It is no commit of the actor's: when Redis has no room for it, the book is still right.
+        What becomes of it has to be known, so it is waited for while Redis is away.
+        """
+        self._writing = self._store.begin_commit(
+            *commands, name="the tasks' snapshot", gives_up=False
+        )
+        return self._writing
 
     # ------------------------------------------------------------------ audits
 
@@ -811,35 +816,3 @@ class _ReleaseCall(_Quiet):
         if not self.answered:
             self.answered = True
             self._scheduler.release_failed(self.request)
-
-
-class _SnapshotWrite:
-    """A commit of a snapshot's. A `store.Submission`.
-
-    An owner of its own: when Redis has no room for it, the book is still right.
-    """
-
-    __slots__ = ("_waiter", "commands", "deadline_s", "frees_memory", "owner", "size_bytes")
-
-    key = "the tasks' snapshot"
-    """What it is called, as an owner."""
-
-    def __init__(self, commands: Sequence[bytes], waiter: Waiter) -> None:
-        self.owner = self
-        self.commands = commands
-        self.size_bytes = sum(map(len, commands))
-        self.deadline_s: float | None = None
-        self.frees_memory = False
-        self._waiter = waiter
-
-    def committed(self, replies: Sequence[object] | None) -> None:
-        self._waiter.reply(replies)
-
-    def refused(self, error: UnavailableError) -> None:
-        self._waiter.fail(error)
-
-    def give_up(self, error: UnavailableError) -> None:
-        """Wait on: what becomes of it has to be known."""
-
-    def store_refused(self, error: UnavailableError) -> None:
-        """As an owner: there is nothing to reload."""
