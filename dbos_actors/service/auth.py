@@ -13,6 +13,7 @@ changes nothing, since that is more often an accident than a decision.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from functools import partial
 from hmac import compare_digest
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,7 @@ import structlog
 import trio
 
 from dbos_actors.errors import ConfigurationError
+from dbos_actors.reloading import ReloadingFiles
 
 logger = structlog.get_logger(__name__)
 
@@ -40,27 +42,23 @@ class BearerAuth:
 
     def __init__(self, path: Path) -> None:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
-        self._path = path
-        self._stamp = _stamp(path)
+        self._file = ReloadingFiles(partial(_read, path), path)
         # What an `authorization` header must be, each.
-        self._accepted = _read(path)
+        self._accepted = self._file.value
         if not self._accepted:
             raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: has no token")
 
     async def watch(self, on_change: Callable[[], Awaitable[None]]) -> NoReturn:
         """Follow the file, until cancelled; ``on_change`` is awaited when tokens have changed."""
-        seen = self._stamp
         while True:
             await trio.sleep(_LOOK_S)
-            before, seen = seen, _stamp(self._path)
-            if seen != before or seen == self._stamp:
-                continue
-            self._stamp = seen
             try:
-                self._accepted = _read(self._path)
+                is_new = self._file.reload(settled=True)
             except ConfigurationError as error:
                 logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
-            else:
+                continue
+            if is_new:
+                self._accepted = self._file.value
                 log = logger.info if self._accepted else logger.warning
                 log("tokens_reloaded", tokens=len(self._accepted))
                 await on_change()
@@ -81,14 +79,6 @@ class BearerAuth:
     def is_valid(self, client: Hashable) -> bool:
         """Whether its token is still one of the file's."""
         return client in self._accepted
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> list[bytes]:

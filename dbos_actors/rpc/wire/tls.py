@@ -9,10 +9,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import structlog
+
+from dbos_actors.reloading import ReloadingFiles
 
 log = structlog.get_logger(__name__)
 
@@ -59,36 +62,19 @@ class ReloadingContext:
     def __init__(
         self, certificate: Path, key: Path, *, client_authorities: Path | None = None
     ) -> None:
-        self._paths = (certificate, key, client_authorities)
-        self._stamp = self._read_stamp()
-        self._context = self._load()
+        self._certificate = certificate
+        load = partial(server_context, certificate, key, client_authorities=client_authorities)
+        paths = (path for path in (certificate, key, client_authorities) if path is not None)
+        self._files = ReloadingFiles(load, *paths)
 
     def __call__(self) -> ssl.SSLContext:
         """The context for a new connection."""
-        stamp = self._read_stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._context = self._load()
-            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-                log.error("certificate not reloaded", path=str(self._paths[0]), error=str(error))  # noqa: TRY400 - the text says it all
-            else:
-                log.info("certificate reloaded", path=str(self._paths[0]))
-        return self._context
-
-    def _load(self) -> ssl.SSLContext:
-        certificate, key, client_authorities = self._paths
-        return server_context(certificate, key, client_authorities=client_authorities)
-
-    def _read_stamp(self) -> tuple[object, ...]:
-        stamps: list[object] = []
-        for path in self._paths:
-            try:
-                stat = path.stat() if path is not None else None
-            except OSError:
-                stat = None
-            stamps.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(stamps)
+        try:
+            if self._files.reload():
+                log.info("certificate reloaded", path=str(self._certificate))
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            log.error("certificate not reloaded", path=str(self._certificate), error=str(error))  # noqa: TRY400 - the text says it all
+        return self._files.value
 
 
 class TlsFilter:
