@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 import trio
@@ -43,6 +43,7 @@ from dbos_actors.rpc.wire.deadlines import watch
 from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.status import StatusOf
 from dbos_actors.rpc.wire.tls import AlpnError, ContextProvider, TlsFilter
+from dbos_actors.sleeper import Sleeper
 
 log = structlog.get_logger(__name__)
 
@@ -134,9 +135,9 @@ class Server:
             limits=self._limits,
             interceptors=interceptors,
         )
-        self._core.wake = self._wake_flusher
+        self._flusher = Sleeper()
+        self._core.wake = self._flusher.wake
         self._pacer = ReadTurns(self._core, overloaded)
-        self._flusher: trio.lowlevel.Task | None = None
         self._connections: dict[_Connection, None] = {}
         self._connections_total = 0
         self._dismissed_total = 0
@@ -326,23 +327,17 @@ class Server:
                 connection.tick(now_s)
 
     async def _flush_dirty(self) -> NoReturn:
+        """Send what connections have to send.
+
+        This task runs after every task that is runnable now, so that one flush sends all that they
+        have answered.
+        """
         while True:
             if self._core.dirty:
                 self._core.flush()
                 await trio.lowlevel.cancel_shielded_checkpoint()
             else:
-                self._flusher = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._abort_flusher)
-
-    def _abort_flusher(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        self._flusher = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _wake_flusher(self) -> None:
-        """Runs after every task that is runnable now: one flush for all they answer."""
-        flusher, self._flusher = self._flusher, None
-        if flusher is not None:
-            trio.lowlevel.reschedule(flusher)
+                await self._flusher.sleep()
 
 
 def _plain_socket(stream: trio.SocketStream) -> socket.socket:
