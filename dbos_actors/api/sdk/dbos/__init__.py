@@ -1065,9 +1065,9 @@ class DbosStub(betterproto.ServiceStub):
 
         A run enters states in the order created, started, running, and then one of
         completed, error and failed; it may skip states and begin in any of them.
-        Another direction is refused. The same unfinished state again is progress:
-        the report replaces the record. The same final state again succeeds and
-        changes nothing. A report about a module itself is never refused for its
+        A report of an earlier state, or of a second final one, is refused. The same
+        unfinished state again is progress: the report replaces the record. The same
+        final state again succeeds and changes nothing. A report about a module itself is never refused for its
         state: it replaces the one before, and the state may have any name.
 
         Sent again: changes nothing if the run has finished, or if the report is about
@@ -1538,9 +1538,9 @@ class DbosBase(ServiceBase):
 
         A run enters states in the order created, started, running, and then one of
         completed, error and failed; it may skip states and begin in any of them.
-        Another direction is refused. The same unfinished state again is progress:
-        the report replaces the record. The same final state again succeeds and
-        changes nothing. A report about a module itself is never refused for its
+        A report of an earlier state, or of a second final one, is refused. The same
+        unfinished state again is progress: the report replaces the record. The same
+        final state again succeeds and changes nothing. A report about a module itself is never refused for its
         state: it replaces the one before, and the state may have any name.
 
         Sent again: changes nothing if the run has finished, or if the report is about
