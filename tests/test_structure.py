@@ -32,8 +32,6 @@ STILL_TOO_LONG: Final = frozenset(
         "dbos_actors/rpc/server/connection.py",
         "dbos_actors/rpc/server/connection.py::ServerConnection._begin",
         "dbos_actors/rpc/server/server.py",
-        "dbos_actors/server.py::open_supervisor",
-        "dbos_actors/settings/declaration.py",
         "dbos_actors/store/commit_history.py",
     }
 )

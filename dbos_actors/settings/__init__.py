@@ -1,13 +1,8 @@
 """Every setting of the service: declared once, read from the environment, documented by itself."""
 
-from dbos_actors.settings.declaration import (
-    Settings,
-    descriptions,
-    load_settings,
-    markdown,
-    split_addresses,
-    unknown_variables,
-)
+from dbos_actors.settings.declaration import Settings, split_addresses
+from dbos_actors.settings.loading import load_settings, unknown_variables
+from dbos_actors.settings.reference import descriptions, markdown
 
 __all__ = [
     "Settings",

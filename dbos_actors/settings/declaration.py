@@ -3,7 +3,7 @@
 Settings come from environment variables, and from the keyword arguments of
 `Settings`, which win (the command line passes its options so). Field names carry
 the unit last; the variables are what operators type. ``docs/settings.md`` is
-made from this module by `markdown`, so a setting is documented where it is
+made from this module by `reference.markdown`, so a setting is documented where it is
 declared, and nowhere else.
 
 Durations are numbers of seconds or ``90s``, ``5m``, ``24h``, ``7d``; sizes are
@@ -12,54 +12,17 @@ numbers of bytes or ``64KiB``, ``8MiB``, ``2GiB``. An empty variable counts as u
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.config import JsonDict
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dbos_actors.errors import ConfigurationError
 from dbos_actors.rpc.wire.addresses import AddressError, parse_address
-
-_DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", re.ASCII)
-
-# A century: nothing meant in earnest is longer, and sums of such times stay exact in a float.
-_DURATION_MAX_S = 100 * 365 * 86400.0
-
-
-def _quantity(value: object, units: Mapping[str, float]) -> float | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        return value
-    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2].lower() not in units:
-        return None
-    return float(match[1]) * units[match[2].lower()]
-
-
-def _duration_s(value: object) -> float:
-    seconds = _quantity(value, _DURATION_UNITS)
-    if seconds is None or not 0 <= seconds <= _DURATION_MAX_S:
-        raise ValueError("must be a duration: seconds from 0, or a number with s, m, h or d")
-    return seconds
-
-
-def _size_bytes(value: object) -> int:
-    size = _quantity(value, _SIZE_UNITS)
-    if size is None or not math.isfinite(size) or size < 0 or size != int(size):
-        raise ValueError("must be a size: bytes from 0, or a number with KiB, MiB or GiB")
-    return int(size)
+from dbos_actors.settings.quantities import Duration, Size
 
 
 def _lower(value: object) -> object:
@@ -78,10 +41,6 @@ def _listen(value: str) -> str:
 def split_addresses(listen: str) -> list[str]:
     """The addresses in a comma-separated list."""
     return [address.strip() for address in listen.split(",") if address.strip()]
-
-
-Duration = Annotated[float, BeforeValidator(_duration_s)]
-Size = Annotated[int, BeforeValidator(_size_bytes)]
 
 
 def _setting(
@@ -507,121 +466,3 @@ class Settings(BaseSettings):
             return split_addresses(self.listen)
         host = f"[{self.host}]" if ":" in self.host else self.host
         return [f"{host}:{self.port}"]
-
-
-# Their values can hold a password: never shown.
-_SECRET = frozenset({"REDIS_ADDR"})
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """One setting, for people."""
-
-    name: str
-    variable: str
-    unit: str
-    default: str
-    limits: str
-    used_by: str
-    text: str
-
-    @property
-    def is_secret(self) -> bool:
-        """Whether its value must not be shown."""
-        return self.variable in _SECRET
-
-
-def _default(field: FieldInfo, unit: str) -> str:
-    value = field.default
-    if value is None or value == "":
-        return "unset"
-    if unit == "size":
-        for name, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-            if value and value % factor == 0:
-                return f"`{value // factor}{name}`"
-        return f"`{value}`"
-    if unit == "duration":
-        for name, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-            if value and value % seconds == 0:
-                return f"`{value / seconds:g}{name}`"
-        return f"`{value:g}`"
-    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
-
-
-def _limits(field: FieldInfo) -> str:
-    signs = {"ge": ">=", "le": "<=", "min_length": "length >=", "max_length": "length <="}
-    found = [
-        f"{sign} {getattr(item, name)}"
-        for item in field.metadata
-        for name, sign in signs.items()
-        if hasattr(item, name)
-    ]
-    return ", ".join(found)
-
-
-def descriptions() -> Iterator[Description]:
-    """Every setting, in the order of the class."""
-    for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
-        if not isinstance(extra, dict):  # pragma: no cover - `_setting` makes them all
-            raise TypeError(f"{name} was not declared with _setting")
-        unit = str(extra["unit"])
-        yield Description(
-            name=name,
-            variable=str(field.validation_alias),
-            unit=unit,
-            default=str(extra["default_text"] or _default(field, unit)),
-            limits=_limits(field),
-            used_by=str(extra["used_by"]),
-            text=field.description or "",
-        )
-
-
-def markdown() -> str:
-    """The table of ``docs/settings.md``."""
-    lines = ["| variable | unit | default | used by | meaning |", "|---|---|---|---|---|"]
-    for item in descriptions():
-        text = f"{item.text} Limits: {item.limits}." if item.limits else item.text
-        lines.append(
-            f"| `{item.variable}` | {item.unit} | {item.default} | {item.used_by} | {text} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def load_settings(**overrides: object) -> Settings:
-    """The settings of the environment, with ``overrides`` by field name.
-
-    Raises `ConfigurationError`, one line naming every bad variable, its value (unless it can
-    hold a password) and what it must be.
-    """
-    try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(_problems(error))) from error
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    variables = {item.name: item.variable for item in descriptions()}
-    for detail in error.errors(include_url=False, include_context=False):
-        problem = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        if not detail["loc"]:
-            yield problem
-            continue
-        variable = variables.get(str(detail["loc"][0]), str(detail["loc"][0]))
-        value = "" if variable in _SECRET else f"={detail['input']}"
-        yield f"{variable}{value}: {problem}"
-
-
-def unknown_variables(environment: Iterable[str]) -> list[tuple[str, str]]:
-    """Names in ``environment`` that look like a setting misspelt, each with the one probably meant.
-
-    Other ``DBOS_`` names are nobody's business: an orchestrator sets some of its own for a
-    service of that name, such as ``DBOS_PORT`` and ``DBOS_SERVICE_HOST``.
-    """
-    known = [item.variable for item in descriptions()]
-    found = []
-    for name in sorted(set(environment).difference(known)):
-        if name.startswith("DBOS_"):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            found += [(name, close[0])] if close else []
-    return found

@@ -25,8 +25,8 @@ import dbos_actors.actors.agents.actor
 import dbos_actors.actors.agents.deletion
 import dbos_actors.actors.agents.queries
 import dbos_actors.actors.agents.run_retention
+import dbos_actors.assembly
 import dbos_actors.rpc.server.server
-import dbos_actors.server
 import dbos_actors.store.opening
 import dbos_actors.store.ownership
 from dbos_actors.actors.agents.actor import AgentActor
@@ -360,14 +360,14 @@ def simulated_surroundings(
     def is_gone(owner: OwnerProcess, *, seen_from: OwnerProcess) -> bool:
         return owner.host == seen_from.host and is_dead(owner)
 
-    original = dbos_actors.server._store_settings
+    original = dbos_actors.assembly.store_settings
 
     def store_settings(settings: Settings, *, take_over: bool) -> Any:
         return replace(original(settings, take_over=take_over), **store)
 
     with (
-        patch.object(dbos_actors.server, "Server", Server),
-        patch.object(dbos_actors.server, "_store_settings", store_settings),
+        patch.object(dbos_actors.assembly, "Server", Server),
+        patch.object(dbos_actors.assembly, "store_settings", store_settings),
         patch.object(dbos_actors.store.opening, "this_process", this_process),
         patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
         patch.object(
@@ -379,7 +379,7 @@ def simulated_surroundings(
         ),
         patch.object(dbos_actors.actors.agents.queries, "_STEP", constants["listing_step"]),
         patch.object(
-            dbos_actors.server,
+            dbos_actors.assembly,
             "SchedulerSettings",
             partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
         ),

@@ -1,0 +1,399 @@
+"""What the parts of a server are made with: each one's share of the settings, and who knows whom.
+
+`dbos_actors.server` says which parts there are and in which order they start.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import trio
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import Message
+
+from dbos_actors.actors.agents.actor import AgentActor
+from dbos_actors.actors.agents.caches import RunCache, RunDirectory
+from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.context import AgentContext
+from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.agents.liveness import Liveness
+from dbos_actors.actors.agents.queries import Queries
+from dbos_actors.actors.agents.retention import Retention, RetentionPolicy
+from dbos_actors.actors.event_log import EventLog
+from dbos_actors.actors.listings import ListingBudget
+from dbos_actors.actors.tasks.scheduler import Scheduler, SchedulerSettings
+from dbos_actors.api.messages import DESCRIPTOR
+from dbos_actors.clock import Clock
+from dbos_actors.domain.limits import Limits
+from dbos_actors.errors import ConfigurationError
+from dbos_actors.log_limits import LIMITS
+from dbos_actors.rpc.server.descriptors import connections_that_fit
+from dbos_actors.rpc.server.health import FILE as HEALTH_FILE
+from dbos_actors.rpc.server.health import Health
+from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.listeners import Listener, open_listeners
+from dbos_actors.rpc.server.reflection import reflection_services
+from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.wire.tls import ReloadingContext
+from dbos_actors.runtime import ActorCell, Supervisor, SupervisorLimits, until_available
+from dbos_actors.service.auth import BearerAuth
+from dbos_actors.service.http_pages import serve_pages
+from dbos_actors.service.methods import DbosService, status_of
+from dbos_actors.service.metrics import CallMetrics, gauges_of, metrics_page
+from dbos_actors.settings import Settings
+from dbos_actors.store import Connector, Store, StoreSettings, connector_for, open_store
+
+logger = structlog.get_logger(__name__)
+
+_DIRECTORY_ENTRIES = 200_000
+"""Recently changed runs found by request id without asking Redis; about 40 MB when full."""
+
+_CLOSE_SHARE = 0.2
+"""Of the grace, for the last commits and the release of the lease; the command line leaves it."""
+
+_RECORD_BYTES = 256 << 10
+"""Of a record in Redis besides its data and its map: texts, ids and names, at their limits."""
+
+_DELAY_S_MAX = 0.3
+"""What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
+
+
+# ----------------------------------------------------------------------- store
+
+
+@asynccontextmanager
+async def store_of(
+    settings: Settings,
+    connector: Connector | None,
+    clock: Clock,
+    random: random_module.Random,
+    *,
+    take_over: bool,
+) -> AsyncIterator[Store]:
+    """Open the store that the settings name, or the one behind ``connector``; warn if unsafe."""
+    async with open_store(
+        connector or connector_for(settings.redis_addr),
+        settings=store_settings(settings, take_over=take_over),
+        clock=clock,
+        random=random,
+    ) as store:
+        for warning in store.warnings:
+            logger.warning("unsafe_redis", name=warning.name, text=warning.text)
+        yield store
+
+
+# ---------------------------------------------------------------------- actors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actors:
+    """The actors and what works on them in the background."""
+
+    agents: Supervisor
+    tasks: Scheduler
+    directory: RunDirectory
+    changes: ChangeClock
+    deletions: Deletions
+    liveness: Liveness | None
+    retention: Retention | None
+    listings: ListingBudget
+
+
+def make_actors(
+    settings: Settings, store: Store, clock: Clock, random: random_module.Random
+) -> Actors:
+    directory = RunDirectory(_DIRECTORY_ENTRIES)
+    tasks = _tasks(settings, store, clock, random)
+    deletions = Deletions(store)
+    changes = ChangeClock(store, clock)
+    agents = _agents(
+        settings, store, clock, directory, changes=changes, tasks=tasks, deletions=deletions
+    )
+    for forget in (directory.clear, changes.lost, agents.reload_all, tasks.reload):
+        store.on_reload(forget)
+    return Actors(
+        agents=agents,
+        tasks=tasks,
+        directory=directory,
+        changes=changes,
+        deletions=deletions,
+        liveness=_liveness(settings, store, agents, clock),
+        retention=_retention(settings, store, agents, clock),
+        listings=ListingBudget(settings.listing_bytes, message_bytes=settings.max_message_bytes),
+    )
+
+
+async def start_actors(actors: Actors, nursery: trio.Nursery) -> None:
+    """Start them in the order in which they need each other; none serves before the one before."""
+    await nursery.start(actors.tasks.run)
+    await until_available(actors.changes.load)
+    await nursery.start(actors.agents.run)
+    await nursery.start(actors.deletions.run, actors.agents)
+    if actors.liveness is not None:
+        nursery.start_soon(actors.liveness.run)
+    if actors.retention is not None:
+        nursery.start_soon(actors.retention.run)
+
+
+def _tasks(
+    settings: Settings, store: Store, clock: Clock, random: random_module.Random
+) -> Scheduler:
+    return Scheduler(
+        store=store,
+        clock=clock,
+        random=random,
+        settings=SchedulerSettings(
+            max_attempts=settings.max_attempts,
+            retention_s=settings.tasks_max_age_s,
+            dead_retention_s=settings.dead_tasks_max_age_s,
+            tasks_max=settings.tasks_max,
+            completed_max=settings.completed_tasks_max,
+            dead_max=settings.dead_tasks_max,
+            due_lease_s=settings.due_tasks_lease_s,
+            events_max=settings.max_events,
+            message_bytes_max=settings.max_message_bytes,
+        ),
+        size_of=_size_of,
+    )
+
+
+def _agents(
+    settings: Settings,
+    store: Store,
+    clock: Clock,
+    directory: RunDirectory,
+    *,
+    changes: ChangeClock,
+    tasks: Scheduler,
+    deletions: Deletions,
+) -> Supervisor:
+    context = AgentContext(
+        store=store,
+        clock=clock,
+        server_id=settings.server_id,
+        changes=changes,
+        runs=RunCache(settings.run_cache_bytes),
+        directory=directory,
+        log=EventLog(store, events_max=settings.max_events),
+        event_results=settings.event_results,
+        forget_tasks=tasks.forget_agent,
+        deletion_interrupted=deletions.interrupted,
+    )
+
+    def make(agent_id: str, cell: ActorCell) -> AgentActor:
+        return AgentActor(agent_id, cell, context)
+
+    return Supervisor(
+        make=make,
+        log=store,
+        clock=clock,
+        limits=SupervisorLimits(
+            max_resident=settings.max_resident_agents, idle_s=settings.idle_passivation_s
+        ),
+        size_of=_size_of,
+    )
+
+
+def _size_of(request: Any) -> int:
+    """What a request holds: the contract's are as large as their bytes, our own are nothing."""
+    return request.ByteSize() if isinstance(request, Message) else 0
+
+
+def _liveness(
+    settings: Settings, store: Store, agents: Supervisor, clock: Clock
+) -> Liveness | None:
+    timeout_s = settings.heartbeat_timeout_s
+    if not timeout_s:
+        return None
+    return Liveness(store=store, agents=agents, clock=clock, timeout_s=timeout_s)
+
+
+def _retention(
+    settings: Settings, store: Store, agents: Supervisor, clock: Clock
+) -> Retention | None:
+    policy = RetentionPolicy(
+        results_age_s=settings.results_max_age_s,
+        results_bytes=settings.results_max_bytes,
+        runs_age_s=settings.runs_max_age_s,
+        runs_bytes=settings.runs_max_bytes,
+    )
+    if not policy:
+        return None
+    return Retention(store=store, agents=agents, clock=clock, policy=policy)
+
+
+# --------------------------------------------------------------- service, rpc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operators:
+    """What operators add to every call: each is None unless a setting asks for it."""
+
+    calls: CallMetrics | None
+    auth: BearerAuth | None
+    tls: ReloadingContext | None
+
+
+def make_operators(settings: Settings) -> Operators:
+    return Operators(
+        calls=None if settings.metrics_port is None else CallMetrics(),
+        auth=None if settings.auth_token_file is None else BearerAuth(settings.auth_token_file),
+        tls=_tls(settings),
+    )
+
+
+def _tls(settings: Settings) -> ReloadingContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return ReloadingContext(
+            settings.tls_cert, settings.tls_key, client_authorities=settings.tls_client_ca
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigurationError(f"DBOS_TLS_CERT={settings.tls_cert}: {error}") from error
+
+
+def make_service(settings: Settings, store: Store, actors: Actors) -> DbosService:
+    limits = _limits(settings)
+    return DbosService(
+        agents=actors.agents,
+        tasks=actors.tasks,
+        queries=Queries(store, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes),
+        directory=actors.directory,
+        limits=limits,
+        listing_budget=actors.listings,
+        heard=None if actors.liveness is None else actors.liveness.heard,
+    )
+
+
+def make_rpc(
+    settings: Settings,
+    store: Store,
+    service: DbosService,
+    health: Health,
+    *,
+    operators: Operators,
+    clock: Clock,
+    random: random_module.Random,
+) -> Server:
+    rpc = Server(
+        unary=service.methods(),
+        services=[service, *reflection_services([_contract(), HEALTH_FILE])],
+        open_services=[health],
+        status_of=status_of,
+        authenticator=operators.auth,
+        overloaded=lambda: store.delay_s > _DELAY_S_MAX,
+        limits=_rpc_limits(settings),
+        interceptors=[] if operators.calls is None else [operators.calls],
+        clock=clock,
+        random=random,
+    )
+    store.on_batch(rpc.flush)
+    return rpc
+
+
+async def start_rpc(
+    rpc: Server, listeners: Sequence[Listener], operators: Operators, nursery: trio.Nursery
+) -> None:
+    """Serve on the listeners, and end the calls of tokens that are revoked."""
+    if operators.auth is not None:
+        nursery.start_soon(operators.auth.watch, rpc.reauthenticate)
+    await nursery.start(rpc.serve, listeners)
+
+
+async def start_pages(
+    settings: Settings,
+    nursery: trio.Nursery,
+    *,
+    operators: Operators,
+    store: Store,
+    actors: Actors,
+    rpc: Server,
+) -> int | None:
+    """Serve the metrics page, if it is asked for; the port."""
+    if operators.calls is None:
+        return None
+    parts: dict[str, Callable[[], Any]] = {
+        "store": store.statistics,
+        "agents": actors.agents.statistics,
+        "tasks": actors.tasks.statistics,
+        "listings": actors.listings.statistics,
+        "rpc": rpc.statistics,
+    }
+
+    def gauges() -> dict[str, tuple[str, float]]:
+        found = {}
+        for name, statistics in parts.items():
+            found.update(gauges_of(name, statistics()))
+        found["dbos_log_lines_left_out"] = (
+            "Log lines of clients' doing that were not written.",
+            float(LIMITS.left_out_total),
+        )
+        return found
+
+    page = metrics_page(calls=operators.calls, gauges=gauges)
+    port: int = await nursery.start(
+        serve_pages, settings.host, settings.metrics_port or 0, {"/metrics": page}
+    )
+    return port
+
+
+async def listen(settings: Settings, tls: ReloadingContext | None) -> list[Listener]:
+    listeners: list[Listener] = []
+    try:
+        for address in settings.listen_addresses:
+            is_tcp = not address.startswith("unix:")
+            listeners += await open_listeners(address, tls=tls if is_tcp else None)
+    except BaseException:
+        for listener in listeners:
+            await trio.aclose_forcefully(listener)
+        raise
+    return listeners
+
+
+def _contract() -> FileDescriptorProto:
+    file = FileDescriptorProto()
+    DESCRIPTOR.CopyToProto(file)
+    return file
+
+
+# ---------------------------------------------------------------------- limits
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        id_bytes=settings.max_id_bytes,
+        name_bytes=settings.max_id_bytes,
+        data_bytes=settings.max_data_bytes,
+        map_entries=settings.max_map_entries,
+        map_bytes=settings.max_map_bytes,
+        message_bytes=settings.max_message_bytes,
+    )
+
+
+def _rpc_limits(settings: Settings) -> ServerLimits:
+    wanted = ServerLimits().connections_max
+    fit = connections_that_fit(wanted)
+    if fit < wanted:
+        logger.warning("connections_limited", connections_max=fit, wanted=wanted, by="open files")
+    return ServerLimits(message_bytes_max=settings.max_message_bytes, connections_max=fit)
+
+
+def store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
+    return StoreSettings(
+        server_address=",".join(settings.listen_addresses),
+        take_over=take_over,
+        durability=settings.durability,
+        require_safe=settings.require_safe_redis,
+        refuse_loss=settings.refuse_lost_commits,
+        argument_bytes=settings.max_data_bytes + settings.max_map_bytes + _RECORD_BYTES,
+        argument_setting=f"DBOS_MAX_DATA_BYTES={settings.max_data_bytes}",
+        queue_bytes=settings.commit_queue_bytes,
+        kept_bytes=settings.replay_bytes,
+        close_timeout_s=min(StoreSettings().close_timeout_s, settings.drain_grace_s * _CLOSE_SHARE),
+    )
