@@ -44,7 +44,6 @@ class TaskInspection:
         self._keys = keys
         self._report = report
         self._last_id = b"0-0"
-        self._open_tasks = 0
         self.states = Readable()
         self.generation = 0
         """Of the snapshot that was read; the next one's is higher than this and any there is."""
@@ -63,8 +62,14 @@ class TaskInspection:
             await self._tasks(page)
         for ids in self.states.ids(_STEP):
             await self._states(ids)
+        # Counted now, in memory: a task that changed while pages were read counts as the ledger
+        # has it.
+        open_tasks = 0
+        for ids in self.states.ids(_STEP):
+            open_tasks += sum(self._is_open(task_id) for task_id in ids)
+            await trio.lowlevel.checkpoint()
         ledger = self.states.ledger
-        surplus = ledger.scheduled - ledger.completed - self._open_tasks
+        surplus = ledger.scheduled - ledger.completed - open_tasks
         if surplus and not self.is_damaged and not await self._has_moved_on():
             key = self._keys.tasks_journal.encode()
             problem = "counts other tasks than there are"
@@ -78,7 +83,6 @@ class TaskInspection:
 
     async def _read_state(self) -> list[Finding]:
         self.states = Readable()
-        self._open_tasks = 0
         self._last_id = b"0-0"
         problems: list[Finding] = []
         sequence = await self._read_snapshot(problems)
@@ -197,15 +201,16 @@ class TaskInspection:
         tasks = self._keys.tasks
         there = await self._reader.read(*(pack("HEXISTS", tasks, name) for name in names))
         suspects = [name for name, exists in zip(names, there, strict=True) if exists == 0]
-        for task_id in page:
-            record = self.states.record(task_id)
-            self._open_tasks += record is not None and record.status is not Status.COMPLETED
         if not suspects:
             return
         for name, data in zip(suspects, await self._again(suspects), strict=True):
             if data is None and name.decode() in self.states.rows:
                 key = self._keys.tasks_journal.encode()
                 await self._found(Finding(key=key, item=name, problem=NO_TASK, drops=True))
+
+    def _is_open(self, task_id: str) -> bool:
+        record = self.states.record(task_id)
+        return record is not None and record.status is not Status.COMPLETED
 
     async def _again(self, fields: list[bytes]) -> list[Any]:
         """The tasks of these fields, at one moment with the end of the journal."""
