@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 import trio
 
 from bench.recorded_writes import ACKNOWLEDGED, UNKNOWN, Load
@@ -16,6 +17,7 @@ ROUNDS = 10
 IN_FLIGHT = 1_200
 
 
+@pytest.mark.long
 async def test_ten_kills_in_a_row_lose_no_acknowledged_write_and_leave_none_half_written(
     valkey: ValkeyServer,
 ) -> None:

@@ -65,6 +65,7 @@ async def settle(
     assert (counters.scheduled, counters.completed + counters.dead) == (tasks, tasks)
 
 
+@pytest.mark.long
 async def test_a_server_killed_again_and_again_loses_no_task_and_repeats_no_completion(
     valkey: ValkeyServer,
 ) -> None:
