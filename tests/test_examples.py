@@ -28,5 +28,15 @@ def test_every_example_is_run_here() -> None:
         assert f'run("{path.name}")' in here, path
 
 
-def test_the_counting_actor_counts_on_after_everything_was_started_again() -> None:
-    assert run("counting_actor.py") == ["1", "3", "6", "7", "9", "12"]
+def test_the_counting_actors_count_each_for_themselves() -> None:
+    assert run("counting_actor.py") == ["apples 2", "pears 1", "apples 5"]
+
+
+def test_the_page_about_actors_shows_the_counting_actor_as_it_is_run() -> None:
+    page = (EXAMPLES.parent / "actors.md").read_text(encoding="utf-8")
+    program = (EXAMPLES / "counting_actor.py").read_text(encoding="utf-8")
+    assert f"```python\n{program}```" in page
+
+
+def test_the_durable_counter_counts_on_after_everything_was_started_again() -> None:
+    assert run("durable_counter.py") == ["1", "3", "6", "7", "9", "12"]

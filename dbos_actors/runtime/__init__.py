@@ -3,10 +3,12 @@
 An actor's writes are commands, bytes that only its `CommitLog` understands.
 """
 
+from dbos_actors.runtime.actor import Actor
 from dbos_actors.runtime.actor_cell import ActorCell, State
 from dbos_actors.runtime.call import Call, Reply, Waiter
 from dbos_actors.runtime.limits import ActorLimits, SupervisorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
+from dbos_actors.runtime.memory_log import MemoryLog
 from dbos_actors.runtime.retry import until_available
 from dbos_actors.runtime.supervisor import Supervisor, SupervisorStatistics
 from dbos_actors.runtime.turn import (
@@ -26,6 +28,7 @@ from dbos_actors.runtime.turn import (
 __all__ = [
     "AGAIN",
     "DEFERRED",
+    "Actor",
     "ActorCell",
     "ActorLimits",
     "Again",
@@ -36,6 +39,7 @@ __all__ = [
     "Job",
     "JobCell",
     "MailboxBudget",
+    "MemoryLog",
     "Refusal",
     "Reply",
     "State",

@@ -18,7 +18,7 @@ import trio
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
 from dbos_actors.runtime.actor_cell import ActorCell, State
-from dbos_actors.runtime.call import Call
+from dbos_actors.runtime.call import Call, Waiter
 from dbos_actors.runtime.limits import SupervisorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
 from dbos_actors.runtime.turn import Behaviour, CommitLog
@@ -93,6 +93,19 @@ class Supervisor:
                 call.fail(error)
                 return
         cell.deliver(call)
+
+    async def ask(self, key: str, request: Any, *, deadline_s: float | None = None) -> Any:
+        """Send ``request`` to the actor of ``key`` and return its answer.
+
+        ``deadline_s`` is on the monotonic clock: when a store that is away should have answered.
+
+        Raises what the actor answers with: `RefusedError`, `OverloadedError`,
+        `UnavailableError`, or the exception of a bug in it. If cancelled, the message is dropped
+        if it still waits for its turn; else the turn is committed all the same.
+        """
+        waiter = Waiter(request, deadline=deadline_s)
+        self.deliver(key, waiter)
+        return await waiter.wait()
 
     def get(self, key: str) -> ActorCell | None:
         """The cell of ``key`` if it is resident."""
