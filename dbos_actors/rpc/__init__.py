@@ -1,8 +1,9 @@
-"""gRPC on Trio, for any grpclib service and for plain functions of a call.
+"""gRPC on Trio: a server for grpclib's services and for plain functions, and a client.
 
-Knows nothing of DBOS. `framing`, `metadata`, `deadlines` and `protocol` are pure
-(bytes and times in, calls and bytes out); `server` drives them over sockets;
-`http2` alone imports the HTTP/2 engine.
+Nothing here knows of DBOS. ``server`` and ``client`` do not import each other; what both need is in
+``wire``. On either side, a ``connection`` module turns bytes that have come into calls, and calls
+into bytes to send, and does no I/O. A driver beside it moves the bytes through a socket.
+`dbos_actors.rpc.wire.http2` alone imports the HTTP/2 engine.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""gRPC channels on Trio."""
+"""gRPC's client side on Trio; begin with `dbos_actors.rpc.client.channel`."""

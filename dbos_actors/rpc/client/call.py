@@ -1,8 +1,8 @@
 """One call of a client: its request, what has come back, and what it ended with. Pure.
 
-A call *waits* until its channel gives it to a connection; is *started* while it has a stream
-there; and is *over* once it has a status, from the server or from here. A call that the server
-has provably not begun with goes back to waiting and is sent again.
+A call first *waits*, until its channel gives it to a connection. It is *started* while it has a
+stream there. It is *over* once it has a status, which the server or this side has decided. A call
+of which the server says that it has not begun with it waits again and is sent once more.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""The client's side of gRPC on one HTTP/2 connection. Pure: calls in, bytes out, bytes in.
+"""The client's side of gRPC on one HTTP/2 connection. Pure.
 
-Time is an argument; the driver owns the socket.
+It is given calls to start, bytes that have come, and the time, and it is asked for bytes to send.
+`dbos_actors.rpc.client.link` owns the socket.
 
 Rules:
-- A stream is in ``_streams`` until the engine says that it is closed: the server counts it
-  among its concurrent streams as long. Its call may be over earlier; then the entry is None.
-- The engine serves the lowest stream first, so it is never given a large message whole: each
-  stream has at most a quantum more than was taken, and all get their next one together, when
-  the engine has nothing left that it could send (`refill`).
-- Response bytes are acknowledged one by one, always: when their message is taken; as they come
-  while the first message is not complete; or when the stream is over with some left.
+- A stream stays in ``_streams`` until the engine says that it is closed, because the server counts
+  it among its concurrent streams until then. Its call may be over earlier; the entry is then None.
+- The engine sends the stream with the lowest number first, so a large message must not be given to
+  it whole. Each stream gets one quantum. When the engine has nothing left that it could send, every
+  stream that has more gets its next quantum (`refill`).
+- Every received byte is acknowledged exactly once: when the message it belongs to is taken, as it
+  comes while the next message is not complete, or when its stream is over.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from dbos_actors.rpc.wire.http2 import (
 from dbos_actors.rpc.wire.keepalive import TOO_MANY_PINGS, Action
 
 QUANTUM_BYTES = 64 * 1024
-"""What a stream may have in the engine before the others get their turn."""
+"""Bytes of one stream that are given to the engine before the other streams have their turn."""
 
 _PING = b"clntping"
 _STREAM_IDS = 2**30

@@ -1,4 +1,4 @@
-"""When a client pings its server, and when it gives it up (gRPC's keepalive.md). Pure."""
+"""When a client pings its server, and when it gives the connection up (keepalive.md). Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClientKeepalive:
         self.heard_s = now_s
 
     def tick(self, now_s: float, *, busy: bool) -> Action:
-        """To be asked several times in each interval."""
+        """What to do now; to be called several times in each interval."""
         if self._ping_s is not None:
             if self.heard_s >= self._ping_s:
                 self._ping_s = None
@@ -31,7 +31,7 @@ class ClientKeepalive:
             else:
                 return Action.NOTHING
         if not busy and not self._without_calls:
-            self.heard_s = now_s  # the silence of a server that was not asked means nothing
+            self.heard_s = now_s  # a server that was asked nothing has nothing to say
         elif now_s - self.heard_s >= self._interval_s:
             self._ping_s = now_s
             self.heard_s = min(self.heard_s, now_s - self._interval_s)

@@ -1,8 +1,9 @@
 """A client's connection over a real socket: made, driven, and given up.
 
 `connect` makes a socket from an address; `ClientDriver` moves bytes between it and a
-`ClientConnection`, under TLS or not. Like the server's, it writes straight to the socket, and a
-task of its own takes over only when that accepts no more.
+`ClientConnection`, with or without TLS. Whoever has something to send writes to the socket at once.
+Only when the socket accepts no more does a task of the driver's write the rest, as it becomes
+writable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a channel grants its server and how patient it is: every bound of the client's side."""
+"""Every limit and time of the client's side: what a server may send, and how long it may take."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ class ChannelOptions:
     """Pauses between attempts to connect, from the beginning of one to that of the next."""
 
     keepalive_s: float = inf
-    """Nothing heard for so long while there are calls: ping. Servers by default tolerate pings
-    five minutes apart and close the connection of a client that sends more."""
+    """The server is pinged when nothing has come from it for so long while there are calls. Most
+    servers tolerate a ping every five minutes and close the connection of a client that sends
+    more."""
 
     keepalive_answer_s_max: float = 20.0
-    """Nothing heard for so long after a ping: the connection is lost; gRPC's default."""
+    """A connection on which nothing has come for so long after a ping is lost; gRPC's default."""
 
     keepalive_without_calls: bool = False
     """Whether to ping without calls too."""
 
     replay_bytes_max: int = 256 * 1024
-    """What a call keeps of its request messages, beyond the first, to send them again if the
-    server says that it has not begun with the call; gRPC core's per-call buffer."""
+    """Bytes of request messages, beyond the first message, that a call keeps. It sends them again
+    if the server says that it has not begun with the call. gRPC core keeps as many per call."""
 
     replays_max: int = 3
-    """So often one call is sent again, each time because the server has not begun with it."""
+    """How often one call is sent again because the server says that it has not begun with it."""
 
     server_hostname: str | None = None
     """The name that the server's certificate must have, instead of the host's."""
@@ -54,6 +55,6 @@ class ChannelOptions:
     """``:authority``, instead of host and port."""
 
     http2: Http2Options = field(
-        # A window of 64 KiB, HTTP/2's own, is too small for one stream over long distances.
+        # HTTP/2's own window of 64 KiB limits a stream to 64 KiB for each round trip.
         default_factory=lambda: Http2Options(stream_window_bytes=256 * 1024)
     )

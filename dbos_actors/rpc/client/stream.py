@@ -1,13 +1,15 @@
 """What the user of a channel gets for each call: `grpclib.client.Stream`, on Trio.
 
-Same methods, same meaning, so that stubs written for grpclib run. What differs:
-- every end of a call other than OK is a `grpclib.GRPCError`: also a lost connection
-  (UNAVAILABLE), the deadline (DEADLINE_EXCEEDED) and a reset, each with the status that the
-  gRPC specification gives it;
-- a message may be ``bytes``, already serialised; with ``bytes`` as the reply type it stays so.
+It has the methods of grpclib's stream with the same meaning, so that stubs written for grpclib run.
+Two things differ:
+- Every end of a call other than OK is a `grpclib.GRPCError`. A lost connection (UNAVAILABLE), the
+  deadline (DEADLINE_EXCEEDED) and a reset are too, with the status that the gRPC specification
+  gives them.
+- A request message may be ``bytes`` that are serialised already. With ``bytes`` as the reply type,
+  replies are returned as they came.
 
-It holds no cancel scope and no nursery, so it may be used inside an async generator, as
-betterproto's stubs do; the deadline is the channel's to watch.
+A stream holds no cancel scope and no nursery, because betterproto's stubs use it inside an async
+generator. The channel watches its deadline.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What betterproto's stubs need to run on Trio.
 
-Their methods with a single response run as they are, and so do streams of responses that are
-read to their end. `TrioStub` adds what asyncio alone has, a task that sends beside the responses
-of a stream both ways, and calls that are cancelled when their responses are no longer wanted::
+Methods with a single response run on a channel as they are. `TrioStub` replaces the others. It
+sends the requests of a stream in a task of their own, for which betterproto uses asyncio. And it
+cancels a call when the loop over its responses is left early::
 
     class GreeterStub(TrioStub, greeter.GreeterStub): ...
 """

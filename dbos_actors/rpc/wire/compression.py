@@ -14,7 +14,7 @@ ACCEPTED = b"identity,gzip"
 
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _LEVEL = 1
-"""The fastest: a response waits for it, on the one thread there is."""
+"""The fastest level: all calls wait while one message is compressed, on the only thread."""
 
 
 class CompressionError(Exception):

@@ -1,16 +1,16 @@
 """HTTP/2 connections, for either role: the only module that imports the engine (ngh2).
 
-The engine is sans-I/O: bytes in, events out, and bytes out again. This module
-chooses its options, gives its events and errors the names used here, and keeps
-what callers need beyond it. The methods on the hot path are the engine's own,
-bound once per connection, so that the wrapper costs nothing.
+The engine does no I/O. It takes bytes that have come, tells what they mean as events, and gives
+bytes to send. This module chooses its options, gives its events and errors the names used here, and
+adds what callers need beyond it. The methods that every call uses are the engine's own, bound once
+per connection, so that the wrapper costs nothing.
 
-Rules the callers keep (each found the hard way):
+Rules that callers must keep:
 - `output` is always asked for a bounded amount; less than that means that nothing
   more can be sent now.
 - `reset` drops whatever is queued on the stream: flush first, then reset.
-- Received bytes are acknowledged byte for byte, also those of closed streams, or
-  the connection's window leaks.
+- Every received byte must be acknowledged, also one of a closed stream. Otherwise the connection's
+  window shrinks for good.
 - A peer may reset a stream whose request is still in the same batch of events: any
   send on a stream may raise `StreamError`, which means that the stream is gone.
 """

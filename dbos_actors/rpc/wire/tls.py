@@ -1,7 +1,7 @@
-"""TLS for listeners: contexts that speak h2, that reload, and the filter on a connection.
+"""TLS: a server's context, one that follows its files, and the filter on a connection's bytes.
 
-The filter is sans-I/O, over OpenSSL's memory BIOs, so that a connection with TLS takes
-the same direct path to its socket as one without.
+The filter does no I/O: it works on OpenSSL's buffers in memory. So a connection with TLS reads from
+and writes to its socket in the same way as one without.
 """
 
 from __future__ import annotations
