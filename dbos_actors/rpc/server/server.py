@@ -446,7 +446,7 @@ class _Connection:
         They hold each other, and the engine with its buffers. Apart they are freed at once,
         without the garbage collector.
         """
-        self._protocol.driver = _NO_DRIVER
+        self._protocol.let_go(_NO_DRIVER)
         self._nursery = None
 
     def _failed(self, error: Exception) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.rpc.server.call_states import CallEvent, CallState, next_state
 from dbos_actors.rpc.server.containment import Observer, chained
 from dbos_actors.rpc.server.handover import Handover
 from dbos_actors.rpc.server.interceptors import StreamHandler
@@ -35,6 +36,11 @@ from dbos_actors.rpc.wire.status import (
     Fields,
     status_fields,
 )
+
+# Looking a member up costs as much as a whole small function.
+_RUNNING: Final = CallState.RUNNING
+_ANSWERING: Final = CallState.ANSWERING
+_OVER: Final = CallState.OVER
 
 _INFLATED_AT_ONCE_BYTES: Final = 1024 * 1024
 """A handler that asks for many messages gets no more of them once these have come out of them."""
@@ -112,8 +118,7 @@ class StreamResponder(Protocol):
 class StreamCall:
     """The protocol's half of one call.
 
-    A call is *over* when its status is queued or its client has gone; its handler may
-    outlive that, and only when the handler has returned is it *finished*.
+    `dbos_actors.rpc.server.call_states` has the table of its states.
     """
 
     __slots__ = (
@@ -122,19 +127,17 @@ class StreamCall:
         "deadline",
         "encoding",
         "failure",
-        "handling",
         "handover",
         "headers",
-        "headers_sent",
         "inflated_bytes",
         "message_bytes",
         "method",
         "observer",
         "on_change",
         "on_over",
-        "over",
         "reader",
         "request_ended",
+        "state",
         "stream_id",
         "unacknowledged",
     )
@@ -166,15 +169,41 @@ class StreamCall:
         self.request_ended = False
         self.failure: GRPCError | None = None
         """Why no further message can be taken."""
-        self.headers_sent = False
         self.handover = Handover()
-        self.handling = False
-        """Whether a handler was started, and has not returned."""
-        self.over = False
+        self.state = CallState.RECEIVING
         self.on_change: Callable[[], None] = _nothing
         """Called when there may be more to take, or room to send, or the call is over."""
         self.on_over: Callable[[], None] = _nothing
         self.observer: Observer | None = None
+
+    def happened(self, event: CallEvent) -> CallState:
+        """Move to the state that an event leads to; the state before. Raises `CallStateError`."""
+        before = self.state
+        self.state = next_state(before, event)
+        return before
+
+    @property
+    def over(self) -> bool:
+        """Whether the status is queued, the stream was reset, or the client has gone."""
+        return self.state >= _OVER
+
+    @property
+    def handling(self) -> bool:
+        """Whether a handler was started, and has not returned."""
+        return _RUNNING <= self.state <= _OVER
+
+    @property
+    def headers_sent(self) -> bool:
+        """Whether the response headers of a call that is not over are queued."""
+        return self.state is _ANSWERING
+
+    @property
+    def due_bytes(self) -> int:
+        """Bytes of the request to acknowledge when its message has room of its own.
+
+        What came behind that message is acknowledged later, when it is taken.
+        """
+        return self.unacknowledged - max(0, self.reader.buffered_bytes - self.message_bytes)
 
     @property
     def peer(self) -> str:
@@ -282,7 +311,7 @@ class StreamCall:
 
     def send_headers(self, fields: Fields) -> None:
         """Queue the initial metadata."""
-        self.headers_sent = True
+        self.happened(CallEvent.ANSWER)
         base = RESPONSE_HEADERS_GZIP if self.accepts_gzip else RESPONSE_HEADERS
         self._responder.send_headers(self, base + fields)
 

@@ -133,6 +133,11 @@ class UnaryCall:
         self.accepts_gzip = False
 
     @property
+    def due_bytes(self) -> int:
+        """Bytes of the request to acknowledge when its message has room of its own."""
+        return self.unacknowledged
+
+    @property
     def metadata(self) -> Metadata:
         """The call's custom metadata, decoded when first asked for.
 

@@ -94,7 +94,7 @@ def test_mutated_traffic_ends_in_order_or_in_goaway(
     assert pipe.core.calls_live == 0
     assert pipe.core.unsent_free == ServerLimits().unsent_bytes_shared
     assert pipe.core.held_free == ServerLimits().held_bytes_shared
-    assert pipe.server._held == 0
+    assert pipe.server._requests.held == 0
     pipe.core.deadlines.expire(float("inf"))
     assert len(pipe.core.deadlines) == 0
 

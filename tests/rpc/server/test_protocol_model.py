@@ -154,13 +154,13 @@ class World:
         waiting = [call for call in calls if isinstance(call, StreamCall) and not call.handling]
         assert core.calls_live == len(unary) + len(waiting) + len(self.started())
         assert core.streams_live == len(waiting) + len(self.started())
-        assert server._handlers == len(self.started())
+        assert server._stream_calls.handlers == len(self.started())
         assert not any(call.answered for call in unary)
         held = sum(len(call.buffer) for call in unary if call.buffer is not None)
         held += sum(c.reader.buffered_bytes for c in calls if isinstance(c, StreamCall))
-        assert server._held == held
-        assert core.held_free == LIMITS.held_bytes_shared - server._held_charged
-        assert core.unsent_free == LIMITS.unsent_bytes_shared - server._charged
+        assert server._requests.held == held
+        assert core.held_free == LIMITS.held_bytes_shared - server._requests.charged
+        assert core.unsent_free == LIMITS.unsent_bytes_shared - server._responses.charged
         assert core.unsent_free >= 0
         assert core.dirty == []
 
@@ -200,9 +200,9 @@ def test_whatever_happens_the_books_balance(
     world.check()
     assert pipe.core.calls_live == 0
     assert len(pipe.core.deadlines) == 0
-    assert pipe.server._charged == 0
-    assert not pipe.server._uploads._reserved
-    assert not pipe.server._uploads._waiting
+    assert pipe.server._responses.charged == 0
+    assert not pipe.server._requests.uploads._reserved
+    assert not pipe.server._requests.uploads._waiting
     stream = pipe.client.request(bytes(500), path=b"/test.Test/Echo")
     pipe.run()
     answer = pipe.client.answers[stream]

@@ -1,0 +1,276 @@
+"""Which requests of a connection become calls, and which are refused when their headers come.
+
+`Admission.begin` looks at the headers of each request, in this order:
+1. Is it a gRPC call of a method of this server? If not, it gets an HTTP error or UNIMPLEMENTED.
+2. Whose call is it? One that needs authentication and has none is refused. It counts as live
+   nowhere, and nothing of its message is kept. Open methods have bounds instead.
+3. Is there a place for it? Too many live calls, an overloaded server, or a deadline that has
+   passed end the call at once.
+
+What is admitted becomes a `UnaryCall` or a `StreamCall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+from grpclib.const import Status
+
+from dbos_actors.rpc.server.outbox import Discarded, Outbox
+from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod
+from dbos_actors.rpc.server.stream_calls import StreamCalls
+from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
+from dbos_actors.rpc.server.unary_calls import UnaryCalls
+from dbos_actors.rpc.wire.compression import ACCEPTED, GZIP, IDENTITY, accepts_gzip
+from dbos_actors.rpc.wire.http2 import Headers
+from dbos_actors.rpc.wire.metadata import MetadataError, decode_timeout
+from dbos_actors.rpc.wire.status import RESPONSE_HEADERS, Fields, status_fields
+
+_CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
+
+_ANYBODY: Final = "anybody"
+"""The client of a server that authenticates none."""
+
+_NO_CREDENTIALS: Final = "valid credentials are required"
+_REVOKED: Final = "the credentials of this call are no longer valid"
+_TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
+_OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
+
+
+class Admission:
+    """The requests of one connection, and the client that it is known to belong to.
+
+    The connection is among the server's strangers until a client was authenticated on it.
+    """
+
+    __slots__ = (
+        "_compresses",
+        "_is_gated",
+        "_message_max",
+        "_outbox",
+        "_shared",
+        "_stream_calls",
+        "_streams",
+        "_unary",
+        "client",
+    )
+
+    client: Hashable | None
+    """Who was authenticated last. While nobody was, the connection is a stranger."""
+
+    def __init__(self, outbox: Outbox, unary: UnaryCalls, stream_calls: StreamCalls) -> None:
+        limits = outbox.shared.limits
+        self._outbox = outbox
+        self._shared = outbox.shared
+        self._streams = outbox.streams
+        self._unary = unary
+        self._stream_calls = stream_calls
+        self._compresses = limits.compress_bytes_min is not None
+        self._message_max = limits.message_bytes_max
+        self.client = None
+        # Whether the next call of a method that is not open has to be authenticated.
+        self._is_gated = True
+        self._shared.strangers.add(self)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the connection has calls, or handlers that outlive theirs."""
+        return bool(self._streams) or self._stream_calls.handlers > 0
+
+    def dismiss(self) -> None:
+        """Close the connection at once: others need its place."""
+        self._outbox.driver.dismiss()
+
+    def begin(self, stream_id: int, headers: Headers, end_stream: bool, now_s: float) -> None:
+        """Make a call of a request, or refuse it."""
+        fields = dict(headers)
+        shared = self._shared
+        method = shared.routes.get(fields.get(b":path", b""))
+        timeout = fields.get(b"grpc-timeout")
+        encoding = fields.get(b"grpc-encoding")
+        if (
+            method is None
+            or fields[b":method"] != b"POST"
+            or fields.get(b"content-type") not in _CONTENT_TYPES
+            or fields.get(b"te") != b"trailers"
+            or encoding is not None
+        ):
+            refusal = _refusal(fields, known=method is not None)
+            if refusal is not None:
+                self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
+                return
+            if encoding == IDENTITY:
+                encoding = None
+        deadline_s = None
+        if timeout is not None:
+            try:
+                deadline_s = now_s + decode_timeout(timeout)
+            except MetadataError as error:
+                refusal = _http_error(b"400", Status.INTERNAL, str(error))
+                self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
+                return
+        call: UnaryCall | StreamCall | None
+        if type(method) is UnaryMethod:
+            if self._is_gated and not self._identify(stream_id, fields, end_stream):
+                return
+            # The dict unless it lacks a repeated field: what a waiting call keeps costs twice,
+            # when it is made and when the garbage collector walks it.
+            kept = fields if len(fields) == len(headers) else headers
+            call = UnaryCall(self._unary, stream_id, method, kept, deadline_s)
+        else:
+            assert type(method) is StreamMethod
+            call = self._make_stream(stream_id, method, headers, fields, end_stream)
+            if call is None:
+                return
+            call.deadline = deadline_s
+        if deadline_s is not None:
+            shared.deadlines.add(deadline_s, call)
+        if encoding is not None:
+            call.encoding = encoding
+        if self._compresses:
+            call.accepts_gzip = accepts_gzip(fields.get(b"grpc-accept-encoding"))
+        self._streams[stream_id] = call
+        shared.calls_live += 1
+        shared.calls_total += 1
+        if shared.calls_live > shared.calls_live_max:
+            self._end(call, end_stream, Status.RESOURCE_EXHAUSTED, "too many calls")
+        elif shared.shedding and type(call) is UnaryCall:
+            shared.shed_total += 1
+            self._end(call, end_stream, Status.RESOURCE_EXHAUSTED, _OVERLOADED)
+        elif deadline_s is not None and deadline_s <= now_s:
+            late = "deadline exceeded on arrival"
+            self._end(call, end_stream, Status.DEADLINE_EXCEEDED, late)
+        elif type(call) is StreamCall:
+            self._stream_calls.begin(call, end_stream=end_stream)
+        elif end_stream:
+            self._unary.feed(call, b"", end_stream=True)  # type: ignore[arg-type]
+
+    def _identify(self, stream_id: int, fields: dict[bytes, bytes], request_ended: bool) -> bool:
+        """Find out whose call it is; if nobody's, refuse it."""
+        authenticator = self._shared.authenticator
+        if authenticator is None:
+            self._know(_ANYBODY)
+            self._is_gated = False
+            return True
+        client = authenticator.identify(fields)
+        if client is None:
+            self._shared.calls_unauthenticated += 1
+            path = fields[b":path"].decode("ascii")
+            self._refuse(stream_id, path, Status.UNAUTHENTICATED, _NO_CREDENTIALS, request_ended)
+            return False
+        if client is not self.client:
+            self._know(client)
+        return True
+
+    def _know(self, client: Hashable) -> None:
+        """The connection's client has shown who it is."""
+        if self.client is None:
+            shared = self._shared
+            shared.strangers.discard(self)
+            if self._stream_calls.open_calls:
+                for call in self._streams.values():
+                    if type(call) is StreamCall and call.method.is_open:
+                        shared.open_calls_of_strangers.discard(call)
+                        shared.open_calls_of_clients.add(call)
+        self.client = client
+
+    def reauthenticate(self) -> None:
+        """End the calls whose client the authenticator knows no longer."""
+        shared = self._shared
+        authenticator = shared.authenticator
+        if authenticator is None:
+            return
+        if self.client is not None and not authenticator.is_valid(self.client):
+            self.client = None
+            shared.strangers.add(self)
+        for call in list(self._streams.values()):
+            if isinstance(call, Discarded) or (type(call) is StreamCall and call.method.is_open):
+                continue
+            if authenticator.identify(dict(call.headers)) is None:
+                self._end(call, call.request_ended, Status.UNAUTHENTICATED, _REVOKED)
+
+    def close(self) -> None:
+        """The connection is over."""
+        self._shared.strangers.discard(self)
+
+    def _make_stream(
+        self,
+        stream_id: int,
+        method: StreamMethod,
+        headers: Headers,
+        fields: dict[bytes, bytes],
+        request_ended: bool,
+    ) -> StreamCall | None:
+        """A call of a grpclib service; None: it is refused."""
+        shared, calls = self._shared, self._stream_calls
+        limits = shared.limits
+        if not method.is_open:
+            if self._is_gated and not self._identify(stream_id, fields, request_ended):
+                return None
+            call = StreamCall(calls, stream_id, method, headers, limit=self._message_max)
+        elif calls.open_calls >= limits.open_calls_connection_max:
+            status, text = Status.RESOURCE_EXHAUSTED, _TOO_MANY_OPEN
+            self._refuse(stream_id, method.path, status, text, request_ended)
+            return None
+        else:
+            limit = min(self._message_max, limits.open_message_bytes_max)
+            call = StreamCall(calls, stream_id, method, headers, limit=limit)
+            calls.open_calls += 1
+            shared.calls_live_max += 1
+            if self.client is None:
+                shared.open_calls_of_strangers.add(call)
+            else:
+                shared.open_calls_of_clients.add(call)
+        shared.streams_live += 1
+        calls.live += 1
+        return call
+
+    def _refuse(
+        self, stream_id: int, path: str, status: Status, message: str, request_ended: bool
+    ) -> None:
+        """Refuse a call of a known method before there is anything of it."""
+        self._shared.calls_total += 1
+        for refused in self._shared.refused:
+            refused(path, status)
+        headers = RESPONSE_HEADERS + status_fields(status, message)
+        self._outbox.refuse(stream_id, headers, request_ended=request_ended)
+
+    def _end(
+        self, call: UnaryCall | StreamCall, request_ended: bool, status: Status, message: str
+    ) -> None:
+        """End a call that was made."""
+        call.request_ended = request_ended
+        if isinstance(call, UnaryCall):
+            self._unary.end(call, status, message)
+        else:
+            call.end(status, message)
+
+
+def _refusal(fields: dict[bytes, bytes], *, known: bool) -> Fields | None:
+    """Why a request is not a gRPC call of this server; None: it is, in a rarer spelling."""
+    if fields.get(b":method") != b"POST":
+        return _http_error(b"405", Status.INTERNAL, "a gRPC call is a POST")
+    content_type = fields.get(b"content-type", b"")
+    if content_type.partition(b";")[0].strip() not in _CONTENT_TYPES:
+        text = content_type[:64].decode("ascii", "replace")
+        return _http_error(b"415", Status.INTERNAL, f"content-type {text!r} is not served")
+    if fields.get(b"te") != b"trailers":
+        return _http_error(b"400", Status.INTERNAL, "te: trailers is required")
+    if not known:
+        path = fields.get(b":path", b"")[:256].decode("ascii", "replace")
+        return RESPONSE_HEADERS + status_fields(Status.UNIMPLEMENTED, f"unknown method {path}")
+    encoding = fields.get(b"grpc-encoding", IDENTITY)
+    if encoding not in {IDENTITY, GZIP}:
+        text = encoding[:64].decode("ascii", "replace")
+        status = status_fields(Status.UNIMPLEMENTED, f"grpc-encoding {text!r} is not supported")
+        return [*RESPONSE_HEADERS, (b"grpc-accept-encoding", ACCEPTED), *status]
+    return None
+
+
+def _http_error(http_status: bytes, status: Status, message: str) -> Fields:
+    return [
+        (b":status", http_status),
+        (b"content-type", b"application/grpc"),
+        *status_fields(status, message),
+    ]
