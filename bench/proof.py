@@ -16,7 +16,8 @@ from bench import servers
 from bench.driver import LoadError, run_load
 from bench.load.histogram import Histogram
 from bench.load.plan import Group, Load
-from bench.load.workloads import NO_OP, Parameters, id_prefix, make_workload
+from bench.load.requests import NO_OP, Parameters, id_prefix
+from bench.load.workloads import make_workload
 from bench.servers import ServerKind
 
 _CONNECTIONS = 4

@@ -18,7 +18,7 @@ from bench import servers, verify
 from bench.driver import GENERATOR_LIMIT, LoadError, Run, run_load
 from bench.load.histogram import Histogram
 from bench.load.plan import Group, GroupOutcome, Load
-from bench.load.workloads import Parameters, id_prefix
+from bench.load.requests import Parameters, id_prefix
 from bench.scenarios import HOLD_SHARES, Profile, Scenario, Step
 from bench.servers import Process, ServerError, ServerKind
 

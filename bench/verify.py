@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from bench.load import workloads
+from bench.load import requests
 from bench.load.plan import GroupOutcome
-from bench.load.workloads import Parameters
+from bench.load.requests import Parameters
 from dbos_actors.api import messages
 from dbos_actors.store.keys import Keys, escaped
 
@@ -138,7 +138,7 @@ LAYOUTS: dict[str, Callable[[Any], Layout]] = {
 
 
 def _agents(parameters: Parameters) -> list[str]:
-    return [workloads.agent_of(number, parameters.agents) for number in range(parameters.agents)]
+    return [requests.agent_of(number, parameters.agents) for number in range(parameters.agents)]
 
 
 def check(
@@ -167,7 +167,7 @@ def check(
         widest = max((parameters for parameters, _ in runs), key=lambda p: p.agents)
         stored = layout.runs(_agents(widest))
         # A run is there after its first report; it takes four to finish one.
-        least = sum(outcome.acknowledged for _, outcome in runs) / len(workloads.RUN_STATES)
+        least = sum(outcome.acknowledged for _, outcome in runs) / len(requests.RUN_STATES)
         if stored < least:
             problems.append(f"runs: {stored} stored, at least {least:.0f} acknowledged")
         for parameters, outcome in runs:
@@ -193,10 +193,10 @@ def _counted(
 def _sampled_results(
     layout: Layout, parameters: Parameters, outcome: GroupOutcome, rng: random.Random
 ) -> list[str]:
-    pool = workloads.pool_of(parameters)
+    pool = requests.pool_of(parameters)
     missing = []
     for number in _sample(outcome, rng):
-        expected = workloads.result_of(parameters, pool, number)
+        expected = requests.result_of(parameters, pool, number)
         agent_id, result_id = expected[:2]
         record = layout.result(agent_id, result_id)
         if record is None:
@@ -212,16 +212,16 @@ def _sampled_runs(
     layout: Layout, parameters: Parameters, outcome: GroupOutcome, rng: random.Random
 ) -> list[str]:
     missing = []
-    started = outcome.issued // len(workloads.RUN_STATES)
+    started = outcome.issued // len(requests.RUN_STATES)
     for number in rng.sample(range(started), min(SAMPLES, started)):
-        agent_id = workloads.agent_of(number, parameters.agents)
-        request_id = workloads.id_of(parameters.prefix, number)
+        agent_id = requests.agent_of(number, parameters.agents)
+        request_id = requests.id_of(parameters.prefix, number)
         record = layout.run(agent_id, request_id)
         if record is None:
             missing.append(f"run {request_id} of {agent_id} is missing")
             continue
         stored = messages.ModuleState.FromString(record)
-        if stored.request_id != request_id or stored.state not in workloads.RUN_STATES:
+        if stored.request_id != request_id or stored.state not in requests.RUN_STATES:
             return [f"run {request_id} of {agent_id} is not what was sent"]
     return _beyond(missing, outcome)
 

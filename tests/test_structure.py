@@ -22,9 +22,6 @@ EXCEPTIONS: Final[dict[str, str]] = {}
 
 STILL_TOO_LONG: Final = frozenset(
     {
-        "bench/load/connection.py",
-        "bench/load/worker.py::Worker.run",
-        "bench/load/workloads.py",
         "dbos_actors/actors/tasks/actor.py",
         "dbos_actors/actors/tasks/scheduler.py",
         "dbos_actors/actors/tasks/scheduler.py::Scheduler.__init__",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from bench.load.connection import ConnectionLostError
 from bench.load.plan import Load, Outcome
+from bench.load.wire import ConnectionLostError
 from bench.load.worker import Worker
 
 

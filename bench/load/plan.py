@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.load.workloads import Parameters
+from bench.load.requests import Parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections import deque
 from time import perf_counter
 
 from bench.load import frames
-from bench.load.connection import ConnectionLostError, Tally, Times, Wire
-from bench.load.workloads import DBOS, Item, Workload
+from bench.load.requests import DBOS, Item, Workload
+from bench.load.wire import ConnectionLostError, Tally, Times, Wire
 from dbos_actors.api import messages
 
 _STREAM = 1

@@ -12,11 +12,13 @@ import select
 from collections.abc import Iterable
 from time import perf_counter, process_time
 
-from bench.load.connection import Connection, ConnectionLostError, Tally, UnaryConnection
+from bench.load.connection import UnaryConnection
 from bench.load.histogram import Histogram
 from bench.load.plan import Group, GroupOutcome, Load, Outcome
 from bench.load.stream import StreamConnection
-from bench.load.workloads import Leases, make_workload
+from bench.load.task_workloads import Leases
+from bench.load.wire import Connection, ConnectionLostError, Tally
+from bench.load.workloads import make_workload
 
 _IDLE_WAIT_S = 0.05
 _TICK_S = 0.001
@@ -111,6 +113,32 @@ class _Lane:
         )
 
 
+class _Window:
+    """The time in which calls are measured, and what is noted of it for each lane."""
+
+    def __init__(self, lanes: int) -> None:
+        self.counted = [0] * lanes
+        """Calls acknowledged before it began."""
+        self.backlogs: list[list[int]] = [[] for _ in range(lanes)]
+        """Calls in flight or due, at the end of each second."""
+        self.has_begun = False
+        self.wall_s = 0.0
+        self.cpu_s = 0.0
+        self._wall_from = self._cpu_from = 0.0
+
+    def begin(self) -> float:
+        """Returns the moment at which it begins."""
+        self.has_begun = True
+        self._wall_from, self._cpu_from = perf_counter(), process_time()
+        return self._wall_from
+
+    def end(self) -> None:
+        """Without `begin`, no time has passed."""
+        if self.has_begun:
+            self.wall_s = perf_counter() - self._wall_from
+            self.cpu_s = process_time() - self._cpu_from
+
+
 class Worker:
     """Runs one `Load`. Use once: `connect`, then `run`."""
 
@@ -141,34 +169,14 @@ class Worker:
         gc.freeze()
         gc.disable()
         begin = perf_counter()
+        window = _Window(len(self._lanes))
         error = None
-        measuring = False
-        measured_from = measured_to = 0.0
-        cpu_from = cpu_to = 0.0
-        counted: list[int] = [0] * len(self._lanes)
-        backlogs: list[list[int]] = [[] for _ in self._lanes]
         try:
-            for lane in self._lanes:
-                lane.start = begin
-            self._steps(begin + self._load.warmup_s)
-            for index, lane in enumerate(self._lanes):
-                counted[index] = lane.tally.acknowledged
-                lane.tally.samples = []
-            measuring = True
-            measured_from, cpu_from = perf_counter(), process_time()
-            end = measured_from + self._load.duration_s
-            second = measured_from
-            while (now := perf_counter()) < end and not self._finished() and not self._lost():
-                second = min(end, second + 1.0)
-                self._steps(max(now, second))
-                for backlog, lane in zip(backlogs, self._lanes, strict=True):
-                    backlog.append(lane.in_flight + max(0, lane.due(perf_counter())))
+            self._warm_up(begin)
+            self._measure(window)
         except ConnectionLostError as lost:
             error = str(lost)
-        measured_to, cpu_to = perf_counter(), process_time()
-        if not measuring:
-            measured_from, cpu_from = measured_to, cpu_to
-        outcomes = {}
+        window.end()
         measured = [lane.tally.acknowledged for lane in self._lanes]
         samples = [lane.tally.samples for lane in self._lanes]
         for lane in self._lanes:
@@ -182,20 +190,39 @@ class Worker:
         hollow = sum(connection.hollow for _, connection in self._connections.values())
         if hollow and error is None:
             error = f"{hollow} replies were OK without a message"
+        outcomes = {}
         for index, lane in enumerate(self._lanes):
             outcome = lane.outcome()
-            outcome.measured = measured[index] - counted[index] if measuring else 0
+            outcome.measured = measured[index] - window.counted[index] if window.has_begun else 0
             outcome.histogram = Histogram.of_seconds(samples[index]).to_json()
-            outcome.backlog = backlogs[index]
+            outcome.backlog = window.backlogs[index]
             outcomes[lane.group.name] = outcome
         gc.enable()
         return Outcome(
             groups=outcomes,
-            window_s=measured_to - measured_from,
+            window_s=window.wall_s,
             elapsed_s=elapsed_s,
-            cpu_s=cpu_to - cpu_from,
+            cpu_s=window.cpu_s,
             error=error,
         )
+
+    def _warm_up(self, begin: float) -> None:
+        for lane in self._lanes:
+            lane.start = begin
+        self._steps(begin + self._load.warmup_s)
+
+    def _measure(self, window: _Window) -> None:
+        """Runs for the load's duration, and notes the backlog of every second."""
+        for index, lane in enumerate(self._lanes):
+            window.counted[index] = lane.tally.acknowledged
+            lane.tally.samples = []
+        second = window.begin()
+        end = second + self._load.duration_s
+        while (now := perf_counter()) < end and not self._finished() and not self._lost():
+            second = min(end, second + 1.0)
+            self._steps(max(now, second))
+            for backlog, lane in zip(window.backlogs, self._lanes, strict=True):
+                backlog.append(lane.in_flight + max(0, lane.due(perf_counter())))
 
     def _lost(self) -> bool:
         """Whether going on shows nothing: everything fails, or an open loop cannot be held."""

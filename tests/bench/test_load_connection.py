@@ -22,8 +22,8 @@ import pytest
 
 from bench.load.histogram import Histogram
 from bench.load.plan import Group, GroupOutcome, Load, Outcome
+from bench.load.requests import Parameters, id_prefix
 from bench.load.worker import Worker
-from bench.load.workloads import Parameters, id_prefix
 from dbos_actors.api import messages
 
 OK = messages.StoreResultResponse(success=True).SerializeToString()

@@ -12,7 +12,7 @@ import pytest
 from bench import servers, verify
 from bench.driver import run_load
 from bench.load.plan import Group, GroupOutcome, Load
-from bench.load.workloads import Parameters, agent_of, id_of, id_prefix
+from bench.load.requests import Parameters, agent_of, id_of, id_prefix
 from bench.runner import Options, Runner, Sample
 from bench.scenarios import Profile, Scenario, Step, Traffic
 from bench.servers import ServerKind

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.load import samples, workloads
-from bench.load.workloads import Item, Parameters, id_of, id_prefix, make_workload
+from bench.load import requests, samples, workloads
+from bench.load.requests import Item, Parameters, id_of, id_prefix
+from bench.load.workloads import make_workload
 from dbos_actors.api import messages
 
 PREFIX = id_prefix(0xABCDEF01, 2)
@@ -30,17 +31,17 @@ def parameters(kind: str, **values: Any) -> Parameters:
 
 def test_results_are_the_ones_named_by_their_numbers() -> None:
     given = parameters("store_result")
-    pool = workloads.pool_of(given)
+    pool = requests.pool_of(given)
     for number, item in enumerate(islice(make_workload(given), 700)):
         result = messages.StoreResultRequest.FromString(message_of(item)).result
-        expected = workloads.result_of(given, pool, number)
+        expected = requests.result_of(given, pool, number)
         assert (result.agent_id, result.id, result.module_name, result.data) == expected
 
 
 def test_all_agents_are_met_before_any_twice() -> None:
-    agents = [workloads.agent_of(number, 13_000) for number in range(13_000)]
+    agents = [requests.agent_of(number, 13_000) for number in range(13_000)]
     assert len(set(agents)) == 13_000
-    assert workloads.agent_of(13_000, 13_000) == agents[0]
+    assert requests.agent_of(13_000, 13_000) == agents[0]
 
 
 def test_a_count_ends_a_workload() -> None:
@@ -65,11 +66,11 @@ def test_a_run_goes_on_only_when_its_last_report_was_answered() -> None:
         next(workload)
     states = []
     item = first
-    for _ in workloads.RUN_STATES:
+    for _ in requests.RUN_STATES:
         states.append(messages.SetModuleStateRequest.FromString(message_of(item)).state)
         workload.completed(item, b"")
         item = next(workload, second)
-    assert tuple(state.state for state in states) == workloads.RUN_STATES
+    assert tuple(state.state for state in states) == requests.RUN_STATES
     assert {state.request_id for state in states} == {id_of(PREFIX, 0)}
     assert item is second
 
@@ -84,7 +85,7 @@ def test_a_run_goes_on_only_when_its_last_report_was_answered() -> None:
     ],
 )
 def test_reads_ask_for_what_was_written(kind: str, request_class: Any, named: list[str]) -> None:
-    known = {(workloads.agent_of(number, 50), id_of(PREFIX, number)) for number in range(40)}
+    known = {(requests.agent_of(number, 50), id_of(PREFIX, number)) for number in range(40)}
     possible = {"agent_id": {agent for agent, _ in known}, "request_id": {id_ for _, id_ in known}}
     seen = set()
     for item in islice(make_workload(parameters(kind)), 200):

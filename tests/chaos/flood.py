@@ -18,9 +18,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench.load.connection import ConnectionLostError, Tally, UnaryConnection
+from bench.load.connection import UnaryConnection
 from bench.load.histogram import Histogram
-from bench.load.workloads import Leases, Parameters, make_workload
+from bench.load.requests import Parameters
+from bench.load.task_workloads import Leases
+from bench.load.wire import ConnectionLostError, Tally
+from bench.load.workloads import make_workload
 
 _TICK_S = 0.001
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.load import frames
 from bench.load.histogram import Histogram
-from bench.load.workloads import Parameters, id_prefix
+from bench.load.requests import Parameters, id_prefix
 from dbos_actors.api import messages
 from dbos_actors.store.keys import Keys
 from tests.chaos.flood import Flood, FloodProcess, Outcome

@@ -14,9 +14,12 @@ import threading
 import time
 from pathlib import Path
 
-from bench.load.connection import Tally, UnaryConnection
+from bench.load.connection import UnaryConnection
 from bench.load.histogram import Histogram
-from bench.load.workloads import Leases, Parameters, id_prefix, make_workload
+from bench.load.requests import Parameters, id_prefix
+from bench.load.task_workloads import Leases
+from bench.load.wire import Tally
+from bench.load.workloads import make_workload
 
 PAUSE_S = 0.005
 
