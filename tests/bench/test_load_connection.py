@@ -347,7 +347,7 @@ def test_open_loop_latency_counts_from_the_moment_a_call_was_due() -> None:
     # loop would have seen four slow calls.
     slow = sum(count for bucket, count in group.histogram.items() if int(bucket) >= bucket_of(0.05))
     assert slow > 20
-    assert 100 < group.issued <= 301
+    assert 100 < group.issued <= 500.0 * outcome.elapsed_s + 1
     assert group.acknowledged == group.issued
 
 
