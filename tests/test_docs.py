@@ -133,6 +133,19 @@ def test_every_file_that_a_document_names_exists() -> None:
             assert any((folder / path).exists() for folder in folders), f"{page.name}: {path}"
 
 
+def test_lines_of_documents_end_at_100_columns() -> None:
+    for page in [*DOCUMENTS, ROOT / "bench" / "README.md"]:
+        if page.name == "api.md":  # a great part of it is generated
+            continue
+        fenced_off = False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.startswith("```"):
+                fenced_off = not fenced_off
+            # A row of a table cannot be broken, nor can a command or its output.
+            if not fenced_off and not line.startswith(("|", "    ")):
+                assert len(line) <= 100, f"{page.name}:{number} has {len(line)} columns"
+
+
 # ----------------------------------------------------------------- layers, contract
 
 
