@@ -26,10 +26,10 @@ _NO_ROOM: Final = (
 class Inflation:
     """The decompressed bytes of one connection."""
 
-    __slots__ = ("_core", "_used")
+    __slots__ = ("_shared", "_used")
 
-    def __init__(self, core: SharedState) -> None:
-        self._core = core
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._used = 0
 
     def inflate(self, encoding: bytes | None, body: bytes, message_bytes_max: int) -> bytes:
@@ -37,10 +37,10 @@ class Inflation:
 
         Raises `grpclib.GRPCError`: RESOURCE_EXHAUSTED without room, or as `restore` does.
         """
-        core = self._core
-        room = min(message_bytes_max, core.inflated_free)
+        shared = self._shared
+        room = min(message_bytes_max, shared.inflated_free)
         if self._used:  # one message has a place, whatever the limits are
-            room = min(room, core.limits.inflated_bytes_max - self._used)
+            room = min(room, shared.limits.inflated_bytes_max - self._used)
         try:
             data = restore(encoding, body, max(0, room))
         except GRPCError as error:
@@ -48,10 +48,10 @@ class Inflation:
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, _NO_ROOM) from error
             raise
         self._used += len(data)
-        core.inflated_free -= len(data)
+        shared.inflated_free -= len(data)
         return data
 
     def release(self, size: int) -> None:
         """So many bytes are no longer held."""
         self._used -= size
-        self._core.inflated_free += size
+        self._shared.inflated_free += size

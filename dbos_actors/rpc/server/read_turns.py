@@ -52,18 +52,18 @@ class ReadTurns:
     __slots__ = (
         "_began_s",
         "_busy",
-        "_core",
         "_free_s",
         "_heavy",
         "_line",
         "_overloaded",
+        "_shared",
         "_shed_before",
     )
 
-    def __init__(self, core: SharedState, overloaded: Callable[[], bool]) -> None:
+    def __init__(self, shared: SharedState, overloaded: Callable[[], bool]) -> None:
         """``overloaded`` says whether calls wait so long that new ones had better be refused."""
-        self._core = core
-        self._busy = core.limits.calls_busy
+        self._shared = shared
+        self._busy = shared.limits.calls_busy
         self._overloaded = overloaded
         self._line = trio.Lock()
         self._heavy = 0
@@ -74,10 +74,10 @@ class ReadTurns:
     @property
     def is_needed(self) -> bool:
         """Whether so many calls wait that connections should take turns."""
-        core = self._core
-        if core.calls_live - core.streams_live > self._busy:
+        shared = self._shared
+        if shared.calls_live - shared.streams_live > self._busy:
             return True
-        core.shedding = False
+        shared.shedding = False
         return False
 
     def must_wait(self, *, is_stranger: bool, is_heavy: bool) -> bool:
@@ -100,14 +100,14 @@ class ReadTurns:
         except BaseException:
             self._line.release()
             raise
-        core = self._core
-        core.shedding = self.is_needed and self._overloaded()
-        self._shed_before = core.shed_total
+        shared = self._shared
+        shared.shedding = self.is_needed and self._overloaded()
+        self._shed_before = shared.shed_total
         self._began_s = trio.current_time()
 
     async def __aexit__(self, *_: object) -> None:
         """End the turn; without a checkpoint."""
-        if self._core.shed_total != self._shed_before:
+        if self._shared.shed_total != self._shed_before:
             now_s = trio.current_time()
             owed_s = _PAUSE_FACTOR * (now_s - self._began_s)
             self._free_s = min(max(self._free_s, now_s) + owed_s, now_s + _PAUSE_S_MAX)

@@ -237,7 +237,7 @@ class Stream(Generic[RequestT, ReplyT]):
             self._call.end(Status.INTERNAL, INTERNAL_ERROR)
 
 
-async def handle(call: StreamCall, core: SharedState, clock: Clock) -> None:
+async def handle(call: StreamCall, shared: SharedState, clock: Clock) -> None:
     """Run a call's handler to its end, and the call to its status. Only cancellation gets out."""
     scope = trio.CancelScope(deadline=float("inf") if call.deadline is None else call.deadline)
     call.on_over = scope.cancel
@@ -246,7 +246,7 @@ async def handle(call: StreamCall, core: SharedState, clock: Clock) -> None:
             return
         try:
             stream: Stream[Any, Any] = Stream(
-                call, clock=clock, compress_bytes_min=core.limits.compress_bytes_min
+                call, clock=clock, compress_bytes_min=shared.limits.compress_bytes_min
             )
         except MetadataError as error:
             call.end(Status.INTERNAL, str(error))
@@ -259,7 +259,7 @@ async def handle(call: StreamCall, core: SharedState, clock: Clock) -> None:
             if passing is not None:
                 call.cancel()
             if failure is not None:
-                _fail(call, core, sole_cause(failure))
+                _fail(call, shared, sole_cause(failure))
             try:
                 if passing is error:
                     raise
@@ -281,7 +281,7 @@ async def handle(call: StreamCall, core: SharedState, clock: Clock) -> None:
         call.finished()
 
 
-def _fail(call: StreamCall, core: SharedState, error: BaseException) -> None:
+def _fail(call: StreamCall, shared: SharedState, error: BaseException) -> None:
     if call.over:
         group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
         unexpected = group.split((StreamTerminatedError, GRPCError))[1]
@@ -289,7 +289,7 @@ def _fail(call: StreamCall, core: SharedState, error: BaseException) -> None:
             error = sole_cause(unexpected)
             log_limited(log.error, "handler failed after its call", path=call.path, exc_info=error)
         return
-    status, message, fields = core.status(error, call.path)
+    status, message, fields = shared.status(error, call.path)
     if not isinstance(error, GRPCError) and status in {Status.INTERNAL, Status.UNKNOWN}:
         log_limited(log.error, "handler failed", path=call.path, peer=call.peer, exc_info=error)
         status, message = Status.INTERNAL, INTERNAL_ERROR

@@ -117,7 +117,7 @@ def test_without_interceptors_a_handler_is_called_itself() -> None:
         services=[service := Health()],
         status_of=lambda e: (Status.UNKNOWN, str(e)),
     )
-    routes = server._core.routes
+    routes = server._shared.routes
     assert routes[b"/a/b"].handler is handler
     check: Callable[..., Awaitable[None]] = service.check
     assert routes[b"/grpc.health.v1.Health/Check"].handler == check

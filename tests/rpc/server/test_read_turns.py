@@ -73,18 +73,18 @@ async def test_a_turn_of_a_stranger_refuses_no_calls_while_few_wait() -> None:
 
 async def test_shedding_begins_with_a_turn_and_ends_when_few_calls_wait() -> None:
     core = core_with(101)
-    pacer = ReadTurns(core, always)
-    async with pacer:
+    turns = ReadTurns(core, always)
+    async with turns:
         assert core.shedding
-    assert pacer.is_needed
+    assert turns.is_needed
     assert core.shedding
     core.calls_live = 100
-    assert not pacer.is_needed
+    assert not turns.is_needed
     assert not core.shedding
 
 
 async def test_one_connection_reads_in_a_round_in_the_order_of_arrival() -> None:
-    pacer = ReadTurns(core_with(101), never)
+    turns = ReadTurns(core_with(101), never)
     rounds = 0
     order: list[tuple[int, int]] = []
 
@@ -96,7 +96,7 @@ async def test_one_connection_reads_in_a_round_in_the_order_of_arrival() -> None
 
     async def busy(number: int) -> None:
         for _ in range(5):
-            async with pacer:
+            async with turns:
                 order.append((rounds, number))
 
     async with trio.open_nursery() as nursery:
@@ -107,41 +107,41 @@ async def test_one_connection_reads_in_a_round_in_the_order_of_arrival() -> None
         nursery.cancel_scope.cancel()
     at = [when for when, _ in order]
     assert max(at.count(when) for when in at) <= 2
-    turns = [number for _, number in order]
-    assert all(set(turns[first : first + 10]) == set(range(10)) for first in range(0, 50, 10))
+    numbers = [number for _, number in order]
+    assert all(set(numbers[first : first + 10]) == set(range(10)) for first in range(0, 50, 10))
 
 
 async def test_a_turn_that_shed_calls_is_paid_for_with_four_times_its_length(
     autojump_clock: Any,
 ) -> None:
     core = core_with(101)
-    pacer = ReadTurns(core, always)
+    turns = ReadTurns(core, always)
     start = trio.current_time()
     for _ in range(20):
-        async with pacer:
+        async with turns:
             await trio.sleep(0.003)  # what a turn takes; it has no checkpoint in truth
             core.shed_total += 50
     assert 19 * 0.015 <= trio.current_time() - start <= 20 * 0.015 + 0.001
 
 
 async def test_a_turn_that_shed_nothing_costs_no_pause(autojump_clock: Any) -> None:
-    pacer = ReadTurns(core_with(101), always)
+    turns = ReadTurns(core_with(101), always)
     start = trio.current_time()
     for _ in range(20):
-        async with pacer:
+        async with turns:
             pass
     assert trio.current_time() == start
 
 
 async def test_a_pause_is_never_long(autojump_clock: Any) -> None:
     core = core_with(101)
-    pacer = ReadTurns(core, always)
-    async with pacer:
+    turns = ReadTurns(core, always)
+    async with turns:
         await trio.sleep(10.0)
         core.shed_total += 1
     start = trio.current_time()
     for _ in range(20):
-        async with pacer:
+        async with turns:
             pass
     assert trio.current_time() - start <= 0.051
 
@@ -150,15 +150,15 @@ async def test_who_is_cancelled_in_line_or_in_a_pause_passes_the_turn_on(
     autojump_clock: Any,
 ) -> None:
     core = core_with(101)
-    pacer = ReadTurns(core, always)
-    async with pacer:
+    turns = ReadTurns(core, always)
+    async with turns:
         await trio.sleep(0.01)
         core.shed_total += 1  # a pause follows
     done: list[int] = []
 
     async def busy(number: int, scope: trio.CancelScope) -> None:
         with scope:
-            async with pacer:
+            async with turns:
                 done.append(number)
 
     scopes = [trio.CancelScope() for _ in range(6)]

@@ -1,0 +1,336 @@
+"""One connection of a server over a real socket.
+
+`SocketDriver` moves bytes between a socket and a `ServerConnection`, under TLS or not. It runs
+three kinds of tasks in a nursery of its own:
+- one that reads;
+- one for each handler of a grpclib service;
+- one that writes, and only while the socket accepts no more.
+
+The socket is used directly. A read or write that would block waits in
+`trio.lowlevel.wait_readable` or `wait_writable`. One that would not block costs one system call
+and no switch of tasks. Bytes that are taken from the engine are either accepted by the socket or
+kept in ``_unsent``, which only the writing task takes from. So no cancellation loses a part of the
+output.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from typing import Final
+
+import structlog
+import trio
+from grpclib.const import Status
+
+from dbos_actors.clock import Clock
+from dbos_actors.log_limits import log_limited
+from dbos_actors.rpc.server.connection import ServerConnection
+from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
+from dbos_actors.rpc.server.shared_state import SharedState
+from dbos_actors.rpc.server.stream import handle
+from dbos_actors.rpc.server.stream_call import StreamCall
+from dbos_actors.rpc.wire.peers import peer_name
+from dbos_actors.rpc.wire.tls import AlpnError, TlsFilter
+
+log = structlog.get_logger(__name__)
+
+READ_BYTES: Final = 256 * 1024
+"""The most that one read takes. What a read brings is handled before the next one, so all
+connections share one buffer of this size."""
+
+_WRITE_BYTES: Final = 64 * 1024
+"""Handed to the socket at a time; also what a connection keeps of framed output at most."""
+
+_LINGER_S: Final = 1.0
+"""How long a connection we end is kept for its client to take our last bytes."""
+
+
+class _NoDriver:
+    """The driver of a connection that has ended; a late answer finds nothing to do."""
+
+    def flush(self) -> None:
+        pass
+
+    def start(self, call: StreamCall) -> None:
+        pass
+
+    def dismiss(self) -> None:
+        pass
+
+
+_NO_DRIVER = _NoDriver()
+
+
+class SocketDriver:
+    """Drives one `ServerConnection` over one socket."""
+
+    __slots__ = (
+        "_accepted_bytes",
+        "_clock",
+        "_is_heavy",
+        "_lingers",
+        "_moved",
+        "_nursery",
+        "_protocol",
+        "_read_buffer",
+        "_read_turns",
+        "_reading",
+        "_shared",
+        "_sock",
+        "_tls",
+        "_unsent",
+    )
+
+    _unsent: memoryview | None
+    """Taken from the engine and not accepted by the socket yet; while there is some, only the
+    writer touches the socket's sending side."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        *,
+        shared: SharedState,
+        clock: Clock,
+        read_buffer: memoryview,
+        read_turns: ReadTurns,
+        age_factor: float,
+    ) -> None:
+        self._sock = sock
+        self._shared = shared
+        self._clock = clock
+        self._read_buffer = read_buffer
+        self._read_turns = read_turns
+        self._is_heavy = False
+        self._tls = None if context is None else TlsFilter(context)
+        self._protocol = ServerConnection(
+            shared, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
+        )
+        self._nursery: trio.Nursery | None = None
+        self._unsent = None
+        self._accepted_bytes = 0
+        self._lingers = True
+        self._moved: trio.Event | None = None
+        self._reading = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Read until the connection ends, and its handlers have returned.
+
+        Its failures are dealt with inside its nursery: outside, they could come joined with
+        the cancellation of the server, which no handler of exceptions may swallow.
+        """
+        try:
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    if self._tls is None:
+                        self.flush()
+                    with self._reading:
+                        await self._read()
+                    if self._protocol.closed and self._lingers:
+                        with trio.move_on_after(_LINGER_S):
+                            await self._linger()
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+                    self._failed(error)
+                self._protocol.lost()
+                self._nursery.cancel_scope.cancel()
+        finally:
+            self._protocol.lost()
+            if self._is_heavy:
+                self._weigh(False)
+
+    def let_go(self) -> None:
+        """Part from the protocol, once nothing is to be read or written any more.
+
+        They hold each other, and the engine with its buffers. Apart they are freed at once,
+        without the garbage collector.
+        """
+        self._protocol.let_go(_NO_DRIVER)
+        self._nursery = None
+
+    def _failed(self, error: Exception) -> None:
+        """The connection cannot go on."""
+        if not isinstance(error, OSError):  # a client that goes without a word is no news
+            log_limited(log.error, "connection failed", peer=self._protocol.peer, exc_info=error)
+        self._protocol.lost()
+
+    async def _read(self) -> None:
+        protocol, sock, turns = self._protocol, self._sock, self._read_turns
+        unsent_max = self._shared.limits.unsent_bytes_max
+        while not protocol.closed:
+            while self._unsent is not None and protocol.unsent_bytes > unsent_max:
+                await self._wait_moved()
+            await trio.lowlevel.wait_readable(sock)
+            is_stranger = protocol.is_stranger
+            if turns.must_wait(is_stranger=is_stranger, is_heavy=self._is_heavy):
+                async with turns:
+                    more = self._receive(STRANGER_BYTES if is_stranger else TURN_BYTES)
+            else:
+                more = self._receive(READ_BYTES)
+            if not more:
+                return
+
+    def _receive(self, limit_bytes: int) -> bool:
+        """Take what has come, and send what it is answered with; False: that was the end."""
+        buffer, tls = self._read_buffer, self._tls
+        try:
+            size = self._sock.recv_into(buffer, limit_bytes)
+        except (BlockingIOError, InterruptedError):
+            return True
+        if size == 0:
+            return False
+        if self._is_heavy is not (size >= TURN_BYTES):
+            self._weigh(not self._is_heavy)
+        if tls is None:
+            self._protocol.receive(buffer[:size], self._clock.monotonic_s())
+        elif not self._receive_sealed(tls, buffer[:size]):
+            return False
+        self.flush()
+        return True
+
+    def _weigh(self, is_heavy: bool) -> None:
+        self._is_heavy = is_heavy
+        self._read_turns.count_heavy(1 if is_heavy else -1)
+
+    def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
+        """Take bytes under TLS; False: the connection is not worth going on with."""
+        protocol = self._protocol
+        try:
+            for plain in tls.open(data):
+                protocol.receive(plain, self._clock.monotonic_s())
+        except ssl.SSLError as error:
+            log_limited(
+                log.info, "TLS failed", peer=protocol.peer, error=error.reason or str(error)
+            )
+            with suppress(OSError):
+                self._sock.send(tls.seal(b""))  # the alert; lost if the socket is full
+            return False
+        except AlpnError:
+            log_limited(log.info, "TLS client without h2", peer=protocol.peer)
+            return False
+        if protocol.peer_certificate is None and tls.ready:
+            protocol.peer_certificate = tls.peer_certificate
+        return True
+
+    async def _linger(self) -> None:
+        """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
+        while self._unsent is not None:
+            await self._wait_moved()
+        if self._tls is not None:
+            self._sock.send(self._tls.close())
+        self._sock.shutdown(socket.SHUT_WR)
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            if not self._sock.recv_into(self._read_buffer):
+                return
+
+    async def _wait_moved(self) -> None:
+        """Wait until the writer has got on."""
+        self._moved = trio.Event()
+        await self._moved.wait()
+
+    def start(self, call: StreamCall) -> None:
+        """Start a call's handler."""
+        assert self._nursery is not None
+        self._nursery.start_soon(handle, call, self._shared, self._clock)
+
+    def tick(self, now_s: float) -> None:
+        """Look at the time."""
+        self._protocol.tick(now_s, self._accepted_bytes)
+        if self._protocol.closed:
+            self._reading.cancel()
+
+    def reauthenticate(self) -> None:
+        """End the calls of who may call no longer."""
+        self._protocol.reauthenticate()
+
+    def dismiss(self) -> None:
+        """Close at once, with a GOAWAY if the socket takes it."""
+        self._protocol.queue_dismissal()
+        self.flush()
+        self._lingers = False
+        self._protocol.lost()
+        self._reading.cancel()
+
+    def announce_shutdown(self) -> None:
+        """Begin a graceful end."""
+        self._protocol.announce_shutdown(self._clock.monotonic_s(), after_streams=True)
+        self.flush()
+
+    def end_calls(self) -> None:
+        """End what still runs, with a status."""
+        self._protocol.end_calls(Status.UNAVAILABLE, "the server is shutting down")
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket accepts; the rest is the writer's. Nothing before `run`."""
+        if self._unsent is None and self._nursery is not None:
+            try:
+                blocked = self._pump()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+                self._failed(error)
+                blocked = False
+            if blocked:
+                self._nursery.start_soon(self._write)
+            elif self._protocol.closed:
+                self._reading.cancel()
+
+    def _pump(self) -> bool:
+        """Move output to the socket until there is none (False) or it accepts no more (True)."""
+        protocol, sock, tls = self._protocol, self._sock, self._tls
+        if tls is not None and not tls.ready:
+            return self._send(sock, tls.seal(b""))
+        while True:
+            data = protocol.output(_WRITE_BYTES)
+            more = len(data) == _WRITE_BYTES
+            if tls is not None:
+                data = tls.seal(data)
+            if data:
+                if self._send(sock, data):
+                    return True
+                if more:
+                    continue
+            if not protocol.flushed(0, self._clock.monotonic_s()):
+                return False
+
+    def _send(self, sock: socket.socket, data: bytes) -> bool:
+        """Send; whether some of it was left, for the writer."""
+        if not data:
+            return False
+        try:
+            sent = sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        self._accepted_bytes += sent
+        if sent == len(data):
+            return False
+        self._unsent = memoryview(data)[sent:]
+        self._protocol.flushed(len(self._unsent), self._clock.monotonic_s())
+        return True
+
+    async def _write(self) -> None:
+        """Move output to a socket that accepted no more, until it has all of it."""
+        sock = self._sock
+        try:
+            while self._unsent is not None:
+                await trio.lowlevel.wait_writable(sock)
+                try:
+                    sent = sock.send(self._unsent)
+                except (BlockingIOError, InterruptedError):
+                    continue
+                self._accepted_bytes += sent
+                if sent < len(self._unsent):
+                    self._unsent = self._unsent[sent:]
+                    continue
+                self._unsent = None
+                self._pump()
+                if self._moved is not None:
+                    self._moved.set()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
+            self._failed(error)
+            self._unsent = None
+        if self._moved is not None:
+            self._moved.set()
+        if self._protocol.closed:
+            self._reading.cancel()
