@@ -22,6 +22,7 @@ from pathlib import Path
 from dbos_actors.errors import DbosError, OwnedElsewhereError, UnusableStoreError
 from dbos_actors.store.connection import Connection
 from dbos_actors.store.keys import LAYOUT_VERSION, Keys
+from dbos_actors.store.proc import state_and_start
 from dbos_actors.store.resp import ReplyError, pack
 
 # KEYS: commit, owner, layout. ARGV: what the owner key held when it was judged, by how much to
@@ -53,8 +54,6 @@ return {commit, taken}
 
 # What the script's own refusals begin with.
 _UNUSABLE = "UNUSABLE "
-
-PROC = Path("/proc")
 
 # Each attempt fails only when the owner key changed within a round trip.
 ATTEMPTS = 10
@@ -115,7 +114,7 @@ def this_process(*, address: str, random: random.Random) -> OwnerProcess:
     return OwnerProcess(
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=seen[1] if (seen := _stat(os.getpid())) is not None else 0,
+        started=_own_start(),
         boot_id=_boot_id(),
         pid_namespace=_pid_namespace(),
         instance=f"{random.getrandbits(64):016x}",
@@ -134,25 +133,20 @@ def is_gone(owner: OwnerProcess, *, seen_from: OwnerProcess) -> bool:
         return True
     except (PermissionError, OverflowError):
         pass  # somebody else's, or no process id at all
-    seen = _stat(owner.pid)
-    if seen is None:
+    try:
+        state, started = state_and_start(owner.pid)
+    except (OSError, ValueError):
         # It exists, but its entry cannot be read: /proc is not there, or hides (hidepid).
         return False
-    state, started = seen
     return state == "Z" or owner.started not in (0, started)
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """A process's state and when it started (proc(5), fields 3 and 22 of ``stat``); None: unknown.
-
-    The command name may hold spaces and brackets; what follows the last one does not.
-    """
+def _own_start() -> int:
+    """When this process began; 0 if the system does not tell."""
     try:
-        stat = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
-        fields = stat.rpartition(")")[2].split()
-        return fields[0], int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
+        return state_and_start(os.getpid())[1]
+    except (OSError, ValueError):
+        return 0
 
 
 def _boot_id() -> str:

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from dbos_actors.clock import SystemClock
-from dbos_actors.store import ownership
+from dbos_actors.store import proc
 from dbos_actors.store.batch import Batch, Form, Wire
 from dbos_actors.store.committer import backoff_s
 from dbos_actors.store.connection import Connection, ConnectionLostError
@@ -139,7 +139,7 @@ def test_a_process_whose_entry_cannot_be_read_is_not_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a hidden /proc (hidepid, a sandbox) taken for a dead owner."""
-    monkeypatch.setattr(ownership, "PROC", tmp_path)
+    monkeypatch.setattr(proc, "PROC", tmp_path)
     assert not is_gone(HERE, seen_from=HERE)
     assert not is_gone(replace(HERE, pid=1), seen_from=HERE)
     assert is_gone(replace(HERE, pid=2**22 + 1), seen_from=HERE)
@@ -149,7 +149,7 @@ def test_a_process_whose_entry_cannot_be_read_is_not_gone(
 def test_an_entry_that_makes_no_sense_is_nobodys_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    monkeypatch.setattr(ownership, "PROC", tmp_path)
+    monkeypatch.setattr(proc, "PROC", tmp_path)
     entry = tmp_path / str(HERE.pid)
     entry.mkdir()
     (entry / "stat").write_text(content)

@@ -13,6 +13,7 @@ import hiredis
 import trio
 
 from dbos_actors.errors import DbosError
+from dbos_actors.store.proc import PROC, state_and_start
 
 # One question to a Valkey that may hang.
 ASK_TIMEOUT_S = 5.0
@@ -45,15 +46,12 @@ async def ask(socket: Path, *command: str, timeout_s: float | None = None) -> ob
 def start_time(process_id: int) -> str | None:
     """When the process began, in the system's own terms; None if there is no such process."""
     try:
-        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+        return str(state_and_start(process_id)[1])
     except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
+        if (PROC / "self" / "stat").exists():
             return None
-    except OSError:
+    except (OSError, ValueError):
         return None
-    else:
-        # proc(5): the 22nd field; the 2nd is in parentheses and may hold anything.
-        return stat.rpartition(")")[2].split()[19]
     shown = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(process_id)], capture_output=True, check=False, text=True
     )
