@@ -26,7 +26,8 @@ from dbos_actors.actors.agents.queries import Queries
 from dbos_actors.actors.agents.retention import Retention, RetentionPolicy
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.listings import ListingBudget
-from dbos_actors.actors.tasks.scheduler import Scheduler, SchedulerSettings
+from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.api.messages import DESCRIPTOR
 from dbos_actors.clock import Clock
 from dbos_actors.domain.limits import Limits

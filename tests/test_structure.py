@@ -22,10 +22,6 @@ EXCEPTIONS: Final[dict[str, str]] = {}
 
 STILL_TOO_LONG: Final = frozenset(
     {
-        "dbos_actors/actors/tasks/actor.py",
-        "dbos_actors/actors/tasks/scheduler.py",
-        "dbos_actors/actors/tasks/scheduler.py::Scheduler.__init__",
-        "dbos_actors/domain/tasks/scheduling.py::schedule",
         "dbos_actors/rpc/server/admission.py::Admission.begin",
         "dbos_actors/rpc/server/server.py",
         "dbos_actors/store/commit_history.py",

@@ -24,7 +24,8 @@ from typing import Any, Final
 import trio
 from trio_util import move_on_when
 
-from dbos_actors.actors.tasks.actor import Settle, outcome_bytes
+from dbos_actors.actors.tasks.messages import Settle
+from dbos_actors.actors.tasks.responses import outcome_bytes
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.actors.tasks.subscribers import Subscriber
 from dbos_actors.api.messages import SubscribeTasksRequest, SubscribeTasksResponse
@@ -88,7 +89,7 @@ async def subscribe_tasks(
                     del messages  # or they would stay while it waits
                     await subscription.wait_for_room()
             if draining.begun.is_set():
-                subscriber.close()
+                tasks.stop_pushing(subscriber)
                 keep_leases = True
             async with move_on_when(draining.overdue.wait):
                 await subscription.wait_until_answered()

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import trio
 
-from dbos_actors.actors.tasks.actor import Barrier
-from dbos_actors.actors.tasks.scheduler import Scheduler, SchedulerSettings
+from dbos_actors.actors.tasks.messages import Barrier
+from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.api.messages import (
     AckTaskRequest,
     LeaseTasksRequest,

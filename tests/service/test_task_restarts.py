@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import trio
 
-from dbos_actors.actors.tasks.scheduler import SchedulerSettings
+from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.errors import UnavailableError
 from tests.support.clients import CallError, Client, GrpcioClient
 from tests.support.servers import ServerThread, SteppedClock

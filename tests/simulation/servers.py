@@ -30,7 +30,7 @@ import dbos_actors.rpc.server.server
 import dbos_actors.store.opening
 import dbos_actors.store.ownership
 from dbos_actors.actors.agents.actor import AgentActor
-from dbos_actors.actors.tasks.scheduler import SchedulerSettings
+from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.api import messages
 from dbos_actors.domain.tasks import id_table
 from dbos_actors.errors import FencedError, OwnedElsewhereError, StoreUnreachableError

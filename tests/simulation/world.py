@@ -76,7 +76,7 @@ BUGS: Final = frozenset(
 
 def _inflight(tasks: Scheduler) -> list[TaskRecord]:
     """Every task that is leased."""
-    actor = tasks._actor
+    actor = tasks.actor
     if actor is None:
         return []
     found = [actor.book.get(task_id) for _, task_id in actor.book.index.leases.ascending()]

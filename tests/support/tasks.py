@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dbos_actors.actors.tasks.scheduler import SchedulerStatistics
+from dbos_actors.actors.tasks.statistics import SchedulerStatistics
 from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.recovery import Recovery

@@ -23,15 +23,17 @@ import trio
 
 from dbos_actors.actors.agents.queries import Page
 from dbos_actors.actors.listings import SMALL_BYTES, Room, reads
-from dbos_actors.actors.tasks.actor import (
-    Barrier,
-    LeaseListed,
+from dbos_actors.actors.tasks.commands import TaskCommands
+from dbos_actors.actors.tasks.messages import Barrier, LeaseListed
+from dbos_actors.actors.tasks.responses import (
+    described,
     due_limit,
     fitting_tasks,
+    is_readable,
+    listed,
+    overlaid,
     room_for_tasks,
 )
-from dbos_actors.actors.tasks.commands import TaskCommands
-from dbos_actors.actors.tasks.recovery import described, is_readable, listed, overlaid
 from dbos_actors.api.messages import ListDueTasksRequest, ListTasksRequest
 from dbos_actors.domain import paging
 from dbos_actors.domain.tasks.book import TaskBook
@@ -73,7 +75,7 @@ class TaskListings:
         store: Store,
         commands: TaskCommands,
         deliver: Callable[[Call], None],
-        damaged: Callable[[Sequence[TaskRecord]], None],
+        damaged: Callable[[list[TaskRecord]], None],
         loaded_book: Callable[[], Awaitable[TaskBook]],
         now: Callable[[], Now],
         message_bytes_max: int,

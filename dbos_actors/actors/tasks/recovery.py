@@ -13,22 +13,17 @@ all this. What an interrupted snapshot left behind is overwritten by the next on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
-from google.protobuf.message import DecodeError
 
-from dbos_actors.actors.agents.actor import embedded
-from dbos_actors.api.messages import Task
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.journal import JournalError
 from dbos_actors.domain.tasks.limits import TaskLimits
-from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.recovery import Recovery
-from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import raise_sole_cause
 from dbos_actors.store import Store, pack
@@ -182,64 +177,3 @@ async def _read_ahead(
 
 
 _ENTRIES_AT_ONCE = 100  # replayed before other tasks run: 2 ms
-
-
-# ------------------------------------------------------------------ responses
-
-
-def overlaid(kept: bytes, record: TaskRecord) -> bytes:
-    """A task as it was scheduled, and as it is now.
-
-    Of a field that occurs twice the later one counts (protobuf encoding, "Last One
-    Wins"), so the payload is copied and nothing decoded.
-    """
-    return kept + _overlay(record, Task())
-
-
-def _overlay(record: TaskRecord, scratch: Task) -> bytes:
-    """The fields that change; all of them are set anew in ``scratch``."""
-    status = record.status
-    scratch.status = status.text
-    scratch.visibility_time = record.visibility_time
-    scratch.retry_count = record.retry_count
-    scratch.lease_token = record.lease_token if status is Status.INFLIGHT else ""
-    scratch.last_error = record.last_error
-    scratch.max_attempts = record.max_attempts
-    return scratch.SerializeToString()
-
-
-def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> tuple[bytes, list[TaskRecord]]:
-    """Tasks as entries of a response's field 1, and those whose record cannot be decoded.
-
-    Neither has the tasks whose record is gone.
-    """
-    scratch = Task()
-    entries: list[bytes] = []
-    damaged: list[TaskRecord] = []
-    for record, task in zip(records, kept, strict=True):
-        if task is None:
-            continue
-        if is_readable(task):
-            entries.append(embedded(1, task + _overlay(record, scratch)))
-        else:
-            damaged.append(record)
-    return b"".join(entries), damaged
-
-
-def is_readable(kept: bytes) -> bool:
-    """Whether it is a task. One that is not would make a whole response undecodable."""
-    try:
-        Task.FromString(kept)
-    except DecodeError:
-        return False
-    return True
-
-
-def described(record: TaskRecord) -> bytes:
-    """What the book knows of a task whose record cannot be read."""
-    return Task(
-        id=record.task_id,
-        agent_id=record.agent_id,
-        module_name=record.module_name,
-        scheduled_at=record.scheduled_at,
-    ).SerializeToString()

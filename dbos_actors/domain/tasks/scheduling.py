@@ -42,9 +42,7 @@ def schedule(
     record = book.find(change, task_id)
     event = Event.SCHEDULE
     if record is None:
-        if len(book) + change.added.scheduled >= book.limits.tasks_max:
-            raise OverloadedError("task book", limit=book.limits.tasks_max, unit="tasks")
-        change.added = change.added.plus(Ledger(scheduled=1))
+        _count_new(book, change)
         record = TaskRecord(task_id, flow)
     elif revive and record.status is Status.DEAD:
         event = Event.REVIVE
@@ -73,6 +71,13 @@ def schedule(
         change.flows[agent_id, module_name] = flow
     change.put(record)
     return True
+
+
+def _count_new(book: TaskBook, change: Change) -> None:
+    tasks_max = book.limits.tasks_max
+    if len(book) + change.added.scheduled >= tasks_max:
+        raise OverloadedError("task book", limit=tasks_max, unit="tasks")
+    change.added = change.added.plus(Ledger(scheduled=1))
 
 
 def _require_time(scheduled_at: int) -> None:

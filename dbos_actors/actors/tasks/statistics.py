@@ -1,0 +1,53 @@
+"""What the scheduler counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """The ledger, and what has happened since the start."""
+
+    scheduled: int
+    pending: int
+    inflight: int
+    completed: int
+    dead: int
+    deleted: int
+    due: int
+    completed_kept: int
+    imbalance: int
+    """`scheduled - (pending + inflight + completed + dead)`; anything but 0 is a defect."""
+    deliveries: int
+    expired: int
+    released: int
+    taken_back: int
+    """Of the deliveries, those that were ended before they were sent."""
+    retired: int
+    retired_dead: int
+    retired_early: int
+    """Of both, those that went before their age because there were too many."""
+    damaged: int
+    """Tasks that died because their record cannot be read."""
+    lateness_ms_sum: int
+    lateness_ms_max: int
+    subscribers: int
+    held: int
+    """Tasks pushed and not settled."""
+    sequence: int
+    journal_entries: int
+    journal_bytes: int
+    snapshot_bytes: int
+    snapshots: int
+    snapshot_chunks: int
+    snapshot_slice_ms_max: float
+    recoveries: int
+    recovery_s: float
+    """What the last one took."""
+    audits: int
+    audit_misplaced: int
+    audit_strangers: int
+    audit_imbalances: int
+    readable: bool
+    """Whether tasks are served; all counts are 0 if not."""
