@@ -1,9 +1,9 @@
-"""What user code raises belongs to its call: how it is kept from everything else.
+"""How an error of user code is kept to the call that it belongs to.
 
-Handlers, interceptors and observers run in tasks that serve other calls too. An error of theirs
-may fail one call. Only two kinds of exception are not theirs and go on: the cancellation of
-Trio's scopes, and what ends the process. `asyncio.CancelledError` is neither, although it is no
-`Exception`: under Trio it means that somebody's asyncio code has failed.
+Handlers, interceptors and observers run in tasks that serve other calls too. An error of theirs may
+fail one call and no more. Two kinds of exceptions are passed on: the cancellation of Trio's scopes,
+and what ends the process. `asyncio.CancelledError` is neither of them, although it is not a
+subclass of `Exception`: under Trio it means that somebody's asyncio code has failed.
 """
 
 from __future__ import annotations

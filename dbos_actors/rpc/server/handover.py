@@ -1,13 +1,15 @@
-"""Which response messages of a connection's streams the socket has taken. Pure.
+"""Which response messages of a connection's streams the socket has taken.
 
-A message is *handed over* when the system's socket has accepted all its bytes. That is the most a
-server can know: whether they reach the client, only an answer of the client's can tell. Before
-that they wait in the engine for the windows, and then in the connection for the socket.
+A message is *handed over* when the system's socket has accepted all its bytes. A server cannot know
+more: only an answer of the client tells whether they have reached it. Before that, the bytes wait
+in the engine until the client's windows let them go, and then in the connection for the socket.
 
-When all output that could be taken was, a stream's bytes that the engine does not hold any more
-have been framed; the socket has them all if nothing waits for it, and else those framed before
-the last look. As with `senders`, streams behind their own window are *stuck* and not looked at
-before that opens, so that a look costs in proportion to what was sent.
+After a flush, the bytes of a stream that the engine does not hold any more are framed. If nothing
+waits for the socket, the socket has all of them. If something waits, the socket has at least those
+that were framed at the look before.
+
+As in `senders`, a stream that is held back by its own window is *stuck*, and is not looked at
+before that window opens. So the cost of a look is in proportion to what was sent.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Memory for decompressed request messages. Pure.
+"""Memory for decompressed request messages.
 
-Four kilobytes of gzip become four megabytes, so what is bounded is what comes out. A message's
-bytes count from the moment it is inflated until its unary call is answered, or until its
-stream's handler asks for further messages or returns. They have bounds of their own, apart from
-those for request bytes as sent: whoever fills these keeps nobody else from sending messages that
-are not compressed. A message that finds no room is refused, and never inflated beyond the room.
+Four kilobytes of gzip can become four megabytes, so the limit is on the bytes that come out. The
+bytes of a message count from the moment it is decompressed until its unary call is answered, or
+until its stream's handler asks for further messages or returns.
+
+These limits are apart from those for request bytes as they were sent. So a client that uses all of
+this memory does not keep others from sending messages that are not compressed. A message that finds
+no room is refused, and is never decompressed beyond the room that there is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""When a connection is pinged, drained or given up. Pure: told what happens, and the time.
+"""When a connection is pinged, drained or given up.
 
-The policy is that of gRPC's keepalive.md and grpc-go's server: the server pings a
-client it has not heard from; a client that pings more often than it may collects
-strikes, which any response we send it clears.
+`Keepalive` is told what happens and what time it is, and says what to do. It reads no clock.
+
+The policy is that of gRPC's keepalive.md and of grpc-go's server. The server pings a client that it
+has not heard from. A client that pings more often than it may collects strikes, and is sent away
+when it has too many. Any response that is sent to it clears them.
 """
 
 from __future__ import annotations

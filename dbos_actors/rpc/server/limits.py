@@ -1,4 +1,7 @@
-"""What one server grants its clients: every bound of the transport, by name."""
+"""Every bound of a server's transport, by name.
+
+A server enforces each bound for every connection by itself, unless the bound says otherwise.
+"""
 
 from __future__ import annotations
 

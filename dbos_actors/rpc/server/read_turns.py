@@ -1,23 +1,24 @@
-"""Who may read next, while more calls wait than can be answered soon.
+"""Whose turn it is to read, while more comes in than can be answered soon.
 
-Trio runs every task that can run before it looks for I/O again. With a hundred busy
-connections one such round is a second's work, while whoever answers their calls, the
-committer before all, needs several rounds for each batch: the more came in, the less got
-done. So beyond some thousand waiting calls connections read one in a round, a little each, in
-the order of their arrival; what is not read waits in its client's socket, where it costs
-nothing here.
+Trio runs every task that can run before it looks for I/O again. When a hundred connections are
+busy, one such round takes a second. The tasks that answer the calls, above all the committer, need
+several rounds for each batch. So the more came in, the less would get done.
 
-The same holds for bytes: a thousand connections that each bring 64 KiB are a third of a second's
-work, whatever the calls are. A connection is *heavy* if its last read brought `TURN_BYTES` or
-more. While more than `HEAVY_MAX` are, they take turns; the others read at once, so that a client
-with little to say does not wait behind those with much.
+Therefore connections take turns at reading when more than `ServerLimits.calls_busy` unary calls
+wait. One connection reads in a round of Trio, at most `TURN_BYTES`, in the order of their arrival.
+What is not read waits in its client's socket, where it costs the server nothing.
 
-A connection whose client is not known yet always takes turns, and reads `STRANGER_BYTES` in each:
-what strangers can make the server do in a round is some milliseconds' work.
+The same holds for bytes: when a thousand connections bring 64 KiB each, handling them takes a third
+of a second, whatever the calls are. A connection is *heavy* if its last read brought `TURN_BYTES`
+or more. While more than `HEAVY_MAX` connections are heavy, these take turns. The others read at
+once, so a client that sends little does not wait behind those that send much.
 
-Refusing costs time as well, which those who are served would rather have: what was spent on a
-turn in which calls were shed is paid for by a pause of four times its length. So shedding takes
-a fifth of the time at most, however many calls are offered.
+A connection whose client is not known yet always takes turns, and reads `STRANGER_BYTES` in each.
+So strangers can cause some milliseconds of work in a round, and no more.
+
+Refusing calls takes time as well, which the calls that are served need. After a turn in which calls
+were refused because the server is overloaded, the next turn begins after a pause of four times its
+length. So refusing takes a fifth of the time at most, however many calls are sent.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The stream handlers of one connection that wait to send more. Pure.
+"""The handlers of one connection that wait until they may send more.
 
 A handler waits for one of two things: that its stream's queue gets shorter, or that there is
-memory for its message. Waking one costs a task switch, and a client can keep a thousand waiting,
-so only those are woken that can go on.
+memory for its message. Waking a handler costs a switch of tasks, and a client can keep a thousand
+of them waiting. So `Senders` wakes only those that can go on.
 
-A queue gets shorter as its bytes are sent. When all output that could be taken was, a queue that
-is still long is held back by its stream's window, its connection's, or the socket. Those behind
-their own window are *stuck*, and not looked at before that window opens. All others are sent
-together, as soon as the connection's window or the socket lets them. So each look finds queues
-that have moved, and the cost is in proportion to what was sent.
+A queue gets shorter as its bytes are sent. After a flush, a queue that is still long is held back
+by its stream's window, by its connection's window, or by the socket. A stream that is held back by its
+own window is *stuck*: it is not looked at again before that window opens. All other streams go on
+together, as soon as the connection's window or the socket lets them. So each look finds queues that
+have moved, and its cost is in proportion to what was sent.
 """
 
 from __future__ import annotations

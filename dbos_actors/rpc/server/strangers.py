@@ -1,19 +1,19 @@
 """Clients that have not said who they are, and the bounds of what they may use.
 
-Most methods need a client that the server's `Authenticator` knows. *Open* methods (health
-checks) need none, so their calls must not use up what is there for others. A connection on
-which no call was authenticated yet is a *stranger*; without an authenticator it is one until
-its first call of a method that is not open.
+Most methods need a client that the server's `Authenticator` knows. *Open* methods (health checks)
+need none, so their calls must not use up what others need. A connection on which no client was
+authenticated yet is a *stranger*. On a server without an authenticator, a connection is a stranger
+until its first call of a method that is not open.
 
 Rules:
-- A call is authenticated when its headers arrive. One that is not is refused there: nothing of
+- A call is authenticated when its headers arrive. One that is not is refused at once: nothing of
   its message is kept, and it counts as live nowhere.
-- Who loses the right to call loses the calls that are live (`Server.reauthenticate`).
-- Open calls do not count towards `ServerLimits.calls_live_max`. They have their own bounds, for
-  each connection and in all, and those of strangers are apart from those of known clients.
-- When such a bound is reached in all, the oldest call (or idle connection) makes room for the
-  new one. Refusing the new one instead would let whoever fills the bound first keep all others
-  out: a load balancer's health check is answered at once and gone.
+- When a client loses the right to call, its live calls are ended (`Server.reauthenticate`).
+- Open calls do not count towards `ServerLimits.calls_live_max`. They have bounds of their own, for
+  each connection and for all. Those of strangers are counted apart from those of known clients.
+- When the bound for all is reached, the oldest call (or idle connection) makes room for the new
+  one. If the new one were refused, a client that fills the bound first would keep all others out. A
+  load balancer's health check is answered at once, so it is hardly ever the oldest.
 """
 
 from __future__ import annotations
