@@ -5,10 +5,10 @@ memory for its message. Waking a handler costs a switch of tasks, and a client c
 of them waiting. So `Senders` wakes only those that can go on.
 
 A queue gets shorter as its bytes are sent. After a flush, a queue that is still long is held back
-by its stream's window, by its connection's window, or by the socket. A stream that is held back by its
-own window is *stuck*: it is not looked at again before that window opens. All other streams go on
-together, as soon as the connection's window or the socket lets them. So each look finds queues that
-have moved, and its cost is in proportion to what was sent.
+by its stream's window, by its connection's window, or by the socket. A stream that is held back by
+its own window is *stuck*: it is not looked at again before that window opens. All other streams go
+on together, as soon as the connection's window or the socket lets them. So each look finds queues
+that have moved, and its cost is in proportion to what was sent.
 """
 
 from __future__ import annotations
