@@ -24,7 +24,7 @@ there are more slices, never larger ones; a page by id ends after `PAGE_ROWS_MAX
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import heapify, heappop, heapreplace, nsmallest
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ from dbos_actors.domain.tasks.record import TaskRecord, row_flow, row_scheduled_
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import TimerHeap
 
-SLICE_ROWS = 500
-"""Rows looked at in a step: 0.2 to 0.5 ms. A walk begins with as many as are wanted."""
+SLICE_ROWS = 200
+"""Rows looked at in a step: 0.2 to 0.7 ms. A walk begins with as many as are wanted."""
 
 _FIRST_ROWS = 16
 """The fewest rows of a step."""
@@ -300,6 +300,13 @@ def _oldest_walked(
 ) -> Iterator[Slice]:
     """Pending tasks by time."""
     heaps = (book.index.due_order, book.index.waiting)
+    fits: Callable[[int], bool] | None = None
+    if agent_id or module_name:
+
+        def fits(number: int) -> bool:
+            flow = book.flows[number]
+            return agent_id in ("", flow.agent_id) and module_name in ("", flow.module_name)
+
     last: tuple[int, str] = (-1, "")
     for size in _sizes(wanted):
         # A task that falls due meanwhile goes from one heap to the other and keeps its place.
@@ -308,11 +315,7 @@ def _oldest_walked(
         if not nearest:
             return
         last = nearest[-1]
-        records = [
-            record
-            for record in _still_due(book, nearest, until)
-            if agent_id in ("", record.agent_id) and module_name in ("", record.module_name)
-        ]
+        records = _still_due(book, nearest, until, fits)
         yield Slice(len(nearest), records, "")
         wanted -= len(records)
         if wanted <= 0:
@@ -331,16 +334,29 @@ def _following(
 def _oldest_decoded(book: TaskBook, timers: list[tuple[int, str]], until: int) -> Iterator[Slice]:
     for start in range(0, len(timers), SLICE_ROWS):
         part = timers[start : start + SLICE_ROWS]
-        yield Slice(len(part), list(_still_due(book, part, until)), "")
+        yield Slice(len(part), _still_due(book, part, until), "")
 
 
-def _still_due(book: TaskBook, timers: list[tuple[int, str]], until: int) -> Iterator[TaskRecord]:
+def _still_due(
+    book: TaskBook,
+    timers: list[tuple[int, str]],
+    until: int,
+    fits: Callable[[int], bool] | None = None,
+) -> list[TaskRecord]:
+    """Those of the tasks that are due as before, and of a flow that ``fits``, decoded."""
+    found = []
+    deadlines = book.index.deadlines
     for _, task_id in timers:
-        scheduled_at = _scheduled_at(book, task_id)
-        if scheduled_at is not None and scheduled_at <= until:
-            record = book.get(task_id)
-            assert record is not None
-            yield record
+        row = book.row(task_id)
+        if (
+            row is not None
+            and (fits is None or fits(row_flow(row)))
+            and row_status(row) == Status.PENDING
+            and task_id not in deadlines
+            and row_scheduled_at(row) <= until
+        ):
+            found.append(book.record(task_id, row))
+    return found
 
 
 def _scheduled_at(book: TaskBook, task_id: str) -> int | None:

@@ -31,9 +31,9 @@ from typing import NamedTuple
 
 from dbos_actors.domain.tasks.id_table import BLOCK_MAX, IdTable
 
-PERIOD_BITS = 12
+PERIOD_BITS = 10
 PERIOD_TICKS = 1 << PERIOD_BITS
-"""Ticks of a period: opening one sorts at most so many numbers, 0.3 ms."""
+"""Ticks of a period: opening one sorts at most so many numbers, 0.1 ms."""
 
 
 class Now(NamedTuple):
