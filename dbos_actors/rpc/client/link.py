@@ -1,4 +1,4 @@
-"""A client's connection over a real socket: made, driven, and given up.
+"""The socket of a client's connection: how it is made, read, written and closed.
 
 `connect` makes a socket from an address; `ClientDriver` moves bytes between it and a
 `ClientConnection`, with or without TLS. Whoever has something to send writes to the socket at once.

@@ -2,9 +2,9 @@
 
 It has the methods of grpclib's stream with the same meaning, so that stubs written for grpclib run.
 Two things differ:
-- Every end of a call other than OK is a `grpclib.GRPCError`. A lost connection (UNAVAILABLE), the
-  deadline (DEADLINE_EXCEEDED) and a reset are too, with the status that the gRPC specification
-  gives them.
+- Whenever a call ends with another status than OK, a `grpclib.GRPCError` is raised. That includes a
+  lost connection (UNAVAILABLE), the deadline (DEADLINE_EXCEEDED), and a reset, whose status is the
+  one that the gRPC specification gives it.
 - A request message may be ``bytes`` that are serialised already. With ``bytes`` as the reply type,
   replies are returned as they came.
 

@@ -1,8 +1,8 @@
 """gRPC's length-prefixed messages, for either side of a connection. Pure.
 
-A message on the wire is one flag byte (1: compressed), its length as four bytes,
-big endian, and its body (gRPC over HTTP2, "Length-Prefixed-Message"). DATA frames
-split and join messages at will, so `MessageReader` accepts any slicing.
+A message on the wire is one flag byte (1: compressed), its length as four bytes, big endian, and
+its body (gRPC over HTTP2, "Length-Prefixed-Message"). A DATA frame may hold several messages, or a
+part of one, so `MessageReader` takes bytes in pieces of any size.
 """
 
 from __future__ import annotations

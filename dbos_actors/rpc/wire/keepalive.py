@@ -1,4 +1,4 @@
-"""What servers and clients share of gRPC's keepalive.md."""
+"""The part of gRPC's keepalive (keepalive.md) that is the same for servers and clients."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Header values of gRPC over HTTP/2: metadata, timeouts, status messages. Pure.
 
-grpclib's own codecs corrupt comma-joined ``-bin`` values, reject unpadded ones and
-accept timeouts that are not; so these are ours. Decoded metadata has grpclib's
-shape: a `MultiDict` of text, or of bytes under names that end in ``-bin``.
+grpclib has functions for the same, but they corrupt ``-bin`` values that are joined by commas,
+reject values without padding, and accept malformed timeouts. Decoded metadata has grpclib's form: a
+`MultiDict` of text, or of bytes under names that end in ``-bin``.
 """
 
 from __future__ import annotations

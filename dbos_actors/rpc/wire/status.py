@@ -1,4 +1,4 @@
-"""What a call ends with: status trailers, and the errors that become them. Pure."""
+"""The trailers that end a call: its status, message and details, made from an error. Pure."""
 
 from __future__ import annotations
 
