@@ -107,5 +107,5 @@ def test_records_are_read_in_order_and_no_read_is_larger_than_a_step_or_a_record
 
 
 @pytest.mark.parametrize("sizes", [[800] * 256, [STEP_BYTES // 4] * 4])
-def test_what_fits_is_one_read(sizes: list[int]) -> None:
+def test_records_that_fit_into_one_step_are_one_read(sizes: list[int]) -> None:
     assert len(list(reads(sizes))) == 1

@@ -1,4 +1,4 @@
-"""What watches over the task book and writes to the log: audits, and early retirement."""
+"""Audits of the task book, and the warning that tasks are dropped before their age."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ FORMAT = 1
 FORMAT_WITH_CLAIMS = 2
 
 _ENTRY = struct.Struct("<BQiiiHI")  # format, sequence, ledger x 3, flows, rows
-_LANE = struct.Struct("<IHH")  # number, agent's length, module's length
+_FLOW = struct.Struct("<IHH")  # number, agent's length, module's length
 _ROW = struct.Struct("<HH")  # id's length, row's length (0: the record is gone)
 _CLAIM = struct.Struct(f"<{IDENTITY_BYTES}sQII")  # identity, token, size, span_s
 _COUNT = struct.Struct("<H")  # of an entry's claims
@@ -169,7 +169,7 @@ def _require_format(version: int, latest: int) -> None:
 
 def _encoded_flow(flow: Flow) -> bytes:
     agent, module = flow.agent_id.encode(), flow.module_name.encode()
-    return _LANE.pack(flow.number, len(agent), len(module)) + agent + module
+    return _FLOW.pack(flow.number, len(agent), len(module)) + agent + module
 
 
 def _encoded_rows(rows: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
@@ -182,8 +182,8 @@ def _encoded_rows(rows: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
 def _decoded_flows(data: bytes, offset: int, count: int) -> tuple[list[Flow], int]:
     flows = []
     for _ in range(count):
-        number, agent_size, module_size = _LANE.unpack_from(data, offset)
-        offset += _LANE.size
+        number, agent_size, module_size = _FLOW.unpack_from(data, offset)
+        offset += _FLOW.size
         middle, end = offset + agent_size, offset + agent_size + module_size
         _require_bytes(data, end)
         flows.append(Flow(number, data[offset:middle].decode(), data[middle:end].decode()))

@@ -1,8 +1,8 @@
 """A task book from a snapshot and the journal after it.
 
-Chunks and entries are fed in the order in which they were written; then `build`
-makes the indexes, a thousand rows at a time. Rows are kept as bytes until then, so that a
-million tasks cost a second to read and a few to index.
+The caller passes chunks and entries in the order in which they were written. Then `build` makes the
+indexes, a thousand rows at a time. Until then rows are kept as bytes. A million tasks take one
+second to read and a few seconds to index.
 """
 
 from __future__ import annotations

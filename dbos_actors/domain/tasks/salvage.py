@@ -1,8 +1,7 @@
 """A task book from what is readable of a damaged journal, snapshot and records.
 
-`task_recovery` refuses anything that is not exactly what was written, since a
-server must not guess. Here an operator has asked for the best that can be had.
-The rules:
+`recovery` refuses anything that is not exactly what was written, since a server must not guess.
+A repair is asked for by an operator, who wants the best that can be had. The rules:
 
 - A journal entry carries the states of its tasks, not commands. So entries after
   a gap are right about their tasks; a task that only a lost entry touched is
@@ -10,7 +9,8 @@ The rules:
 - A task whose record (payload, agent, module) cannot be read, or is missing, is
   dropped: there is nothing to hand out.
 - A task whose record is there and whose state is lost is pending again, with its
-  attempts reset. It may have been completed; a delivery too many is the smaller harm.
+  attempts reset. It may have been completed before. Delivering it once too often does less
+  harm than losing it.
 - Where record and state disagree about agent, module, payload or time, the
   record is right, since it is what workers get.
 - The ledger's completed count is kept, and the others follow from the records.

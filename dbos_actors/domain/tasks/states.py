@@ -1,7 +1,7 @@
 """The life of a task: its states, what may happen in each, and the refusals.
 
 A task is *pending* until a worker claims it, *inflight* while a lease runs, and
-ends *completed* or *dead* (out of attempts). `TRANSITIONS` is the whole theory:
+ends *completed* or *dead* (out of attempts). `TRANSITIONS` holds every rule:
 
 - A delivery is a lease. It ends in exactly one of four ways: acknowledged,
   given back (nack), expired, or deleted with its agent.

@@ -10,7 +10,7 @@ of a tick sit in a bucket and leave it by name; a bucket of more than `BLOCK_MAX
 is an `IdTable`. So
 
 - adding, discarding and taking cost O(log n) of few, small numbers;
-- what is discarded is gone at once: no timer leaves a corpse. Only the *ticks* of the
+- what is discarded is gone at once. Only the *ticks* of the
   open period are deleted lazily, kept within twice what is live by rebuilding a list
   of at most 2 x `PERIOD_TICKS` numbers;
 - nothing grows in one piece: no table of a million entries is ever rehashed, walked or

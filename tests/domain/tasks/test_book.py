@@ -190,7 +190,7 @@ def test_a_repeated_nack_with_the_right_token_counts_once() -> None:
     assert driver.record("t").deliveries == 1
 
 
-def test_rescheduling_a_task_ends_what_its_old_token_could_still_do() -> None:
+def test_after_a_task_is_scheduled_again_its_old_token_is_refused() -> None:
     driver = Driver()
     driver.schedule("t")
     token = driver.lease()[0].lease_token
@@ -220,7 +220,7 @@ def test_an_empty_token_does_not_settle_what_a_token_completed() -> None:
         driver.nack("t")
 
 
-def test_an_unknown_id_is_refused_and_leaves_no_ghost() -> None:
+def test_an_unknown_id_is_refused_and_adds_no_task() -> None:
     driver = Driver()
     for call in (driver.ack, driver.nack):
         with pytest.raises(UnknownTaskError, match="unknown task t"):
@@ -253,7 +253,7 @@ def test_a_lease_that_expires_returns_the_task_and_at_last_it_is_dead_with_its_e
     assert driver.last.outcomes[0].status is Status.DEAD
 
 
-def test_asking_to_revive_what_is_not_dead_is_scheduling_it() -> None:
+def test_revive_of_a_task_that_is_not_dead_schedules_it() -> None:
     driver = Driver()
     assert driver.schedule("t", revive=True)
     assert not driver.schedule("t", revive=True)

@@ -74,7 +74,7 @@ def names(records: list[TaskRecord]) -> list[str]:
     return [record.agent_id for record in records]
 
 
-def test_one_agents_backlog_does_not_starve_another_agents_task() -> None:
+def test_many_tasks_of_one_agent_do_not_delay_the_task_of_another() -> None:
     driver = Driver()
     for i in range(1000):
         driver.schedule(f"hog{i}", agent_id="hog")
@@ -182,7 +182,7 @@ def test_falling_due_is_limited_per_step_and_loses_nothing() -> None:
     assert [driver.book.advance(driver.now, limit=4) for _ in range(4)] == [4, 4, 2, 0]
 
 
-def test_the_scheduler_sleeps_until_the_next_timer_but_keeps_an_eye_on_the_wall_clock() -> None:
+def test_the_scheduler_sleeps_until_the_next_timer_but_checks_the_wall_clock_meanwhile() -> None:
     driver = Driver()
     assert driver.book.wake_after_s(driver.now) is None
     driver.schedule("t", scheduled_at=NOW_S + 100)
@@ -196,7 +196,7 @@ def test_the_scheduler_sleeps_until_the_next_timer_but_keeps_an_eye_on_the_wall_
     assert driver.book.wake_after_s(driver.now) == 60.0
 
 
-def test_flows_in_which_tasks_fell_due_are_told_once() -> None:
+def test_flows_in_which_tasks_fell_due_are_reported_once() -> None:
     driver = Driver()
     driver.schedule("t", scheduled_at=NOW_S + 1)
     assert driver.book.take_fresh() == []

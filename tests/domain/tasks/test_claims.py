@@ -91,7 +91,7 @@ def test_a_key_is_remembered_over_a_restart_from_a_snapshot() -> None:
     assert held(driver, identity_of("second")) == [("later", second[0].lease_token)]
 
 
-def test_a_key_of_which_nothing_is_leased_any_more_ends_with_the_restart() -> None:
+def test_a_restart_forgets_a_key_none_of_whose_tasks_is_leased_any_more() -> None:
     driver, leased = leasing_driver(tasks=1)
     driver.ack(*leased[0])
     assert held(driver) == []
@@ -99,7 +99,7 @@ def test_a_key_of_which_nothing_is_leased_any_more_ends_with_the_restart() -> No
     assert held(driver) is None
 
 
-def test_an_entry_without_a_key_is_in_the_format_of_before() -> None:
+def test_a_journal_entry_without_a_key_has_format_1() -> None:
     driver, leased = leasing_driver(tasks=1)
     driver.ack(*leased[0])
     assert [entry[0] for entry in driver.journal] == [FORMAT, FORMAT_WITH_CLAIMS, FORMAT]

@@ -35,7 +35,7 @@ def test_a_dead_task_is_dropped_after_its_retention_and_leaves_the_ledger_balanc
     assert driver.schedule("t", max_attempts=1)
 
 
-def test_dead_tasks_beyond_their_number_go_in_the_order_in_which_they_died() -> None:
+def test_dead_tasks_beyond_their_maximum_are_dropped_in_the_order_in_which_they_died() -> None:
     driver = Driver(TaskLimits(dead_max=2))
     for i in (3, 1, 4, 2):
         died(driver, f"t{i}")
@@ -59,7 +59,7 @@ def test_what_ended_makes_room_for_new_tasks_before_a_full_book_refuses_them() -
     assert driver.book.counters().balanced
 
 
-def test_what_goes_before_its_age_is_counted() -> None:
+def test_tasks_dropped_before_their_retention_has_passed_are_counted() -> None:
     driver = Driver(TaskLimits(completed_max=2, retention_s=10, dead_max=1))
     for i in range(4):
         driver.schedule(f"t{i}")
@@ -127,7 +127,7 @@ def test_a_task_completed_while_the_wall_clock_is_behind_is_not_old_when_it_is_r
     assert driver.retire() == ["t"]
 
 
-def test_completed_tasks_beyond_their_number_go_oldest_first() -> None:
+def test_completed_tasks_beyond_their_maximum_are_dropped_oldest_first() -> None:
     driver = Driver(TaskLimits(completed_max=2))
     for i in range(5):
         driver.schedule(f"t{i}")

@@ -74,7 +74,7 @@ def statuses(found: Salvage) -> dict[str, Status]:
 
 
 @pytest.mark.parametrize("snapshot_at", [None, 4, 10])
-def test_of_what_is_whole_all_is_salvaged_and_nothing_is_said(snapshot_at: int | None) -> None:
+def test_an_undamaged_book_is_salvaged_in_full_without_findings(snapshot_at: int | None) -> None:
     parts = Parts(snapshot_at=snapshot_at)
     found = parts.salvage()
     assert (found.problems, found.dropped, found.pending_again) == ([], {}, [])
@@ -96,7 +96,7 @@ def test_a_missing_entry_costs_the_states_that_only_it_had() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x01" * 40])
-def test_an_undecodable_entry_is_as_a_missing_one(garbage: bytes) -> None:
+def test_an_undecodable_entry_counts_as_missing(garbage: bytes) -> None:
     parts = Parts()
     parts.entries[8] = (b"e", garbage)
     found = parts.salvage()
@@ -147,7 +147,7 @@ def test_a_task_without_a_readable_record_is_dropped_and_named() -> None:
     assert len(found.book) == 8
 
 
-def test_the_record_is_right_where_the_state_disagrees() -> None:
+def test_where_record_and_state_disagree_the_record_is_taken() -> None:
     parts = Parts()
     parts.records[b"t5"] = Task(
         id="t5", agent_id="new", module_name="ping", scheduled_at=77, payload=b"other"

@@ -81,7 +81,7 @@ def test_everything_added_comes_out_in_order_of_time_then_id(ticks: list[int]) -
     assert heap.first_tick() is None
 
 
-def test_timers_that_come_and_go_at_changing_ticks_leave_no_corpses() -> None:
+def test_timers_that_come_and_go_at_changing_ticks_leave_nothing_behind() -> None:
     heap = TimerHeap()
     heap.add(1, "keeps the first period open")
     for i in range(50_000):
@@ -97,7 +97,7 @@ def test_timers_that_come_and_go_at_changing_ticks_leave_no_corpses() -> None:
     assert len(heap._periods) == 1
 
 
-def test_a_tick_with_more_ids_than_a_block_holds_is_read_and_eaten_in_order() -> None:
+def test_a_tick_with_more_ids_than_a_block_holds_is_read_and_taken_in_order() -> None:
     heap = TimerHeap()
     ids = [f"{i:05}" for i in range(5_000)]
     for timer_id in sorted(ids, key=lambda one: one[::-1]):
