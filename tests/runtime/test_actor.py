@@ -34,6 +34,8 @@ class Data:
     def __init__(self) -> None:
         self.values: dict[str, int] = {}
         self.commands = 0
+        self.may_load = trio.Event()
+        self.may_load.set()
 
     def execute(self, command: bytes) -> object:
         key, value = command.decode().split("=")
@@ -52,6 +54,7 @@ class Counter(Actor):
         self._data = data
 
     async def load(self) -> None:
+        await self._data.may_load.wait()
         self.count = self._data.values.get(self.key, 0)
 
     def handle(self, request: int | Callable[[Counter], Turn | Job]) -> Turn | Job:
@@ -144,11 +147,13 @@ async def test_a_refusal_is_raised_to_who_asks() -> None:
 
 async def test_a_cancelled_question_is_not_handled_if_it_still_waits() -> None:
     data = Data()
+    data.may_load = trio.Event()
     async with counting(data) as (_, counters):
         with trio.CancelScope() as scope:
             scope.cancel()
             await counters.ask("a", 5)
         assert scope.cancelled_caught
+        data.may_load.set()
         assert await counters.ask("a", 1) == 1
 
 
