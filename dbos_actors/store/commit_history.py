@@ -19,7 +19,6 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,29 +29,21 @@ from dbos_actors.errors import (
     FencedError,
     OverloadedError,
     UnavailableError,
+    UnusableStoreError,
 )
 from dbos_actors.store.batch import (
-    SCRIPT_BYTES,
     Answer,
     Batch,
     Entry,
     Form,
     Lease,
     check_for_script,
-    damaged_commit_key,
 )
+from dbos_actors.store.commit_key import CommitKey
 from dbos_actors.store.effects import Counts, Effects, owners_of, without
 from dbos_actors.store.pace import Pace
 from dbos_actors.store.submission import Submission
-
-# What an entry of the queue costs besides its commands; bounds barriers, which have none.
-ENTRY_BYTES = 256
-
-# A queue of at most so many goes into one batch, of a longer one the first half: the other half is
-# sent when that is answered, and Redis works on it while the callers of the first are told. All in
-# one batch, server and Redis would take turns at waiting for each other.
-WHOLE_QUEUE = 32
-
+from dbos_actors.store.submission_queue import ENTRY_BYTES, SubmissionQueue
 
 # The error of a server that is no longer the primary: a new connection may lead to the one that is.
 READ_ONLY = "READONLY"
@@ -89,14 +80,6 @@ _FENCED: Final = Phase.FENCED
 _CLOSED: Final = Phase.CLOSED
 
 
-def parse_key(value: bytes | None) -> tuple[int, int] | None:
-    """``epoch:sequence`` of a commit key's value; None if it has another form."""
-    epoch, colon, sequence = (value or b"").partition(b":")
-    if not (colon and epoch.isdigit() and sequence.isdigit()):
-        return None
-    return int(epoch), int(sequence)
-
-
 class CommitHistory:
     """The commit history of one partition as its owner sees it."""
 
@@ -113,7 +96,10 @@ class CommitHistory:
 
         ``base`` is what the commit key held before it; ``commit_key`` names it in errors.
         """
+        key = CommitKey(commit_key, epoch=epoch, base=base)
         self.epoch = epoch
+        self.value_at: Final = key.value_at
+        """The commit key after a commit of this epoch, by its sequence number."""
         self.counts = Counts()
         self.check_wanted = False
         """Set to have the ownership checked even if nothing waits."""
@@ -122,9 +108,8 @@ class CommitHistory:
         self.forbidden: str | None = None
         """Why writes are refused; see `forbid`."""
         self._phase = Phase.KNOWN
-        self._commit_key = commit_key
+        self._key = key
         self._limits = limits
-        self._base = base
         first = Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW)
         first.confirmed_s = now_s
         self._history: deque[Batch] = deque([first])
@@ -138,8 +123,7 @@ class CommitHistory:
         self._value = self.value_at(0)
         # A CHECK or a RENEWAL that is in flight; it has no place in the history.
         self._aside: Batch | None = None
-        self._queue: deque[Entry] = deque()
-        self._queued_bytes = 0
+        self._queue = SubmissionQueue()
         # The commit key lacks what was lost for good: the next commit, be it empty, says where
         # the store stands, for those who compare the key before they read.
         self._key_is_behind = False
@@ -176,7 +160,7 @@ class CommitHistory:
         if self._history_bytes >= self._limits.kept_bytes:
             # Only an accepted write lets the oldest go; a renewal is one.
             return self._renew_at_s
-        portion = self._pace.portion(self._queued_bytes)
+        portion = self._pace.portion(self._queue.size_bytes)
         return min(self._pace.ready_at_s(portion), self._renew_at_s)
 
     @property
@@ -200,12 +184,12 @@ class CommitHistory:
 
     @property
     def queued_bytes(self) -> int:
-        return self._queued_bytes
+        return self._queue.size_bytes
 
     @property
     def oldest_queued_s(self) -> float:
         """When the oldest submission that was not sent yet was made; infinity: there is none."""
-        return self._queue[0][1] if self._queue else math.inf
+        return self._queue.oldest_s
 
     @property
     def in_flight_submissions(self) -> int:
@@ -219,17 +203,11 @@ class CommitHistory:
     def kept_bytes(self) -> int:
         return self._history_bytes
 
-    def value_at(self, sequence: int) -> bytes:
-        """The commit key after the commit ``sequence`` of this epoch."""
-        return b"%d:%d" % (self.epoch, sequence)
-
     def includes(self, value: bytes | None, sequence: int | None = None) -> bool:
         """Whether a store with this commit key is ours and contains everything acknowledged, or
         all up to the commit ``sequence``.
         """
-        key = parse_key(value)
-        least = self._acknowledged if sequence is None else sequence
-        return key is not None and key[0] == self.epoch and key[1] >= least
+        return self._key.includes(value, self._acknowledged if sequence is None else sequence)
 
     def waiting(self) -> Iterator[Entry]:
         """Every submission that is neither committed nor refused, oldest first."""
@@ -255,7 +233,8 @@ class CommitHistory:
         if submission.frees_memory:
             check_for_script(submission.commands)
         size_bytes = submission.size_bytes + ENTRY_BYTES
-        if self._queued_bytes + size_bytes > self._limits.queue_bytes:
+        queue = self._queue
+        if queue.size_bytes + size_bytes > self._limits.queue_bytes:
             raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
         if self._phase is _FENCED or self._phase is _CLOSED:
             raise UnavailableError("this server no longer owns the store")
@@ -263,12 +242,11 @@ class CommitHistory:
             raise UnavailableError(self.forbidden)
         if self._held and submission.deadline_s is not None:
             self._expect_in_time(submission.deadline_s, size_bytes)
-        self._queued_bytes += size_bytes
-        self._queue.append((submission, now_s))
+        queue.append((submission, now_s), size_bytes)
 
     def _expect_in_time(self, deadline_s: float, size_bytes: int) -> None:
         """Raise `OverloadedError` if what waits already takes longer than the caller will wait."""
-        turn_s = self._pace.ready_at_s(self._queued_bytes + size_bytes)
+        turn_s = self._pace.ready_at_s(self._queue.size_bytes + size_bytes)
         if turn_s > deadline_s:
             limit = self._limits.kept_bytes
             raise OverloadedError(
@@ -302,9 +280,9 @@ class CommitHistory:
             allowed = self._pace.allowance(now_s)
             if self._history_bytes >= self._limits.kept_bytes:
                 allowed = 0.0
-            if allowed >= self._pace.portion(self._queued_bytes) > 0.0:
+            if allowed >= self._pace.portion(self._queue.size_bytes) > 0.0:
                 return self._cut(allowed)
-            if not self._queue[0][0].commands:
+            if self._queue.begins_with_a_barrier:
                 return self._cut(0.0)
             self._held = True
             return None
@@ -315,34 +293,14 @@ class CommitHistory:
         return None
 
     def _cut(self, allowed_bytes: float) -> Batch:
-        """Take what goes into one batch from the head of the queue.
-
-        If any bytes are allowed, one submission may have more than that.
-        """
-        queue = self._queue
+        """Make a batch of what waits; see `SubmissionQueue.cut`."""
         limits = self._limits
-        entries: list[Entry] = []
-        size_bytes = 0
-        limit_bytes = min(limits.batch_bytes, allowed_bytes)
-        freeing: bool | None = None
-        count_max = min(limits.batch_submissions, max(WHOLE_QUEUE, (len(queue) + 1) // 2))
-        while queue and len(entries) < count_max:
-            submission = queue[0][0]
-            if submission.commands:
-                if freeing is None:
-                    freeing = submission.frees_memory
-                    if freeing:
-                        limit_bytes = min(limit_bytes, SCRIPT_BYTES)
-                elif freeing is not submission.frees_memory:
-                    break
-                if size_bytes + submission.size_bytes > limit_bytes and (
-                    size_bytes or not allowed_bytes
-                ):
-                    break
-                size_bytes += submission.size_bytes
-            entries.append(queue.popleft())
-        self._queued_bytes -= _cost(entries)
-        self._held = self._held and bool(queue)
+        entries, freeing = self._queue.cut(
+            batch_bytes=limits.batch_bytes,
+            allowed_bytes=allowed_bytes,
+            submissions=limits.batch_submissions,
+        )
+        self._held = self._held and bool(self._queue)
         if freeing is None:
             return self._beside(Form.CHECK, entries)
         form = Form.SCRIPT if freeing else Form.TRANSACTION
@@ -379,7 +337,7 @@ class CommitHistory:
                 effects.committed = batch.entries
                 effects.replies = []
             else:
-                self._requeue(batch.entries)
+                self._queue.put_back(batch.entries)
         elif answer.replies is not None:
             self._confirm(batch, answer.replies, effects)
             if answer.failed_commands:
@@ -394,7 +352,7 @@ class CommitHistory:
         if self._phase is _KNOWN:
             self._phase = Phase.UNKNOWN
         if self._aside is not None:
-            self._requeue(self._aside.entries)
+            self._queue.put_back(self._aside.entries)
             self._aside = None
 
     def executed_in_doubt(self, value: bytes | None) -> Batch | None:
@@ -441,12 +399,12 @@ class CommitHistory:
             # It was in flight when the connection broke, and is not in the store.
             batch = history.pop()
             self._history_bytes -= batch.size_bytes
-            self._requeue(batch.entries)
-        owners = {id(s.owner): s.owner for s, _ in self._queue if s.commands}
+            self._queue.put_back(batch.entries)
+        owners = self._queue.writers()
         if owners:
             effects.error = UnavailableError(reason)
             effects.owners = list(owners.values())
-            self._refuse_queued(owners, effects)
+            effects.refused += self._queue.remove_of(owners)
             self.counts.submissions_refused += len(effects.refused)
         return effects
 
@@ -455,9 +413,7 @@ class CommitHistory:
 
         Returns what is in flight, outcome unknown, and what was never sent.
         """
-        in_flight, queued = list(self._in_flight()), list(self._queue)
-        self._queue.clear()
-        self._queued_bytes = 0
+        in_flight, queued = list(self._in_flight()), self._queue.clear()
         if self._phase is not _FENCED:
             self._phase = Phase.CLOSED
         return in_flight, queued
@@ -534,8 +490,9 @@ class CommitHistory:
         effects.error = UnavailableError(f"Redis refused the commit: {reason}")
         effects.owners = list(owners.values())
         innocent, effects.refused = without(batch.entries, owners)
-        self._refuse_queued(owners, effects)
-        self._requeue(innocent)
+        # What they have queued was decided upon what is not in the store.
+        effects.refused += self._queue.remove_of(owners)
+        self._queue.put_back(innocent)
         self.counts.submissions_refused += len(effects.refused)
 
     def _take_failures(
@@ -543,29 +500,21 @@ class CommitHistory:
     ) -> None:
         """``batch`` is in the store but for these commands."""
         effects.take_failures(batch, failed)
-        self._refuse_queued(effects.errors, effects)
+        effects.refused += self._queue.remove_of(effects.errors)
         self.counts.commands_failed += len(effects.damage)
         self.counts.submissions_refused += len(effects.refused)
-
-    def _refuse_queued(self, owners: Iterable[int], effects: Effects) -> None:
-        """What these owners, by id, have queued rests on what is not in the store."""
-        kept, refused = without(self._queue, owners)
-        effects.refused += refused
-        self._queue = deque(kept)
-        self._queued_bytes = _cost(kept)
-
-    def _requeue(self, entries: list[Entry]) -> None:
-        """Back to the head of the queue: they were provably not executed."""
-        self._queue.extendleft(reversed(entries))
-        self._queued_bytes += _cost(entries)
 
     def _place(self, value: bytes | None, now_s: float, effects: Effects) -> None:
         """The commit key has this value: find where in our history the store is."""
         history = self._history
-        position = self._position_of(value)
         newest = history[-1].sequence if history else self._acknowledged
-        if position > newest:
-            self._fence(value)
+        try:
+            position = self._key.position_of(value)
+            if position > newest:
+                raise self._key.fenced(value)
+        except (FencedError, UnusableStoreError):
+            self._phase = Phase.FENCED
+            raise
         if position > self._acknowledged:
             batch = history[-1]
             effects.committed, batch.entries = batch.entries, []
@@ -593,35 +542,8 @@ class CommitHistory:
             batch.confirmed_s = now_s if batch.sequence <= position else None
         self._pace.restart(self._history_bytes, now_s)
 
-    def _position_of(self, value: bytes | None) -> int:
-        """The sequence a commit key's value stands for: -1 is `base`, -2 something older."""
-        if value == self._base:
-            return -1
-        key = parse_key(value)
-        if key is None:
-            if value is not None:
-                self._phase = Phase.FENCED
-                raise damaged_commit_key(self._commit_key, f"holds {value[:100]!r}")
-            return -2
-        epoch, sequence = key
-        if epoch == self.epoch:
-            return sequence
-        base = parse_key(self._base)
-        if base is None or (epoch, sequence) > base:
-            # Another server's: a later epoch, or an owner before us that still writes.
-            self._fence(value)
-        return -2
-
-    def _fence(self, value: bytes | None) -> None:
-        self._phase = Phase.FENCED
-        held = (value or b"nothing").decode(errors="replace")
-        raise FencedError(
-            f"another server has taken the store over: the commit key holds {held}, "
-            f"this server's epoch is {self.epoch}"
-        )
-
     def _lose(self, batches: int, effects: Effects) -> None:
-        """Acknowledged commits are gone for good: whatever was decided since rests on sand."""
+        """Acknowledged commits are gone for good; later decisions may depend on them."""
         effects.lost_batches = batches
         self._key_is_behind = True
         self.counts.batches_lost += batches
@@ -631,9 +553,7 @@ class CommitHistory:
             batch = self._history.pop()
             self._history_bytes -= batch.size_bytes
             effects.refused += batch.entries
-        effects.refused += self._queue
-        self._queue.clear()
-        self._queued_bytes = 0
+        effects.refused += self._queue.clear()
         owners = {id(submission.owner): submission.owner for submission, _ in effects.refused}
         effects.owners = list(owners.values())
         self.counts.submissions_refused += len(effects.refused)
@@ -641,8 +561,3 @@ class CommitHistory:
 
 def _older(value: bytes | None) -> str:
     return "empty, and so older" if value is None else "older"
-
-
-def _cost(entries: Iterable[Entry]) -> int:
-    """What entries count for in the queue's bound."""
-    return sum([submission.size_bytes + ENTRY_BYTES for submission, _ in entries])

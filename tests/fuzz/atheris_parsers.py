@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["dbos_actors"]):
         decode_timeout,
         encode_status_message,
     )
-    from dbos_actors.store.commit_history import parse_key
+    from dbos_actors.store.commit_key import parse_key
     from dbos_actors.store.keys import escaped
 
 _LIMITS = domain_limits.Limits()

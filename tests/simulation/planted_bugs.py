@@ -192,7 +192,7 @@ def a_commit_in_doubt_is_sent_again_unchecked() -> Any:
         entries = list(in_flight.entries) if in_flight is not None else []
         place(self, value, now_s, effects)
         if in_flight is not None and effects.committed and effects.committed == entries:
-            self._requeue(entries)
+            self._queue.put_back(entries)
             effects.committed = []
 
     return patch.object(CommitHistory, "_place", as_if_not_executed)
