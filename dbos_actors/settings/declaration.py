@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     auth_token_file: Path | None = _setting(
         "DBOS_AUTH_TOKEN_FILE",
         unit="file",
-        used_by="auth",
+        used_by="service",
         text="Tokens, one a line; with it every call needs `authorization: Bearer <token>`. The "
         "file is followed: a token that leaves it loses its live calls, an empty file revokes all.",
     )
@@ -258,7 +258,7 @@ class Settings(BaseSettings):
         "DBOS_HEARTBEAT_TIMEOUT",
         0.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.agents",
         text="An agent not heard from for this long is no longer alive and its unfinished runs "
         "fail. 0 = never.",
     )
@@ -266,14 +266,14 @@ class Settings(BaseSettings):
         "DBOS_DUE_TASKS_LEASE",
         0.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.tasks",
         text="ListDueTasks also leases what it returns for this long. 0 = it only reads.",
     )
     max_attempts: int = _setting(
         "DBOS_MAX_ATTEMPTS",
         5,
         unit="deliveries",
-        used_by="scheduler",
+        used_by="actors.tasks",
         ge=1,
         le=1_000,
         text="Deliveries of a task before it is dead, unless the task says otherwise.",
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
         "DBOS_LISTING_BYTES",
         64 << 20,
         unit="size",
-        used_by="service",
+        used_by="actors",
         ge=1 << 20,
         text="Memory of all listings together that hold more than 64 KiB each; at twice "
         "`DBOS_MAX_MESSAGE_BYTES` and 2 MiB for each, six at once by default. Others wait.",
@@ -355,14 +355,14 @@ class Settings(BaseSettings):
         "DBOS_RESULTS_MAX_AGE",
         0.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.agents",
         text="Results older than this are deleted. 0 = never.",
     )
     results_max_bytes: Size = _setting(
         "DBOS_RESULTS_MAX_BYTES",
         0,
         unit="size",
-        used_by="scheduler",
+        used_by="actors.agents",
         text="Memory in Redis of all results together, with their index; beyond it the oldest are "
         "deleted. 0 = no limit.",
     )
@@ -370,14 +370,14 @@ class Settings(BaseSettings):
         "DBOS_RUNS_MAX_AGE",
         0.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.agents",
         text="Finished runs older than this are deleted. 0 = never.",
     )
     runs_max_bytes: Size = _setting(
         "DBOS_RUNS_MAX_BYTES",
         0,
         unit="size",
-        used_by="scheduler",
+        used_by="actors.agents",
         text="Memory in Redis of all finished runs together, with their indexes, as far as it can "
         "be estimated; beyond it the oldest are deleted. 0 = no limit.",
     )
@@ -385,7 +385,7 @@ class Settings(BaseSettings):
         "DBOS_TASKS_MAX_AGE",
         86400.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.tasks",
         text="Completed tasks older than this are deleted. 0 = never. While a completed task is "
         "kept, a late copy of its ScheduleTask changes nothing.",
     )
@@ -393,7 +393,7 @@ class Settings(BaseSettings):
         "DBOS_COMPLETED_TASKS_MAX",
         1_000_000,
         unit="tasks",
-        used_by="scheduler",
+        used_by="actors.tasks",
         ge=1,
         text="Completed tasks kept; beyond it the oldest are deleted before `DBOS_TASKS_MAX_AGE`, "
         "which the metric `dbos_tasks_retired_early` and a log line tell. At 1,000 tasks a second "
@@ -403,14 +403,14 @@ class Settings(BaseSettings):
         "DBOS_DEAD_TASKS_MAX_AGE",
         30 * 86400.0,
         unit="duration",
-        used_by="scheduler",
+        used_by="actors.tasks",
         text="Tasks that have been dead for longer are deleted. 0 = never.",
     )
     dead_tasks_max: int = _setting(
         "DBOS_DEAD_TASKS_MAX",
         1_000_000,
         unit="tasks",
-        used_by="scheduler",
+        used_by="actors.tasks",
         ge=1,
         text="Dead tasks kept; beyond it those that died first are deleted, which is told as for "
         "completed ones.",
@@ -419,7 +419,7 @@ class Settings(BaseSettings):
         "DBOS_TASKS_MAX",
         5_000_000,
         unit="tasks",
-        used_by="scheduler",
+        used_by="actors.tasks",
         ge=1,
         text="Tasks of all states together; beyond it a new one gets RESOURCE_EXHAUSTED. More than "
         "the completed and the dead ones that are kept, so that these never stand in its way.",
