@@ -238,7 +238,7 @@ def test_take_over_is_offered_for_a_redis_and_not_for_a_data_directory() -> None
     assert "--take-over" not in str(exit_of(error, Settings(embedded=True))[1])
 
 
-def test_being_fenced_outranks_what_it_broke() -> None:
+def test_being_fenced_is_reported_before_the_errors_it_caused() -> None:
     error = ExceptionGroup("both", [ValueError(), ExceptionGroup("in", [FencedError()])])
     assert exit_of(error, Settings()) == (
         Exit.FENCED,

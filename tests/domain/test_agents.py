@@ -114,7 +114,7 @@ def test_negative_times_and_counts_count_as_not_set() -> None:
     assert second.first_seen == 1000
 
 
-def test_silence_marks_an_agent_and_its_next_heartbeat_brings_it_back() -> None:
+def test_an_agent_without_heartbeats_is_not_alive_until_its_next_heartbeat() -> None:
     # Regression: the predecessor's alive never became false.
     alive = after([Agent(id="a", hostname="h", alive=True, last_seen=900, total_heartbeats=7)])
     lapsed = agents.lapse(alive, now_s=2000)
@@ -130,7 +130,7 @@ def test_silence_marks_an_agent_and_its_next_heartbeat_brings_it_back() -> None:
     assert (back.record.last_seen, back.record.total_heartbeats) == (2100, 7)
 
 
-def test_an_agent_lapses_once() -> None:
+def test_an_agent_without_heartbeats_is_marked_not_alive_once() -> None:
     lapsed = agents.lapse(after([Agent(id="a", alive=True)]), now_s=2000).record
     again = agents.lapse(lapsed, now_s=3000)
     assert again.record is lapsed

@@ -30,7 +30,7 @@ def test_the_server_sets_when_and_where_it_received_a_result() -> None:
     )
 
 
-def test_what_a_relay_has_set_is_kept() -> None:
+def test_the_time_and_server_that_a_relay_has_set_are_kept() -> None:
     relayed = a_result(received_at=95, dbos_server_id="relay", ingest_source="nats")
     record = results.accept(relayed, now_s=100, server_id="server-1")
     assert record == relayed.SerializeToString()

@@ -55,7 +55,7 @@ def event_of(report: Report) -> dict[str, Any]:
 # ------------------------------------------------------------ transitions
 
 
-def test_the_table_says_what_the_rule_says() -> None:
+def test_the_transition_table_agrees_with_the_rule() -> None:
     assert set(TRANSITIONS) == {None, *STATES}
     for current, row in TRANSITIONS.items():
         assert tuple(row) == STATES
@@ -252,7 +252,7 @@ def lapsed(*states: str) -> ModuleState:
 
 
 @pytest.mark.parametrize("state", ["created", "started", "running"])
-def test_silence_fails_an_unfinished_run(state: str) -> None:
+def test_missing_heartbeats_fail_an_unfinished_run(state: str) -> None:
     before = runs.report(None, a_report(state, details={"k": "v"}), now_s=100).record
     report = runs.fail_unfinished(before, "agent fell silent", now_s=200)
     assert report.finished
@@ -270,19 +270,19 @@ def test_silence_fails_an_unfinished_run(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
-def test_silence_cannot_fail_a_finished_run(state: str) -> None:
+def test_missing_heartbeats_do_not_fail_a_finished_run(state: str) -> None:
     with pytest.raises(InvalidTransitionError):
         runs.fail_unfinished(a_run(state), "agent fell silent", now_s=200)
 
 
-def test_silence_fails_a_run_once() -> None:
+def test_missing_heartbeats_fail_a_run_once() -> None:
     with pytest.raises(InvalidTransitionError):
         runs.fail_unfinished(lapsed("running"), "agent fell silent", now_s=300)
 
 
 @pytest.mark.parametrize("before", ["created", "started", "running"])
 @pytest.mark.parametrize("requested", STATES)
-def test_an_inferred_failure_yields_to_whatever_the_agent_could_have_said_without_it(
+def test_after_an_inferred_failure_every_report_is_taken_that_was_legal_before_it(
     before: str, requested: str
 ) -> None:
     failed = lapsed(before)

@@ -53,7 +53,9 @@ def test_whatever_is_sent_is_answered_and_hurts_nobody(
     assert not [log for log in logs if log["event"] in BUGS]
 
 
-def test_what_the_attack_has_left_is_whole(store: ValkeyServer, victim: ServerThread) -> None:
+def test_the_store_is_consistent_after_the_attack(
+    store: ValkeyServer, victim: ServerThread
+) -> None:
     """Runs after the attack: odd ids are in every index."""
     with store.client() as client:
         assert Keyspace(client).problems() == []

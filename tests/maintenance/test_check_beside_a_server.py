@@ -22,7 +22,7 @@ from tests.support.servers import ServerThread
 from tests.support.valkey import ValkeyServer
 
 CHECKS = 15
-READS_A_WRITE = 4
+READS_A_WRITE = 8
 """Clients write once while the check reads so often: how much there is to check at the end does not
 depend on how fast the machine is."""
 

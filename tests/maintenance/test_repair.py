@@ -379,7 +379,7 @@ async def test_everything_at_once_is_mended(store: ValkeyServer) -> None:
     await trio.to_thread.run_sync(serves, store)
 
 
-async def test_what_is_dropped_is_told_and_nothing_else_is_lost(store: ValkeyServer) -> None:
+async def test_a_repair_reports_what_it_drops_and_loses_nothing_else(store: ValkeyServer) -> None:
     with store.client() as redis:
         redis.hset(key("results:probe-1"), "result-1", b"\xff garbage")
         redis.delete(key("results-at:probe-1"))

@@ -128,7 +128,7 @@ async def test_a_refusal_waits_for_the_writes_it_was_decided_on() -> None:
         assert actors.cell().state is State.READY
 
 
-async def test_a_refusal_whose_writes_are_taken_back_is_not_told() -> None:
+async def test_a_refusal_decided_on_writes_that_failed_becomes_their_error() -> None:
     async with running() as actors:
         await actors.ready()
         one, two = write(1), call(do_refuse)
@@ -322,7 +322,7 @@ async def test_a_passive_cell_refuses_what_it_is_handed() -> None:
         assert actors.cell() is not cell
 
 
-async def test_those_who_wait_are_told_when_the_actors_are_stopped() -> None:
+async def test_waiting_callers_get_an_error_when_the_actors_are_stopped() -> None:
     # Mutation: let a cancelled task end without a word to its callers.
     calls = [write(1, "p"), call(do_job_write, "job"), read(), read()]
     parked, job, behind, loading = calls
@@ -368,7 +368,7 @@ async def test_waking_a_cell_and_cancelling_it_at_once_wakes_its_task_once(first
     assert cell.state is State.PASSIVE
 
 
-async def test_a_cell_may_be_told_to_wake_any_number_of_times() -> None:
+async def test_reloads_and_commits_during_a_quarantine_do_no_harm() -> None:
     async with running(actor=ActorLimits(intensity=1)) as actors:
         await actors.ready()
         actors.send(*(call(do_write_and_then(raise_bug), n) for n in range(4)))

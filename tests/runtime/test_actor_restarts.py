@@ -30,7 +30,9 @@ from tests.runtime.fakes import (
 # --------------------------------------------------------------- refusals
 
 
-async def test_a_refused_commit_is_told_and_memory_is_what_the_store_has() -> None:
+async def test_after_a_refused_commit_the_caller_gets_an_error_and_the_state_is_loaded_again() -> (
+    None
+):
     async with running() as actors:
         await actors.ready()
         one, two, three = write(1), write(2), read()
@@ -47,7 +49,7 @@ async def test_a_refused_commit_is_told_and_memory_is_what_the_store_has() -> No
         assert actors.store.value("a") == (1, 5)
 
 
-async def test_nothing_is_read_from_memory_while_a_refusal_is_being_told() -> None:
+async def test_no_read_is_answered_from_memory_while_a_refused_commit_is_handled() -> None:
     # Mutation: reload only when all of the actor's turns have been told, by `store_refused`.
     async with running() as actors:
         await actors.ready()
@@ -208,7 +210,7 @@ async def test_an_answer_that_cannot_be_sent_is_that_actors_crash_alone() -> Non
         assert after.answer == (1,)
 
 
-async def test_no_turn_is_taken_on_state_that_a_crash_has_condemned() -> None:
+async def test_no_message_is_handled_on_state_that_a_crash_made_invalid() -> None:
     # Mutation: fail the caller before the state is left.
     async with running() as actors:
         await actors.ready()
@@ -222,7 +224,7 @@ async def test_no_turn_is_taken_on_state_that_a_crash_has_condemned() -> None:
         assert again.answer == (1,)
 
 
-async def test_a_bug_in_what_follows_a_commit_cannot_revive_a_passive_actor() -> None:
+async def test_an_error_after_a_commit_does_not_restart_an_actor_that_has_left_memory() -> None:
     # Mutation: count crashes of a passive cell, and quarantine it.
     async with running(actor=ActorLimits(intensity=0)) as actors:
         await actors.ready()

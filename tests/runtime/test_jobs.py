@@ -85,7 +85,7 @@ async def test_a_job_is_decided_again_when_a_turn_before_it_is_taken_back(ending
         assert actors.store.value("a") == (*there, ("job", "first"), ("job", "second"), 2)
 
 
-async def test_a_job_that_has_not_begun_is_told_of_a_quarantine() -> None:
+async def test_a_job_that_has_not_begun_fails_when_its_actor_is_quarantined() -> None:
     async with running(actor=ActorLimits(intensity=0)) as actors:
         await actors.ready()
         job = call(do_job_write, "job")

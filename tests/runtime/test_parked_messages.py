@@ -129,7 +129,7 @@ async def test_those_parked_by_a_drain_that_ends_in_a_crash_keep_their_places() 
         assert actors.store.value("a", "p") == (1, 2)
 
 
-async def test_those_behind_one_whose_turn_quarantines_the_actor_are_told_at_once() -> None:
+async def test_messages_parked_behind_one_that_quarantines_the_actor_fail_at_once() -> None:
     # Mutation: put them back into the mailbox; nobody looks there for 30 s.
     async with running(actor=ActorLimits(intensity=0)) as actors:
         await actors.ready()

@@ -47,7 +47,7 @@ async def test_statistics_count_what_waits_in_mailboxes_and_behind_parts() -> No
         assert statistics.mailbox_messages_max == 2
 
 
-async def test_what_waits_in_all_mailboxes_together_is_bounded_in_bytes() -> None:
+async def test_all_mailboxes_together_hold_a_bounded_number_of_bytes() -> None:
     # Mutation: count a message in, and out only when it is refused.
     async with running(mailbox_bytes=3) as actors:
         await actors.ready("ready")
@@ -67,7 +67,7 @@ async def test_what_waits_in_all_mailboxes_together_is_bounded_in_bytes() -> Non
         assert actors.supervisor.statistics().mailbox_bytes == 0
 
 
-async def test_messages_before_and_after_the_actors_run_are_told_so() -> None:
+async def test_messages_sent_before_the_start_or_after_the_stop_of_the_actors_fail() -> None:
     supervisor = Supervisor(
         make=Actors(FakeStore(), SupervisorLimits())._make,
         log=FakeStore(),
@@ -209,7 +209,7 @@ async def test_reload_all_reaches_every_actor() -> None:
         assert [call.answer for call in calls] == [("older",), ("older",)]
 
 
-async def test_an_actors_task_bears_its_key() -> None:
+async def test_an_actors_trio_task_is_named_after_its_key() -> None:
     async with running() as actors:
         await actors.ready("agent-1")
         assert actors.supervisor._nursery is not None

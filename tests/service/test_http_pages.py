@@ -77,7 +77,9 @@ async def test_a_request_may_come_byte_by_byte() -> None:
         (b"GET /page HTTP/1.1\r\nX: " + b"x" * 2 * REQUEST_BYTES_MAX, b"431"),
     ],
 )
-async def test_what_is_no_request_for_a_page_is_told_so(request_: bytes, status: bytes) -> None:
+async def test_a_bad_request_for_a_page_gets_the_http_status_that_says_why(
+    request_: bytes, status: bytes
+) -> None:
     async with served(page) as port:
         assert (await ask(port, request_)).startswith(b"HTTP/1.1 " + status)
 

@@ -55,7 +55,7 @@ def test_results_older_than_their_age_are_deleted_with_their_index(
     assert redis.execute("EXISTS", "dbos:{p0}:results:b", "dbos:{p0}:results-at:b") == 0
 
 
-def test_results_that_say_they_are_from_the_future_do_not_outlive_honest_ones(
+def test_results_dated_in_the_future_are_not_kept_longer_than_others(
     start_server: Callable[..., ServerThread], redis: ValkeyServer, clock: SteppedClock
 ) -> None:
     server = start_server()
@@ -173,7 +173,7 @@ def test_the_index_of_small_results_counts_for_the_limit(
     wait_until(lambda: memory_of_results(redis, "a") <= limit * 1.15, 60)
 
 
-def test_finished_runs_are_not_deleted_to_pay_for_what_has_to_stay(
+def test_the_size_of_unfinished_runs_does_not_cause_finished_ones_to_be_deleted(
     start_server: Callable[..., ServerThread],
     redis: ValkeyServer,
     clock: SteppedClock,

@@ -143,7 +143,7 @@ def test_an_expired_lease_makes_room_for_the_next_delivery(
         assert get(client).visibility_time == NOW_S + 60
 
 
-def test_what_is_wrong_with_one_request_is_its_outcome_and_the_stream_goes_on(
+def test_a_bad_request_on_a_stream_gets_its_own_error_and_the_stream_goes_on(
     server: ServerThread, client: GrpcioClient
 ) -> None:
     with HandSubscriber(server.address) as subscriber:

@@ -97,7 +97,7 @@ def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int)
     assert books.queued_submissions == waiting - sent
 
 
-def test_the_innocent_of_a_refused_batch_stay_before_what_they_submitted_later() -> None:
+def test_owners_whose_commands_were_fine_keep_their_order_when_a_batch_is_refused() -> None:
     books = history(batch_submissions=2)
     guilty, innocent = RecordingOwner(), RecordingOwner()
     refused = RecordingSubmission(guilty, pack("SET", "k", "v"))

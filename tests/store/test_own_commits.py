@@ -85,7 +85,7 @@ async def test_a_commit_that_does_not_give_up_waits_for_its_outcome(valkey: Valk
         assert await commit.wait() == [b"OK"]
 
 
-async def test_a_commit_is_told_when_the_store_closes_before_redis_is_back(
+async def test_a_waiting_commit_fails_when_the_store_closes_before_redis_is_back(
     valkey: ValkeyServer,
 ) -> None:
     commit: OwnCommit

@@ -55,7 +55,7 @@ async def test_a_submission_is_in_redis_when_it_is_told_so(valkey: ValkeyServer)
         assert valkey.execute("MGET", "k", "n") == [b"v", b"1"]
 
 
-async def test_nobody_is_told_from_within_submit(valkey: ValkeyServer) -> None:
+async def test_submit_calls_nobody_back_before_it_returns(valkey: ValkeyServer) -> None:
     async with opened(valkey.address) as store:
         submission = RecordingSubmission(RecordingOwner())
         store.submit(submission)

@@ -94,7 +94,7 @@ async def test_a_redis_that_does_not_run_transactions_is_not_believed() -> None:
         await wire.send(Connection(ours), batch, before=b"7:0", after=b"7:1")
 
 
-async def test_what_is_not_resp_is_a_lost_connection() -> None:
+async def test_bytes_that_are_not_resp_end_the_connection() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_all(b"HTTP/1.1 400 Bad Request\r\n")
     with pytest.raises(ConnectionLostError, match="not a Redis reply"):

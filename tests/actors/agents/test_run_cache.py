@@ -31,7 +31,7 @@ def fill(cache: RunCache, *, agents: int, runs: int, record_bytes: int) -> list[
 
 
 @pytest.mark.parametrize(("agents", "runs"), [(1, 20_000), (4_000, 5), (10_000, 2)])
-def test_what_a_run_is_counted_as_is_what_it_costs(agents: int, runs: int) -> None:
+def test_the_cache_counts_a_run_with_the_bytes_it_takes_in_memory(agents: int, runs: int) -> None:
     cache = RunCache(1 << 30)
     empty = fill(RunCache(1 << 30), agents=agents, runs=0, record_bytes=0)
     gc.collect()

@@ -130,7 +130,7 @@ def test_a_listing_of_the_oldest_finds_them_in_order_of_time_then_id(
 @pytest.mark.usefixtures("slices")
 @pytest.mark.parametrize("filters", FILTERS)
 @given(seed=st.integers(0, 1000), wanted=st.sampled_from([1, 10, 1000]))
-def test_what_stays_as_it_is_while_a_listing_goes_on_is_never_missed(
+def test_entries_that_do_not_change_during_a_listing_are_always_listed(
     filters: dict[str, Any], seed: int, wanted: int
 ) -> None:
     driver = mixed_driver(seed)

