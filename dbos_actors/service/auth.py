@@ -1,13 +1,13 @@
 """Bearer tokens: who may call, by a file of tokens (RFC 6750, section 2.1).
 
 With ``DBOS_AUTH_TOKEN_FILE`` every call needs ``authorization: Bearer <token>`` with one of the
-file's tokens, except health checks, which load balancers make. The server asks when a call's
-headers arrive (`dbos_actors.rpc.server.strangers`).
+file's tokens, except health checks, which load balancers make. `rpc.server` checks the token when
+a call's headers arrive, and before it reads the call's message.
 
 The file is followed, so that tokens are rotated without a restart: add the new one, move the
-clients, remove the old one. What a token that is gone had begun is ended with it: streams, and
-calls that wait. A file without tokens revokes them all. A file that is missing or cannot be read
-changes nothing, since that is more often an accident than a decision.
+clients, remove the old one. When a token is removed, the server ends the streams and the waiting
+calls that were begun with it. A file without tokens revokes them all. A file that is missing or
+cannot be read changes nothing, since that is more often an accident than a decision.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is committed, what waits, and what to do about an answer or a lost connection. Pure.
 
-The history decides; `committer` talks to Redis and tells the submissions. The
+The history decides; `committer` talks to Redis and tells each submission its outcome. The
 history of a partition is a chain: ``base`` (what the commit key held before
 this server took ownership), then the sequence numbers of this server's epoch.
 
@@ -11,8 +11,8 @@ Invariants:
 - Sequence numbers in ``history`` are contiguous; only the last may be in flight.
 - ``position`` is what the store is known to contain. What lies after it in the
   history is sent, in order, before anything new.
-- A batch is dropped from the history ``kept_s`` after the store was last known
-  to have it, and only on proof that the store was alive that much later.
+- A batch stays in the history until the store has acknowledged another batch
+  ``kept_s`` seconds or more after this one. Only then is it dropped.
 - No submission is sent in two batches, unless the first one provably was not
   executed. Submissions of one owner never change their order.
 """

@@ -1,11 +1,11 @@
 """Who gets the next due task: flows and the rings that keep their turns fair.
 
 A flow is one agent's tasks for one module. The due tasks of a flow queue in the order in which
-they fell due. Flows with due tasks stand in rings: one ring of agents, one per agent of its
-modules, and one per module of its agents. A selection goes round the ring that fits its filter and
-takes one task at each stop. A flow that has been served goes to the back of all its rings. So an
-agent gets every n-th task while n agents wait, however many tasks the others have. One task costs
-O(1).
+they fell due. A ring is a list whose members are served in turn. There is one ring of all agents
+with due tasks; each of these agents has a ring of its modules; and each module has a ring of the
+agents with due tasks for it. A selection goes round the ring that fits its filter and takes one
+task at each stop. A flow that has been served goes to the back of all its rings. So while n agents
+wait, each of them gets one task of every n, however many tasks it has. One task costs O(1).
 """
 
 from __future__ import annotations
