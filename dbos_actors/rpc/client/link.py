@@ -1,9 +1,8 @@
 """The socket of a client's connection: how it is made, read, written and closed.
 
 `connect` makes a socket from an address; `ClientDriver` moves bytes between it and a
-`ClientConnection`, with or without TLS. Whoever has something to send writes to the socket at once.
-Only when the socket accepts no more does a task of the driver's write the rest, as it becomes
-writable.
+`ClientConnection`, with or without TLS. How output gets to the socket is the same for servers and
+clients, and is in `dbos_actors.rpc.wire.socket_pump`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import trio
 from dbos_actors.clock import Clock
 from dbos_actors.rpc.client.connection import ClientConnection
 from dbos_actors.rpc.wire.addresses import Address, UnixAddress
+from dbos_actors.rpc.wire.socket_pump import SocketPump
 from dbos_actors.rpc.wire.tls import TlsFilter
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,6 @@ Connector: TypeAlias = Callable[[], Awaitable[socket.socket]]
 """Makes a connected, non-blocking socket, which is then the caller's. Raises OSError."""
 
 _READ_BYTES = 256 * 1024
-_WRITE_BYTES = 128 * 1024
 
 _TICKS_PER_KEEPALIVE = 8
 
@@ -44,33 +43,19 @@ async def connect(address: Address) -> socket.socket:
     return sock
 
 
-class ClientDriver:
+class ClientDriver(SocketPump):
     """Drives one `ClientConnection` over one socket, which it closes."""
 
-    __slots__ = (
-        "_clock",
-        "_early",
-        "_nursery",
-        "_protocol",
-        "_reading",
-        "_sock",
-        "_tls",
-        "_unsent",
-    )
+    __slots__ = ("_clock", "_early")
 
-    _unsent: memoryview | None
-    """Taken from the engine and not accepted by the socket yet; while there is some, only the
-    writer touches the socket's sending side."""
+    _write_bytes = 128 * 1024
+
+    _protocol: ClientConnection | None
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._clock = clock
-        self._tls: TlsFilter | None = None
         self._early: list[bytes] = []
-        self._protocol: ClientConnection | None = None
-        self._nursery: trio.Nursery | None = None
-        self._unsent = None
-        self._reading = trio.CancelScope()
 
     def close(self) -> None:
         """Close the socket."""
@@ -171,68 +156,10 @@ class ClientDriver:
             if self._protocol.closed:
                 self._reading.cancel()
 
-    def flush(self) -> None:
-        """Send what the socket accepts; the rest is the writer's. Never raises."""
-        protocol = self._protocol
-        if self._unsent is not None or protocol is None:
-            return
-        try:
-            blocked = self._pump(protocol)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
-            self._failed(error)
-            blocked = False
-        if blocked:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._write)
-        elif protocol.closed:
-            self._reading.cancel()
+    def _flushed(self, socket_bytes: int) -> bool:
+        return not socket_bytes and self._protocol is not None and self._protocol.refill()
 
-    def _pump(self, protocol: ClientConnection) -> bool:
-        """Move output to the socket until there is none (False) or it accepts no more (True)."""
-        tls = self._tls
-        while True:
-            data = protocol.output(_WRITE_BYTES)
-            more = len(data) == _WRITE_BYTES
-            if tls is not None:
-                data = tls.seal(data)
-            if data and self._send(data):
-                return True
-            if not more and not protocol.refill():
-                return False
-
-    def _send(self, data: bytes) -> bool:
-        """Send; whether some of it was left, for the writer."""
-        try:
-            sent = self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        if sent and self._protocol is not None:
+    def _sent(self, size: int) -> None:
+        super()._sent(size)
+        if self._protocol is not None:
             self._protocol.sent()
-        if sent == len(data):
-            return False
-        self._unsent = memoryview(data)[sent:]
-        return True
-
-    async def _write(self) -> None:
-        """Move output to a socket that accepted no more, until it has all of it."""
-        protocol = self._protocol
-        assert protocol is not None
-        try:
-            while self._unsent is not None:
-                await trio.lowlevel.wait_writable(self._sock)
-                try:
-                    sent = self._sock.send(self._unsent)
-                except (BlockingIOError, InterruptedError):
-                    continue
-                if sent:
-                    protocol.sent()
-                if sent < len(self._unsent):
-                    self._unsent = self._unsent[sent:]
-                    continue
-                self._unsent = None
-                self._pump(protocol)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
-            self._unsent = None
-            self._failed(error)
-        if protocol.closed:
-            self._reading.cancel()

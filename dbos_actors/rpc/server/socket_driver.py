@@ -6,11 +6,9 @@ three kinds of tasks in a nursery of its own:
 - one for each handler of a grpclib service;
 - one that writes, and only while the socket accepts no more.
 
-The socket is used directly. A read or write that would block waits in
-`trio.lowlevel.wait_readable` or `wait_writable`. One that would not block costs one system call
-and no switch of tasks. Bytes that are taken from the engine are either accepted by the socket or
-kept in ``_unsent``, which only the writing task takes from. So no cancellation loses a part of the
-output.
+The socket is used directly. A read that would block waits in `trio.lowlevel.wait_readable`. One
+that would not block costs one system call and no switch of tasks. `SocketPump` has the other
+direction.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream import handle
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.wire.peers import peer_name
+from dbos_actors.rpc.wire.socket_pump import SocketPump
 from dbos_actors.rpc.wire.tls import AlpnError, TlsFilter
 
 log = structlog.get_logger(__name__)
@@ -39,9 +38,6 @@ log = structlog.get_logger(__name__)
 READ_BYTES: Final = 256 * 1024
 """The most that one read takes. What a read brings is handled before the next one, so all
 connections share one buffer of this size."""
-
-_WRITE_BYTES: Final = 64 * 1024
-"""Handed to the socket at a time; also what a connection keeps of framed output at most."""
 
 _LINGER_S: Final = 1.0
 """How long a connection we end is kept for its client to take our last bytes."""
@@ -63,29 +59,21 @@ class _NoDriver:
 _NO_DRIVER = _NoDriver()
 
 
-class SocketDriver:
+class SocketDriver(SocketPump):
     """Drives one `ServerConnection` over one socket."""
 
     __slots__ = (
-        "_accepted_bytes",
         "_clock",
         "_is_heavy",
         "_lingers",
-        "_moved",
-        "_nursery",
-        "_protocol",
         "_read_buffer",
         "_read_turns",
-        "_reading",
         "_shared",
-        "_sock",
-        "_tls",
-        "_unsent",
     )
 
-    _unsent: memoryview | None
-    """Taken from the engine and not accepted by the socket yet; while there is some, only the
-    writer touches the socket's sending side."""
+    _write_bytes = 64 * 1024
+
+    _protocol: ServerConnection
 
     def __init__(
         self,
@@ -98,7 +86,7 @@ class SocketDriver:
         read_turns: ReadTurns,
         age_factor: float,
     ) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._shared = shared
         self._clock = clock
         self._read_buffer = read_buffer
@@ -108,12 +96,7 @@ class SocketDriver:
         self._protocol = ServerConnection(
             shared, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
         )
-        self._nursery: trio.Nursery | None = None
-        self._unsent = None
-        self._accepted_bytes = 0
         self._lingers = True
-        self._moved: trio.Event | None = None
-        self._reading = trio.CancelScope()
 
     async def run(self) -> None:
         """Read until the connection ends, and its handlers have returned.
@@ -225,11 +208,6 @@ class SocketDriver:
             if not self._sock.recv_into(self._read_buffer):
                 return
 
-    async def _wait_moved(self) -> None:
-        """Wait until the writer has got on."""
-        self._moved = trio.Event()
-        await self._moved.wait()
-
     def start(self, call: StreamCall) -> None:
         """Start a call's handler."""
         assert self._nursery is not None
@@ -263,74 +241,5 @@ class SocketDriver:
         self._protocol.end_calls(Status.UNAVAILABLE, "the server is shutting down")
         self.flush()
 
-    def flush(self) -> None:
-        """Send what the socket accepts; the rest is the writer's. Nothing before `run`."""
-        if self._unsent is None and self._nursery is not None:
-            try:
-                blocked = self._pump()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
-                self._failed(error)
-                blocked = False
-            if blocked:
-                self._nursery.start_soon(self._write)
-            elif self._protocol.closed:
-                self._reading.cancel()
-
-    def _pump(self) -> bool:
-        """Move output to the socket until there is none (False) or it accepts no more (True)."""
-        protocol, sock, tls = self._protocol, self._sock, self._tls
-        if tls is not None and not tls.ready:
-            return self._send(sock, tls.seal(b""))
-        while True:
-            data = protocol.output(_WRITE_BYTES)
-            more = len(data) == _WRITE_BYTES
-            if tls is not None:
-                data = tls.seal(data)
-            if data:
-                if self._send(sock, data):
-                    return True
-                if more:
-                    continue
-            if not protocol.flushed(0, self._clock.monotonic_s()):
-                return False
-
-    def _send(self, sock: socket.socket, data: bytes) -> bool:
-        """Send; whether some of it was left, for the writer."""
-        if not data:
-            return False
-        try:
-            sent = sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        self._accepted_bytes += sent
-        if sent == len(data):
-            return False
-        self._unsent = memoryview(data)[sent:]
-        self._protocol.flushed(len(self._unsent), self._clock.monotonic_s())
-        return True
-
-    async def _write(self) -> None:
-        """Move output to a socket that accepted no more, until it has all of it."""
-        sock = self._sock
-        try:
-            while self._unsent is not None:
-                await trio.lowlevel.wait_writable(sock)
-                try:
-                    sent = sock.send(self._unsent)
-                except (BlockingIOError, InterruptedError):
-                    continue
-                self._accepted_bytes += sent
-                if sent < len(self._unsent):
-                    self._unsent = self._unsent[sent:]
-                    continue
-                self._unsent = None
-                self._pump()
-                if self._moved is not None:
-                    self._moved.set()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
-            self._failed(error)
-            self._unsent = None
-        if self._moved is not None:
-            self._moved.set()
-        if self._protocol.closed:
-            self._reading.cancel()
+    def _flushed(self, socket_bytes: int) -> bool:
+        return self._protocol.flushed(socket_bytes, self._clock.monotonic_s())
