@@ -35,6 +35,7 @@ _ANYBODY: Final = "anybody"
 _NO_CREDENTIALS: Final = "valid credentials are required"
 _REVOKED: Final = "the credentials of this call are no longer valid"
 _TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
+_LATE: Final = "deadline exceeded on arrival"
 _OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
 
 
@@ -87,7 +88,6 @@ class Admission:
         fields = dict(headers)
         shared = self._shared
         method = shared.routes.get(fields.get(b":path", b""))
-        timeout = fields.get(b"grpc-timeout")
         encoding = fields.get(b"grpc-encoding")
         if (
             method is None
@@ -103,7 +103,7 @@ class Admission:
             if encoding == IDENTITY:
                 encoding = None
         deadline_s = None
-        if timeout is not None:
+        if (timeout := fields.get(b"grpc-timeout")) is not None:
             try:
                 deadline_s = now_s + decode_timeout(timeout)
             except MetadataError as error:
@@ -114,8 +114,7 @@ class Admission:
         if type(method) is UnaryMethod:
             if self._is_gated and not self._identify(stream_id, fields, end_stream):
                 return
-            # The dict unless it lacks a repeated field: what a waiting call keeps costs twice,
-            # when it is made and when the garbage collector walks it.
+            # The dict unless it lacks a repeated field: the garbage collector walks what is kept.
             kept = fields if len(fields) == len(headers) else headers
             call = UnaryCall(self._unary, stream_id, method, kept, deadline_s)
         else:
@@ -139,8 +138,7 @@ class Admission:
             shared.shed_total += 1
             self._end(call, end_stream, Status.RESOURCE_EXHAUSTED, _OVERLOADED)
         elif deadline_s is not None and deadline_s <= now_s:
-            late = "deadline exceeded on arrival"
-            self._end(call, end_stream, Status.DEADLINE_EXCEEDED, late)
+            self._end(call, end_stream, Status.DEADLINE_EXCEEDED, _LATE)
         elif type(call) is StreamCall:
             self._stream_calls.begin(call, end_stream=end_stream)
         elif end_stream:
