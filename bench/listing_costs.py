@@ -1,6 +1,6 @@
 """One call of each listing at the largest sizes: what it looks at, takes, and does to others.
 
-``python -m tests.support.listing_costs`` starts a server on a private Valkey of its own, fills it
+``python -m bench.listing_costs`` starts a server on a private Valkey of its own, fills it
 with tasks, agents and one agent's results, and calls one listing after another for a while. Beside
 it a program of its own stores results, four at a time, and measures how long that takes: alone,
 and while the listing is called again and again. The table goes to standard output and, with all
@@ -36,7 +36,7 @@ from dbos_actors.api import messages
 from dbos_actors.domain import paging
 from tests.support.process import ServerProcess
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
+RESULTS = Path(__file__).parent / "results"
 MODULES = ("ping", "dns", "trace")
 HEAVY, LATE = "agent-heavy", "agent-late"
 RARE_EVERY = 83_333
@@ -310,8 +310,8 @@ def measure(address: str, metrics_port: int, seconds: float, asked: Asked) -> Co
     )
 
 
-def listings(sizes: Sizes, now_s: int) -> Iterator[Asked]:
-    """Each listing with each filter."""
+def listings(sizes: Sizes, now_s: int, filled_s: int) -> Iterator[Asked]:
+    """Each listing with each filter; ``filled_s`` is when the filling began."""
     agent = "agent-00077"
     page = {"page_size": 100}
     middle = paging.Listing("ListTasks", "", "", "").token(0, f"task-{sizes.tasks // 2:07}")
@@ -356,7 +356,7 @@ def listings(sizes: Sizes, now_s: int) -> Iterator[Asked]:
         ("newest 100", {"page_size": 100, "newest_first": True}),
         ("newest of a module", {"page_size": 1, "newest_first": True, "module_name": "dns"}),
         ("a rare module", {"page_size": 100, "module_name": "rare"}),
-        ("a minute's", {"page_size": 100, "since": now_s - 60, "until": now_s}),
+        ("a minute's", {"page_size": 100, "since": filled_s, "until": filled_s + 60}),
         ("no pages", {}),
     ]
     states: list[tuple[str, dict[str, Any]]] = [
@@ -417,12 +417,12 @@ def run(sizes: Sizes, name: str, only: str) -> None:
         ) as server,
     ):
         address = server.wait_ready().address
-        began_s = time.perf_counter()
+        began_s, filled_s = time.perf_counter(), int(time.time())
         trio.run(fill, address, sizes)
         _let_some_die(Caller(address))
         print(f"filled in {time.perf_counter() - began_s:.0f} s", file=sys.stderr)
         costs: list[Cost] = []
-        for asked in listings(sizes, int(time.time())):
+        for asked in listings(sizes, int(time.time()), filled_s):
             if only in asked.listing:
                 costs.append(measure(address, port, sizes.seconds, asked))
                 print(table(costs[-1:], alone(costs)).splitlines()[-1], file=sys.stderr)
