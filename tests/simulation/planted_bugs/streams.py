@@ -1,0 +1,21 @@
+"""Planted bugs in the streams of the service."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+from dbos_actors.service import store_results as ingest
+from tests.simulation.planted_bugs.registry import planted
+
+
+@planted
+def a_failed_message_of_a_stream_counts_as_durable() -> Any:
+    """When an earlier one is settled before the stream has ended."""
+    failed = ingest._Settlement.failed
+
+    def fail(self: Any, message: Any, error: Exception) -> None:
+        message.is_settled = True
+        failed(self, message, error)
+
+    return patch.object(ingest._Settlement, "failed", fail)

@@ -1,0 +1,57 @@
+"""Planted bugs in the tasks: their book, their leases and their subscribers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.tasks.subscribers import Subscriber
+from dbos_actors.domain.tasks import scheduling
+from dbos_actors.domain.tasks.book import TaskBook
+from dbos_actors.domain.tasks.claims import Claims
+from dbos_actors.domain.tasks.timers import Now
+from tests.simulation.planted_bugs.registry import planted
+
+
+@planted
+def a_jump_of_the_clock_makes_completed_tasks_old() -> Any:
+    return patch.object(Now, "age_s", property(lambda now: now.wall_s))
+
+
+@planted
+def a_late_copy_revives_a_dead_task() -> Any:
+    original = scheduling.schedule
+
+    def revive(book: TaskBook, change: Any, **fields: Any) -> bool:
+        return original(book, change, **{**fields, "revive": True})
+
+    return patch.object(scheduling, "schedule", revive)
+
+
+@planted
+def the_key_of_a_lease_is_forgotten() -> Any:
+    return patch.object(Claims, "find", lambda *_: None)
+
+
+@planted
+def a_drain_strands_the_pushes_under_way() -> Any:
+    """It neither waits for them nor takes them back."""
+    unsubscribe = Scheduler.unsubscribe
+
+    def keep(self: Scheduler, subscriber: Subscriber, *, keep_leases: bool = False) -> None:
+        if keep_leases:
+            subscriber.unsent.clear()
+        unsubscribe(self, subscriber, keep_leases=keep_leases)
+
+    @contextmanager
+    def plant() -> Iterator[None]:
+        with (
+            patch.object(Scheduler, "unsubscribe", keep),
+            patch.object(Subscriber, "under_way", property(lambda _: 0, lambda *_: None)),
+        ):
+            yield
+
+    return plant()
