@@ -40,7 +40,7 @@ from tests.simulation.evidence import early_deliveries, violations
 from tests.simulation.history import Ending, History, Outcome
 from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Plan, plan_of
-from tests.simulation.world import BUGS
+from tests.support.bug_events import BUG_EVENTS
 from tests.support.keyspace import Keyspace
 from tests.support.lost_writes import lost
 from tests.support.process import ServerProcess
@@ -439,7 +439,7 @@ def _is_kept(write: Write, kept: Keyspace) -> bool:
 
 
 def _is_bug(line: str) -> bool:
-    return "Traceback" in line or any(bug in line for bug in BUGS)
+    return "Traceback" in line or any(bug in line for bug in BUG_EVENTS)
 
 
 def careful_plan() -> Plan:

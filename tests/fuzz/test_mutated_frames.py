@@ -19,7 +19,7 @@ import structlog
 
 from bench.load import frames
 from dbos_actors.api import messages
-from tests.simulation.world import BUGS
+from tests.support.bug_events import BUG_EVENTS
 from tests.support.clients import GrpcioClient
 from tests.support.keyspace import Keyspace
 from tests.support.servers import ServerThread
@@ -142,7 +142,7 @@ def test_mutated_connections_end_and_leave_nothing(
             send_and_leave(victim.address, mutated(traffic(number), choice), choice)
             if number % 10 == 0:
                 assert witness.call("GetAgent", agent_id="witness", timeout_s=2.0).found
-    assert not [log for log in logs if log["event"] in BUGS]
+    assert not [log for log in logs if log["event"] in BUG_EVENTS]
     assert settled(victim, lambda figures: figures.connections == 1)
     assert settled(victim, lambda figures: figures.calls_live == 0)
     with store.client() as client:

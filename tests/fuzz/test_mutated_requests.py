@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.wire import SERVICE, UNARY, is_decodable, requests
-from tests.simulation.world import BUGS
+from tests.support.bug_events import BUG_EVENTS
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.keyspace import Keyspace
 from tests.support.servers import ServerThread
@@ -50,7 +50,7 @@ def test_whatever_is_sent_is_answered_and_hurts_nobody(
             else:
                 assert status == "INTERNAL: the request message cannot be decoded"
         assert witness.call("RegisterAgent", agent={"id": "witness"}).success
-    assert not [log for log in logs if log["event"] in BUGS]
+    assert not [log for log in logs if log["event"] in BUG_EVENTS]
 
 
 def test_the_store_is_consistent_after_the_attack(

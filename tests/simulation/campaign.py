@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.simulation.planted_bugs import PLANTED_BUGS
-from tests.simulation.world import Report, simulate
+from tests.simulation.run import Report, simulate
 
 SEEDS_AT_ONCE = 10
 PROGRESS_EVERY_S = 10.0

@@ -14,7 +14,7 @@ import pytest
 from tests.simulation.campaign import find_planted_bug
 from tests.simulation.plan import Fault, plan_of
 from tests.simulation.planted_bugs import PLANTED_BUGS
-from tests.simulation.world import simulate
+from tests.simulation.run import simulate
 
 SEEDS = 120
 """So many in `.ci/run long`; about half a minute."""
@@ -57,7 +57,7 @@ def test_a_seed_repeats_itself_exactly() -> None:
 
 def test_a_seed_repeats_itself_in_another_process() -> None:
     seed = 16
-    code = f"from tests.simulation.world import simulate; print(simulate({seed}).digest)"
+    code = f"from tests.simulation.run import simulate; print(simulate({seed}).digest)"
     digests = {
         subprocess.run(
             [sys.executable, "-c", code],

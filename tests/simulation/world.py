@@ -1,20 +1,16 @@
-"""One simulated run: servers, a Redis, clients and faults, then quiet, then the verdict.
+"""The world of one simulated run: servers, a Redis, clients and faults, then quiet.
 
 The phases of a run:
 1. Clients work while faults happen.
 2. Everything is healed; the clients finish, and all that is under way settles.
 3. Every register is read, from a server that has lived through it all, then from
    one that has just started. These reads are part of the history.
-4. The checker looks at the history, and at the data itself.
 
-A run is a function of its seed, and so is its `Report.digest`.
+Then `verdict.judge` looks at the history, at the data itself and at the log.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
@@ -27,24 +23,18 @@ from dbos_actors.runtime import ActorLimits
 from dbos_actors.server import RunningServer
 from dbos_actors.settings import Settings
 from dbos_actors.store.ownership import OwnerProcess
-from tests.simulation.clients import Client, Universe
-from tests.simulation.consistency import inconsistencies
+from tests.simulation.clients import Client
 from tests.simulation.determinism import (
     SimulatedClock,
-    collected_logs,
-    run_seeded,
     stream_of_chance,
 )
-from tests.simulation.evidence import early_deliveries, other_deliveries, violations
 from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome, StreamEndedError
 from tests.simulation.linearizability import Rollback
-from tests.simulation.plan import Fault, Plan, plan_of
+from tests.simulation.plan import Plan
 from tests.simulation.servers import (
     Life,
-    SimulatedCrashError,
     SimulatedServer,
-    simulated_surroundings,
 )
 from tests.simulation.simulated_redis import Mode, SimulatedRedis
 from tests.simulation.streaming import BulkClient, StreamEnd
@@ -57,21 +47,6 @@ QUIET_S: Final = 15.0
 """Longer than anything that was under way may take: reply timeouts, backoffs, leases."""
 
 QUARANTINE_S: Final = ActorLimits().quarantine_s
-
-BUGS: Final = frozenset(
-    {
-        "actor_crashed",
-        "actor_quarantined",
-        "key_damaged",
-        "handler failed",
-        "internal_error",
-        "owner_raised",
-        "read_failed",
-        "reader_raised",
-        "submission_raised",
-    }
-)
-"""Log lines that a fault never excuses."""
 
 
 def _inflight(tasks: Scheduler) -> list[TaskRecord]:
@@ -87,24 +62,6 @@ def _is_fenced(cause: BaseException) -> bool:
     if isinstance(cause, BaseExceptionGroup):
         return all(_is_fenced(each) for each in cause.exceptions)
     return isinstance(cause, FencedError)
-
-
-@dataclass(slots=True)
-class Report:
-    """What came of a run."""
-
-    plan: Plan
-    violations: list[str] = field(default_factory=list)
-    digest: str = ""
-    operations: int = 0
-    unknown: int = 0
-    """Operations without an answer."""
-    commits: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    simulated_s: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    known: list[str] = field(default_factory=list)
-    """Gaps in what is promised that are known, met by this run and not counted as violations."""
 
 
 class World:
@@ -204,7 +161,7 @@ class World:
     async def _expect_tasks(self, name: str, running: RunningServer) -> None:
         """A server reads the tasks back, unless what it reads was sent again over a gap."""
         await running.tasks.readable.wait_value(False)
-        if self._is_over_a_gap:
+        if self.is_over_a_gap:
             self.known.append("no server serves tasks over a journal with a gap")
             self.has_stopped.set()
         else:
@@ -251,7 +208,7 @@ class World:
         return next((i for i, entry in enumerate(log) if commit in entry.commands), len(log))
 
     @property
-    def _is_over_a_gap(self) -> bool:
+    def is_over_a_gap(self) -> bool:
         return self._sent_over_a_gap and self.plan.both_at_once
 
     def redis_lost(self, first_lost: int | None) -> None:
@@ -419,100 +376,3 @@ class World:
                 lasting = [each.task_id for each in inflight if each.agent_id != AGENT]
                 if lasting:
                     self.violations.append(f"leases have not ended: {lasting}")
-
-    # ----------------------------------------------------------- the verdict
-
-    def judge(self, logs: list[MutableMapping[str, Any]]) -> None:
-        """Add what the history, the data and the log say."""
-        if self._is_over_a_gap:
-            self.known.append("what was sent again over a gap is not whole")
-        else:
-            self._judge_evidence()
-        self.violations += [
-            f"logged: {line}"
-            for line in logs
-            if line.get("event") in BUGS and not self._is_simulated(line)
-        ]
-        self.violations += [
-            f"internal error: {operation}"
-            for operation in self.history.operations
-            if str(operation.answer).startswith("INTERNAL") and not self.plan.crash_chance
-        ]
-
-    def _judge_evidence(self) -> None:
-        universe = Universe(self.plan)
-        universe.add_streamed(self.history)
-        database = self.redis.primary.database
-        if unfinished := database.values.get(b"dbos:{p0}:agents:deleting"):
-            self.violations.append(f"deletions are unfinished in good health: {unfinished}")
-        # Unless the network may deliver a deletion after its client has given it up.
-        deletions_end = not self.plan.over_grpc and not self.rollbacks
-        self.violations += violations(
-            self.history,
-            universe,
-            self.rollbacks,
-            # What was not written in full is in no listing, though its record can be read.
-            absences=Fault.WRONG_TYPE not in self.plan.faults,
-            deletions_end=deletions_end,
-        )
-        self.violations += early_deliveries(self.history)
-        if not self.rollbacks:
-            self.violations += other_deliveries(self.history)
-        self.violations += inconsistencies(
-            database, universe.agents, [request_id for _, request_id, _ in universe.runs]
-        )
-
-    def _is_simulated(self, line: MutableMapping[str, Any]) -> bool:
-        """Whether a log line is about a crash of ours, or what follows from several."""
-        if line["event"] == "actor_quarantined":
-            return self.plan.crash_chance > 0.0
-        if line["event"] in {"key_damaged", "read_failed"}:
-            return Fault.WRONG_TYPE in self.plan.faults
-        return isinstance(line.get("exc_info"), SimulatedCrashError)
-
-    def digest(self) -> str:
-        """A fingerprint of everything that happened."""
-        hashed = hashlib.sha256()
-        for operation in self.history.operations:
-            hashed.update(str(operation).encode())
-        for note in self.notes:
-            hashed.update(note.encode())
-        for entry in self.redis.primary.log:
-            for command in entry.commands:
-                hashed.update(b"\0".join(command))
-        return hashed.hexdigest()
-
-
-def simulate(seed: int, plan: Plan | None = None) -> Report:
-    """Run one seed."""
-    plan = plan or plan_of(seed)
-    report = Report(plan)
-    settings = Settings(server_id="server").model_copy(update=plan.settings)
-
-    async def main() -> World:
-        async with trio.open_nursery() as nursery:
-            world = World(plan, settings, nursery)
-            surroundings = simulated_surroundings(
-                store=plan.store,
-                constants=plan.constants,
-                is_dead=world.is_dead,
-                crashes=world.crashes,
-            )
-            with surroundings:
-                await world.run()
-                report.simulated_s = trio.current_time()
-                nursery.cancel_scope.cancel()
-        return world
-
-    with collected_logs() as logs:
-        world = run_seeded(seed, main)
-    world.judge(logs)
-    report.violations = world.violations
-    report.known = world.known
-    report.digest = world.digest()
-    report.operations = len(world.history.operations)
-    report.unknown = sum(o.ending is Ending.UNKNOWN for o in world.history.operations)
-    report.commits = len(world.redis.primary.log)
-    report.faults = world.misfortune.counts
-    report.notes = world.notes
-    return report
