@@ -13,7 +13,7 @@ from typing import Any
 from dbos_actors.api.messages import ModuleState
 from dbos_actors.store.keys import Keys, escaped
 from tests.simulation.models import RANK, TERMINAL
-from tests.simulation.redis_commands import Database
+from tests.simulation.redis.database import Database
 
 
 def inconsistencies(database: Database, agents: list[str], request_ids: list[str]) -> list[str]:

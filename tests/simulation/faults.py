@@ -17,8 +17,8 @@ import trio
 from dbos_actors.store.keys import Keys, escaped
 from tests.simulation.clients import Universe
 from tests.simulation.plan import DEATHS, FREQUENT, Fault
+from tests.simulation.redis.node import Mode, Refusal
 from tests.simulation.servers import Life
-from tests.simulation.simulated_redis import Mode, Refusal
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

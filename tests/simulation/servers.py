@@ -42,7 +42,7 @@ from tests.simulation.determinism import SimulatedClock
 from tests.simulation.direct import DirectServer, DirectStream
 from tests.simulation.history import Ending, StreamEndedError
 from tests.simulation.network import Conditions, Route
-from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
+from tests.simulation.redis.deployment import SimulatedConnector, SimulatedRedis
 from tests.simulation.wire import WireClients, WireListener, WireStream
 
 START_AGAIN_S = 0.4

@@ -32,11 +32,12 @@ from tests.simulation.faults import Misfortune
 from tests.simulation.history import Ending, History, Outcome, StreamEndedError
 from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Plan
+from tests.simulation.redis.deployment import SimulatedRedis
+from tests.simulation.redis.node import Mode
 from tests.simulation.servers import (
     Life,
     SimulatedServer,
 )
-from tests.simulation.simulated_redis import Mode, SimulatedRedis
 from tests.simulation.streaming import BulkClient, StreamEnd
 from tests.simulation.subscribing import AGENT, Worker
 

@@ -10,7 +10,7 @@ import pytest
 from dbos_actors.actors.agents.queries import Index
 from dbos_actors.store import Store
 from dbos_actors.store.resp import unpacked
-from tests.simulation.redis_commands import Database
+from tests.simulation.redis.database import Database
 
 KEY = "index"
 

@@ -20,7 +20,8 @@ from dbos_actors.clock import SystemClock
 from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
 from dbos_actors.store.resp import ReplyError, pack
-from tests.simulation.simulated_redis import Mode, Node, Refusal, Session, encoded
+from tests.simulation.redis.node import Mode, Node, Refusal
+from tests.simulation.redis.session import Session, encoded
 from tests.support.valkey import ValkeyServer
 
 Command = tuple[str | bytes | int, ...]

@@ -11,7 +11,7 @@ import trio
 from dbos_actors.clock import SystemClock
 from dbos_actors.store import Connector
 from tests.simulation.network import Conditions, Route
-from tests.simulation.simulated_redis import SimulatedConnector, SimulatedRedis
+from tests.simulation.redis.deployment import SimulatedConnector, SimulatedRedis
 from tests.store.contract_connector import ConnectorContract
 
 CONDITIONS = [Conditions(), Conditions(latency_s=0.002, split_chance=0.5)]

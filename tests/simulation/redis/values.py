@@ -1,10 +1,22 @@
-"""The values a simulated Redis keeps that Python has no type for: sorted sets and streams."""
+"""The values that a simulated Redis keeps. A string is plain bytes."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
 Member = tuple[float, bytes]
+
+
+class HashMap(dict[bytes, bytes]):
+    """A hash."""
+
+
+class MemberSet(dict[bytes, None]):
+    """A set; ordered by insertion."""
+
+
+class ValueList(list[bytes]):
+    """A list."""
 
 
 class SortedSet:

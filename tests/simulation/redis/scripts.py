@@ -1,6 +1,6 @@
 """The store's Lua scripts, in Python: a simulated Redis does not speak Lua.
 
-Each is known by its text. `test_redis_commands.py` runs both beside a real
+Each is known by its text. `test_commands.py` runs both beside a real
 server's Lua, so a script that changes in the product has to change here.
 """
 
@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
-from tests.simulation.redis_commands import Arguments, CommandError
+from tests.simulation.redis.arguments import Arguments
+from tests.simulation.redis.replies import CommandError
 
 Call = Callable[[Arguments], Any]
 """``redis.pcall``: an error is returned as a value."""
