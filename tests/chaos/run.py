@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from tests.chaos.careful import careful_plan
 from tests.chaos.disks import NoDiskError
 from tests.chaos.faults import Fault
-from tests.chaos.scene import Verdict, careful_plan, open_scene
+from tests.chaos.scene import open_scene
+from tests.chaos.verdict import Verdict
 
 ROUND: Final = 5
 """Repetitions on one stage: the history stays short enough to be checked within a second or two."""

@@ -16,9 +16,8 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,23 +25,20 @@ from random import Random
 from typing import Any, Final, Literal
 
 import trio
-from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from bench.recorded_writes import ACKNOWLEDGED, Load, Write
+from bench.recorded_writes import ACKNOWLEDGED, Load
 from dbos_actors.api import messages
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
+from tests.chaos.careful import PATIENCE_S, Calls
 from tests.chaos.disks import SmallDisk, VolatileDisk
 from tests.chaos.proxy import Proxy
 from tests.chaos.sentinel import SentinelPair
+from tests.chaos.verdict import Blackout, Evidence, Verdict, judge
 from tests.simulation.clients import Client, Universe
-from tests.simulation.evidence import early_deliveries, violations
-from tests.simulation.history import Ending, History, Outcome
-from tests.simulation.linearizability import Rollback
-from tests.simulation.plan import Plan, plan_of
-from tests.support.bug_events import BUG_EVENTS
+from tests.simulation.history import History
+from tests.simulation.plan import Plan
 from tests.support.keyspace import Keyspace
-from tests.support.lost_writes import lost
 from tests.support.process import ServerProcess
 from tests.support.valkey import ValkeyServer
 
@@ -55,55 +51,9 @@ LOAD_IN_FLIGHT: Final = 50
 CALL_S: Final = 4.0
 """The load's deadline; what takes longer ends without an answer."""
 
-PATIENCE_S: Final = 8.0
-"""The careful clients' longest deadline."""
-
-LOST_S_MAX: Final = 3.0
-"""What ``everysec`` may lose. A sync begins up to two seconds after the one before it began, since
-Redis's clock for it has whole seconds; what it writes counts once it is done, and the disk here has
-other work."""
-
 MOVE_S_MAX: Final = 2.0
 """How long connections to a primary that was replaced may stand. They have to end within what
 the server keeps: what such a primary is told meanwhile is gone."""
-
-_REFUSED: Final = "Redis refused the commit"
-"""UNAVAILABLE, like much else, but here the server knows that nothing was written."""
-
-_KNOWN_OUTCOMES: Final = {
-    ACKNOWLEDGED,
-    "unknown",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-}
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What came of a scene."""
-
-    acknowledged: int = 0
-    unanswered: int = 0
-    judged: int = 0
-    """Calls of the careful clients, reads included."""
-    lost: int = 0
-    """Acknowledged writes that are gone, within what the level documents."""
-    lost_age_s: float = 0.0
-    """The oldest of them had been acknowledged so long before the power went."""
-    violations: list[str] = field(default_factory=list)
-    pauses_s: list[float] = field(default_factory=list)
-    """Of each fault: the longest time without an acknowledged write."""
-
-
-@dataclass(slots=True)
-class Blackout:
-    """All power went, and came back."""
-
-    at_s: float
-    until_s: float = 0.0
-    until: int = 0
-    """The history's moment."""
 
 
 class Scene:
@@ -287,7 +237,7 @@ class Scene:
         return Channel(host, int(port), options=ChannelOptions(backoff=backoff))
 
     def _client(self, name: str, plan: Plan, channel: Channel) -> Client:
-        service = _Calls(channel, lambda: self._up, Universe(plan).agents)
+        service = Calls(channel, lambda: self._up, Universe(plan).agents)
         random = Random(self.random.getrandbits(64))
         return Client(name, plan=plan, random=random, service=service, history=self.history)
 
@@ -333,128 +283,15 @@ class Scene:
 
     def _judge(self, plan: Plan) -> Verdict:
         with self.redis.client() as client:
-            kept = Keyspace(client)
-        outcomes = self.load.outcomes()
-        verdict = Verdict(
-            acknowledged=outcomes[ACKNOWLEDGED],
-            unanswered=sum(outcomes.values()) - outcomes[ACKNOWLEDGED],
-            judged=len(self.history.operations),
-            violations=self.found,
-            pauses_s=self.pauses_s,
-        )
-        found = verdict.violations
-        found += kept.problems()
-        allowed = [] if self._fsync else self._blackouts
-        self._count_lost(verdict, kept, allowed)
-        found += lost(self.load, kept)
-        found += violations(self.history, Universe(plan), self._rollbacks(allowed))
-        found += early_deliveries(self.history)
-        found += [
-            f"a write ended as {outcome!r}"
-            for outcome in outcomes
-            if outcome not in _KNOWN_OUTCOMES
-        ]
-        found += [
-            f"a call ended as {operation}"
-            for operation in self.history.operations
-            if str(operation.answer).startswith(("INTERNAL", "UNKNOWN"))
-        ]
-        for log in self._logs:
-            found += [f"logged: {line}" for line in log.splitlines() if _is_bug(line)]
-        return verdict
-
-    def _count_lost(self, verdict: Verdict, kept: Keyspace, blackouts: list[Blackout]) -> None:
-        """Count what the level allows to be lost; from then on it counts as not acknowledged."""
-        for write in self.load.history:
-            blackout = next((one for one in blackouts if one.until_s >= write.settled_s), None)
-            if write.outcome != ACKNOWLEDGED or blackout is None:
-                continue
-            age_s = blackout.at_s - write.settled_s
-            if age_s <= LOST_S_MAX:
-                write.outcome = "excused"
-                if not _is_kept(write, kept):
-                    verdict.lost += 1
-                    verdict.lost_age_s = max(verdict.lost_age_s, age_s)
-
-    def _rollbacks(self, blackouts: list[Blackout]) -> list[Rollback]:
-        found = []
-        for blackout in blackouts:
-            ends = [
-                operation.end
-                for operation in self.history.operations
-                if operation.end is not None and operation.end_s <= blackout.at_s - LOST_S_MAX
-            ]
-            found.append(Rollback(max(ends, default=0), blackout.until))
-        return found
+            stored = Keyspace(client)
+        # With fsync nothing is excused: what was acknowledged is on disk.
+        blackouts = [] if self._fsync else self._blackouts
+        evidence = Evidence(self.load, self.history, stored, blackouts, self._logs)
+        return judge(evidence, plan, found=self.found, pauses_s=self.pauses_s)
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-
-
-class _Calls:
-    """The service as the careful clients reach it."""
-
-    def __init__(
-        self, channel: Channel, up: Callable[[], trio.Event], agents: Container[str]
-    ) -> None:
-        self._channel = channel
-        self._up = up
-        self._agents = agents
-
-    def now_s(self) -> float:
-        return trio.current_time()
-
-    async def exchange(
-        self, method: str, request: dict[str, Any], timeout_s: float | None
-    ) -> Outcome:
-        # Calls that reach nobody would only make the history long.
-        await self._up().wait()
-        message = getattr(messages, f"{method}Request")(**request)
-        path = f"/dbos.DBOS/{method}"
-        try:
-            body = await self._channel.unary(
-                path, message.SerializeToString(), timeout=timeout_s or PATIENCE_S
-            )
-        except GRPCError as error:
-            if error.status is Status.RESOURCE_EXHAUSTED or _REFUSED in str(error.message):
-                return Ending.NO_EFFECT, error.message, "server"
-            return Ending.UNKNOWN, f"{error.status.name}: {error.message}", "server"
-        response = getattr(messages, f"{method}Response").FromString(body)
-        if method == "ListAgents":
-            # The load's agents are none of these clients' business.
-            ours = [agent for agent in response.agents if agent.id in self._agents]
-            response = messages.ListAgentsResponse(agents=ours, error=response.error)
-        return Ending.ANSWERED, response, "server"
-
-
-def _is_kept(write: Write, kept: Keyspace) -> bool:
-    if write.method == "StoreResult":
-        return write.subject in kept.results.get(write.agent, {})
-    if write.method == "RegisterAgent":
-        record = kept.agents.get(write.agent)
-        return record is not None and record.total_heartbeats >= write.number
-    state = kept.states.get(write.agent, {}).get(f"r{write.subject}")
-    return state is not None and int(state.details["n"]) >= write.number
-
-
-def _is_bug(line: str) -> bool:
-    return "Traceback" in line or any(bug in line for bug in BUG_EVENTS)
-
-
-def careful_plan() -> Plan:
-    """Few agents, few runs, all shared, endless work."""
-    return replace(
-        plan_of(0),
-        agents=2,
-        runs=3,
-        results=2,
-        tasks=3,
-        clients=4,
-        operations=1_000_000_000,
-        think_s=0.01,
-        deletes=True,
-    )
 
 
 @asynccontextmanager
