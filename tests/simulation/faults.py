@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
 from dbos_actors.store.keys import Keys, escaped
 from tests.simulation.clients import Universe
-from tests.simulation.plan import DEATHS, FREQUENT, Fault
+from tests.simulation.determinism import SimulatedClock
+from tests.simulation.plan import DEATHS, FREQUENT, Fault, Plan
+from tests.simulation.redis.deployment import SimulatedRedis
 from tests.simulation.redis.node import Mode, Refusal
-from tests.simulation.servers import Life
-
-if TYPE_CHECKING:
-    from tests.simulation.world import World
+from tests.simulation.servers import Life, SimulatedServer
 
 REDIS_FAULTS: Final = frozenset(
     {
@@ -40,10 +39,27 @@ LOST_S_MAX: Final = 2.0
 """What ``everysec`` may lose when the disk is slow, and a replica may lag behind."""
 
 
+class FaultyWorld(Protocol):
+    """What faults need to know of a world, and what they do to it."""
+
+    plan: Plan
+    clock: SimulatedClock
+    redis: SimulatedRedis
+
+    @property
+    def current(self) -> SimulatedServer: ...
+    def alive(self) -> list[SimulatedServer]: ...
+    def may_die(self, server: SimulatedServer) -> bool: ...
+    def certain_entries(self) -> int: ...
+    def start_server(self, *, take_over: bool = False) -> None: ...
+    def redis_lost(self, first_lost: int | None) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
 class Misfortune:
     """Draws faults and does them to a world."""
 
-    def __init__(self, world: World, random: Random) -> None:
+    def __init__(self, world: FaultyWorld, random: Random) -> None:
         self._world = world
         self._random = random
         self._redis_is_busy = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from random import Random
 from typing import Any, Final
 
 from tests.simulation.determinism import stream_of_chance
@@ -151,25 +152,7 @@ def plan_of(seed: int) -> Plan:
         subscriptions=0,
         bulk_streams=stream_of_chance(seed, "streams").choice([0, 0, 4, 8]),
         one_host=random.random() < 0.7,
-        settings={
-            "max_resident_agents": pick([1, 2, 100]),
-            "idle_passivation_s": pick([0.3, 2.0, 300.0]),
-            "run_cache_bytes": pick([0, 1_000, 1_000_000]),
-            "event_results": random.random() < 0.3,
-        },
-        store={
-            "batch_submissions": pick([1, 3, 2_000]),
-            "read_commands": pick([4, 5_000]),
-            "kept_bytes": pick([100_000, 256 << 20]),
-            "patience_s": pick([0.5, 5.0]),
-            "reply_timeout_s": pick([2.0, 10.0]),
-        },
-        constants={
-            "deletion_step": pick([1, 2, 1_000]),
-            "runs_loaded": pick([1, 1_000]),
-            "listing_step": pick([1, 2, 256]),
-            "journal_entries": pick([5, 20, 100_000]),
-        },
+        **_limits(random),
     )
     if Fault.WALL_CLOCK_JUMP in chosen and not DEATHS.intersection(chosen):
         plan.settings["tasks_max_age_s"] = STEPPED_RETENTION_S
@@ -187,3 +170,29 @@ def plan_of(seed: int) -> Plan:
         # Long enough for its lease to run out while there is still work.
         return replace(plan, duration_s=20.0, operations=40, think_s=0.5)
     return plan
+
+
+def _limits(random: Random) -> dict[str, dict[str, Any]]:
+    """Limits of the server and of its store: often so small that the run meets them."""
+    pick = random.choice
+    return {
+        "settings": {
+            "max_resident_agents": pick([1, 2, 100]),
+            "idle_passivation_s": pick([0.3, 2.0, 300.0]),
+            "run_cache_bytes": pick([0, 1_000, 1_000_000]),
+            "event_results": random.random() < 0.3,
+        },
+        "store": {
+            "batch_submissions": pick([1, 3, 2_000]),
+            "read_commands": pick([4, 5_000]),
+            "kept_bytes": pick([100_000, 256 << 20]),
+            "patience_s": pick([0.5, 5.0]),
+            "reply_timeout_s": pick([2.0, 10.0]),
+        },
+        "constants": {
+            "deletion_step": pick([1, 2, 1_000]),
+            "runs_loaded": pick([1, 1_000]),
+            "listing_step": pick([1, 2, 256]),
+            "journal_entries": pick([5, 20, 100_000]),
+        },
+    }

@@ -315,8 +315,25 @@ def _crashing_actors(crashes: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def _small_blocks() -> Iterator[None]:
-    with patch.object(id_table, "BLOCK_MAX", _BLOCK_IDS), patch.object(id_table, "_BLOCK_MIN", 1):
+def _small_limits(constants: dict[str, int]) -> Iterator[None]:
+    """Bounds of single steps, so that few entries take several."""
+    with (
+        patch.object(id_table, "BLOCK_MAX", _BLOCK_IDS),
+        patch.object(id_table, "_BLOCK_MIN", 1),
+        patch.object(
+            dbos_actors.actors.agents.deletion, "_DELETION_STEP", constants["deletion_step"]
+        ),
+        patch.object(dbos_actors.actors.agents.run_retention, "_STEP", constants["deletion_step"]),
+        patch.object(
+            dbos_actors.actors.agents.actor, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]
+        ),
+        patch.object(dbos_actors.actors.agents.queries, "_STEP", constants["listing_step"]),
+        patch.object(
+            dbos_actors.assembly,
+            "SchedulerSettings",
+            partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
+        ),
+    ):
         yield
 
 
@@ -330,8 +347,8 @@ def simulated_surroundings(
 ) -> Iterator[None]:
     """Replace what a server finds out about its process, and make its limits small.
 
-    ``store`` are `StoreSettings` that `Settings` has no way to say; ``constants`` bounds of
-    single steps, so that few entries take several; ``is_dead`` is what a server finds out about
+    ``store`` are `StoreSettings` that `Settings` has no way to say. ``constants`` is for
+    `_small_limits`. ``is_dead`` is what a server finds out about
     another process of its machine. ``crashes`` is asked before each message of an agent's.
     """
 
@@ -370,20 +387,7 @@ def simulated_surroundings(
         patch.object(dbos_actors.assembly, "store_settings", store_settings),
         patch.object(dbos_actors.store.opening, "this_process", this_process),
         patch.object(dbos_actors.store.ownership, "is_gone", is_gone),
-        patch.object(
-            dbos_actors.actors.agents.deletion, "_DELETION_STEP", constants["deletion_step"]
-        ),
-        patch.object(dbos_actors.actors.agents.run_retention, "_STEP", constants["deletion_step"]),
-        patch.object(
-            dbos_actors.actors.agents.actor, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]
-        ),
-        patch.object(dbos_actors.actors.agents.queries, "_STEP", constants["listing_step"]),
-        patch.object(
-            dbos_actors.assembly,
-            "SchedulerSettings",
-            partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
-        ),
-        _small_blocks(),
+        _small_limits(constants),
         _crashing_actors(crashes),
     ):
         yield
