@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.client.outcomes import framing_problem, response_status
+from dbos_actors.rpc.client.outcomes import framing_problem, reset_problem, response_status
 from dbos_actors.rpc.wire.compression import GZIP, IDENTITY, restore
 from dbos_actors.rpc.wire.framing import FramingError, MessageReader
-from dbos_actors.rpc.wire.http2 import Headers
+from dbos_actors.rpc.wire.http2 import ErrorCode, Headers
 from dbos_actors.rpc.wire.metadata import MetadataError, decode_binary
 from dbos_actors.rpc.wire.status import STATUS_DETAILS_KEY, Fields
 
@@ -239,6 +239,20 @@ class ClientCall:
             except MetadataError:
                 self.details = None  # the status matters more
         self.finish(status, message)
+
+    def finish_without_status(self) -> None:
+        """The server has ended the response with a message, not with trailers."""
+        if not self.server_streaming:
+            self.reader = MessageReader(self.reader.limit)
+        self.finish(Status.INTERNAL, "the response has ended without trailers")
+
+    def was_reset(self, code: int, now_s: float, *, reason: str) -> None:
+        """Its stream was reset; ``reason``: why its connection takes no calls, if it does not."""
+        if code == ErrorCode.REFUSED_STREAM:
+            self.refused(reason or "the server has refused the call")
+        else:
+            is_late = self.deadline_s is not None and self.deadline_s <= now_s
+            self.finish(*reset_problem(code, is_late=is_late))
 
     def fail(self, status: Status, message: str | None) -> None:
         """End it from this side: what has come is dropped, the server told. No-op once over."""

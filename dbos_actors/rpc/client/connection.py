@@ -24,7 +24,12 @@ from dbos_actors.rpc.client.call import ClientCall
 from dbos_actors.rpc.client.headers import HeadersTooLargeError, RequestHeaders
 from dbos_actors.rpc.client.keepalive import ClientKeepalive
 from dbos_actors.rpc.client.options import ChannelOptions
-from dbos_actors.rpc.client.outcomes import framing_problem, headers_problem, reset_problem
+from dbos_actors.rpc.client.outcomes import (
+    debug_text,
+    framing_problem,
+    goaway_reason,
+    headers_problem,
+)
 from dbos_actors.rpc.wire.framing import FramingError
 from dbos_actors.rpc.wire.http2 import (
     HEADER_BYTES_MAX,
@@ -51,7 +56,6 @@ QUANTUM_BYTES = 64 * 1024
 _PING = b"clntping"
 _STREAM_IDS = 2**30
 """A server that names no limit of streams has this one."""
-_REFUSED = int(ErrorCode.REFUSED_STREAM)
 
 
 class ConnectionOwner(Protocol):
@@ -75,6 +79,7 @@ class ClientConnection:
         "_keepalive",
         "_options",
         "_owner",
+        "_received_s",
         "_request_headers",
         "_senders",
         "_streams",
@@ -127,6 +132,7 @@ class ClientConnection:
         self._engine = Http2Connection.client(options.http2)
         interval_s = options.keepalive_s if keepalive_s is None else keepalive_s
         self._keepalive = ClientKeepalive(options, interval_s, now_s)
+        self._received_s = now_s
         self._streams: dict[int, ClientCall | None] = {}
         # Streams of which no byte has left: if none can, their calls are not lost.
         self._unsent: set[int] = set()
@@ -274,7 +280,7 @@ class ClientConnection:
 
     def receive(self, data: bytes | bytearray | memoryview, now_s: float) -> None:
         """Take bytes from the server."""
-        self._keepalive.heard_s = now_s
+        self._keepalive.heard_s = self._received_s = now_s
         try:
             self._engine.receive(data)
         except Http2Error as error:
@@ -326,8 +332,7 @@ class ClientConnection:
         elif kind is GoAwayReceived:
             self._going_away(event)
         elif kind is ConnectionClosed:
-            text = event.debug_data.decode("utf-8", "replace")
-            self.lost(self.reason or text or "the connection has ended")
+            self.lost(self.reason or debug_text(event.debug_data) or "the connection has ended")
 
     def _begin_response(self, call: ClientCall, headers: Headers, *, ended: bool) -> None:
         call.headers = headers
@@ -335,9 +340,7 @@ class ClientConnection:
         if ended and b"grpc-status" in fields:
             self._end_response(call, headers)
             return
-        problem = headers_problem(fields)
-        if problem is None and ended:
-            problem = Status.UNKNOWN, "the response has no grpc-status"
+        problem = headers_problem(fields, ended=ended)
         if problem is not None:
             call.trailers = headers
             call.fail(*problem)
@@ -366,19 +369,23 @@ class ClientConnection:
                 self._acknowledge(call.stream_id, call.unacknowledged)
                 call.unacknowledged = 0
         if ended:
-            call.fail(Status.INTERNAL, "the response has ended without trailers")
+            self._end_stream(call)
+            call.finish_without_status()
         elif size:
             call.on_change()
 
     def _end_response(self, call: ClientCall, headers: Headers) -> None:
         if call.headers is None:
             call.headers = headers
-        self._forget(call)
-        if not call.request_ended or call in self._senders or call.pending is not None:
-            self._reset(call.stream_id)
-        elif self._queued_bytes(call.stream_id):
-            self._reset(call.stream_id)  # the server does not want the rest
+        self._end_stream(call)
         call.finish_with(headers)
+
+    def _end_stream(self, call: ClientCall) -> None:
+        """The server has ended its side of the stream: end ours, too."""
+        self._forget(call)
+        is_sending = not call.request_ended or call.pending is not None
+        if is_sending or self._queued_bytes(call.stream_id):
+            self._reset(call.stream_id)  # the server does not want the rest
 
     def _stream_gone(self, event: StreamClosed | StreamReset) -> None:
         call = self._streams.get(event.stream_id)
@@ -389,22 +396,17 @@ class ClientConnection:
         if call is None:
             return
         code = int(event.error_code)
-        if code == _REFUSED:
-            call.refused(self.reason or "the server has refused the call")
+        local = event.local_error if type(event) is StreamClosed else None
+        if local is None or code == ErrorCode.REFUSED_STREAM:
+            call.was_reset(code, self._received_s, reason=self.reason)
         else:
-            local = event.local_error if type(event) is StreamClosed else None
-            if local is not None:
-                call.finish(Status.INTERNAL, f"the response is not valid HTTP/2: {local}")
-            else:
-                call.finish(*reset_problem(code))
+            call.finish(Status.INTERNAL, f"the response is not valid HTTP/2: {local}")
 
     def _going_away(self, event: GoAwayReceived) -> None:
-        debug = event.debug_data.decode("utf-8", "replace")
         code = int(event.error_code)
         if code == int(ErrorCode.ENHANCE_YOUR_CALM) and event.debug_data == TOO_MANY_PINGS:
             self.too_many_pings = True
-        text = debug or (f"error {code}" if code else "")
-        self._drain("the server is going away" + (f" ({text})" if text else ""))
+        self._drain(goaway_reason(code, event.debug_data))
 
     def _drain(self, reason: str) -> None:
         self.draining = True

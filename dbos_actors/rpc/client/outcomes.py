@@ -28,6 +28,11 @@ _RESET_STATUSES = {  # gRPC over HTTP2, "Errors"; every other code is INTERNAL
     int(ErrorCode.ENHANCE_YOUR_CALM): Status.RESOURCE_EXHAUSTED,
     int(ErrorCode.INADEQUATE_SECURITY): Status.PERMISSION_DENIED,
 }
+_NO_STATUS = "the response has no grpc-status"
+
+DEBUG_BYTES_MAX = 256
+"""Of a GOAWAY's text, which may have 16 KB, so much is repeated by the errors of its calls."""
+
 _STATUSES = {b"%d" % status.value: status for status in Status}
 
 
@@ -35,7 +40,7 @@ def response_status(fields: dict[bytes, bytes]) -> tuple[Status, str | None]:
     """The status that a response's last fields carry."""
     value = fields.get(b"grpc-status")
     if value is None:
-        return Status.UNKNOWN, "the response has no grpc-status"
+        return Status.UNKNOWN, _NO_STATUS
     status = _STATUSES.get(value)
     message = fields.get(b"grpc-message")
     text = None if message is None else decode_grpc_message(message.decode("ascii", "replace"))
@@ -45,8 +50,11 @@ def response_status(fields: dict[bytes, bytes]) -> tuple[Status, str | None]:
     return status, text
 
 
-def headers_problem(fields: dict[bytes, bytes]) -> tuple[Status, str] | None:
-    """Why a response's headers are not those of gRPC; None if they are."""
+def headers_problem(fields: dict[bytes, bytes], *, ended: bool) -> tuple[Status, str] | None:
+    """Why a response's headers are not those of gRPC; None if they are.
+
+    ``ended``: nothing comes after them, and they have no status.
+    """
     http_status = fields.get(b":status", b"")
     if http_status != b"200":
         status = _HTTP_STATUSES.get(http_status, Status.UNKNOWN)
@@ -55,16 +63,32 @@ def headers_problem(fields: dict[bytes, bytes]) -> tuple[Status, str] | None:
     kind = content_type.partition(b";")[0].strip()
     if kind not in {b"application/grpc", b"application/grpc+proto"}:
         return Status.UNKNOWN, f"content-type {content_type[:64]!r} is not gRPC's"
-    return None
+    return (Status.UNKNOWN, _NO_STATUS) if ended else None
 
 
-def reset_problem(code: int) -> tuple[Status, str]:
-    """The status of a call that the server has reset."""
+def reset_problem(code: int, *, is_late: bool) -> tuple[Status, str]:
+    """The status of a call that the server has reset; ``is_late``: not before its deadline.
+
+    A server whose timer for the deadline fires first may answer with CANCEL, as grpc-go does.
+    """
+    if is_late and code == ErrorCode.CANCEL:
+        return Status.DEADLINE_EXCEEDED, "deadline exceeded: the server has cancelled the call"
     try:
         name = ErrorCode(code).name
     except ValueError:
         name = str(code)
     return _RESET_STATUSES.get(code, Status.INTERNAL), f"the server has reset the call ({name})"
+
+
+def goaway_reason(code: int, debug: bytes) -> str:
+    """Why a connection takes no further calls after the server's GOAWAY."""
+    text = debug_text(debug) or (f"error {code}" if code else "")
+    return "the server is going away" + (f" ({text})" if text else "")
+
+
+def debug_text(debug: bytes) -> str:
+    """What a GOAWAY says for people to read, as far as it is kept."""
+    return debug[:DEBUG_BYTES_MAX].decode("utf-8", "replace")
 
 
 def framing_problem(error: FramingError) -> tuple[Status, str]:

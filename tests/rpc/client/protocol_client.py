@@ -28,6 +28,7 @@ class Client:
         self.over: list[ClientCall] = []
         self.refused: list[ClientCall] = []
         self.flushes_due = 0
+        self.now_s = NOW_S
         if greet:
             self.run()
 
@@ -69,7 +70,7 @@ class Client:
     def start(self, *bodies: bytes, **options: Any) -> ClientCall:
         """Start a call, and let the server see it."""
         call = self.make_call(*(bodies or (b"",)), **options)
-        self.connection.start(call, NOW_S)
+        self.connection.start(call, self.now_s)
         self.run()
         return call
 
@@ -91,7 +92,7 @@ class Client:
     def to_client(self, *, size: int | None = None) -> bool:
         data = self.server.output()
         for start in range(0, len(data), size or len(data) or 1):
-            self.connection.receive(data[start : start + (size or len(data))], NOW_S)
+            self.connection.receive(data[start : start + (size or len(data))], self.now_s)
         return bool(data)
 
     def run(self, *, size: int | None = None) -> None:
