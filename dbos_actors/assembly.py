@@ -294,7 +294,7 @@ def make_rpc(
         clock=clock,
         random=random,
     )
-    store.on_batch(rpc.flush)
+    store.tell_within(rpc.answer_round)
     return rpc
 
 

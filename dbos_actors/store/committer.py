@@ -89,8 +89,8 @@ class Committer(Sleeper):
 
         ``findings`` are those of `inspect`, on that connection.
         Damaged keys are listed in ``marks_key``.
-        ``listeners`` are called after each round of outcomes of submissions, when Redis goes
-        away, and when it has lost commits for good.
+        ``listeners``: what is entered while submissions are told their outcomes, and who is called
+        when Redis goes away, and when it has lost commits for good.
         """
         super().__init__()
         self.history = history
@@ -262,28 +262,15 @@ class Committer(Sleeper):
 
     def _apply(self, effects: Effects) -> None:
         """Tell everyone; one who raises is a bug, which must not cost the others their answer."""
-        replies = effects.replies
-        if effects.committed:
-            first = 0
-            for submission, _ in effects.committed:
-                try:
-                    if replies is None:
-                        submission.committed(None)
-                    else:
-                        after = first + len(submission.commands)
-                        submission.committed(replies[first:after])
-                        first = after
-                except Exception:
-                    logger.exception("submission_raised")
-        if effects.error is not None:
-            self._refuse(effects)
+        with self._listeners.outcomes:
+            self._tell_committed(effects)
+            if effects.error is not None:
+                self._refuse(effects)
         if effects.damage:
             self._marks.add(effects.damage)
         if self._wait_timeouts.has_given_up:
             for submission, _ in (*effects.committed, *effects.refused):
                 self._wait_timeouts.ended(submission)
-        if effects.committed or effects.refused:
-            self._listeners.on_outcomes()
         if effects.lost_batches:
             logger.error(
                 "commits_lost",
@@ -292,6 +279,20 @@ class Committer(Sleeper):
                 "commits wrote, and was acknowledged, is gone",
             )
             self._listeners.on_loss()
+
+    def _tell_committed(self, effects: Effects) -> None:
+        replies = effects.replies
+        first = 0
+        for submission, _ in effects.committed:
+            try:
+                if replies is None:
+                    submission.committed(None)
+                else:
+                    after = first + len(submission.commands)
+                    submission.committed(replies[first:after])
+                    first = after
+            except Exception:
+                logger.exception("submission_raised")
 
     def _refuse(self, effects: Effects) -> None:
         logger.warning(

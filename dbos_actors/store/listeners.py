@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 
 class Listeners:
-    """The callbacks of `Store.on_batch` and `Store.on_reload`, and the reader's."""
+    """What is entered for `Store.tell_within`, the callbacks of `Store.on_reload`, and the
+    reader's.
+    """
 
-    __slots__ = ("of_absences", "of_losses", "of_outcomes")
+    __slots__ = ("of_absences", "of_losses", "outcomes")
 
     def __init__(self) -> None:
-        self.of_outcomes: list[Callable[[], None]] = []
+        self.outcomes: AbstractContextManager[object] = nullcontext()
+        """Entered while submissions or reads are given their outcomes."""
         self.of_absences: list[Callable[[str], None]] = []
         self.of_losses: list[Callable[[], None]] = []
-
-    def on_outcomes(self) -> None:
-        """Some submissions or reads have just been given their outcomes."""
-        for callback in self.of_outcomes:
-            callback()
 
     def on_away(self, reason: str) -> None:
         """Redis has stopped answering."""

@@ -258,11 +258,10 @@ class _Opening:
             refuse_loss=settings.refuse_loss,
         )
 
-    def _wait_timeouts(self, listeners: Listeners) -> WaitTimeouts:
+    def _wait_timeouts(self) -> WaitTimeouts:
         return WaitTimeouts(
             patience_s=self._settings.patience_s,
             clock=self._clock,
-            on_outcomes=listeners.on_outcomes,
             address=self._connector.address,
         )
 
@@ -276,8 +275,8 @@ class _Opening:
     ) -> _Parts:
         state = AsyncValue(StoreState.CONNECTED)
         listeners = Listeners()
-        to_write = self._wait_timeouts(listeners)
-        to_read = self._wait_timeouts(listeners)
+        to_write = self._wait_timeouts()
+        to_read = self._wait_timeouts()
         committer = Committer(
             history=history,
             wire=wire,

@@ -277,18 +277,18 @@ class Reader:
 
     def _deliver(self, batch: list[Read], replies: list[object], *, failed: bool) -> None:
         first = 0
-        for read in batch:
-            after = first + len(read.commands)
-            outcome: Sequence[object] | UnavailableError = replies[first:after]
-            first = after
-            if failed and (error := first_error(replies[first - len(read.commands) : after])):
-                logger.error("read_failed", reason=str(error))
-                outcome = UnavailableError(f"Redis refused the read: {error}")
-            read.finish(outcome)
+        with self._listeners.outcomes:
+            for read in batch:
+                after = first + len(read.commands)
+                outcome: Sequence[object] | UnavailableError = replies[first:after]
+                if failed and (error := first_error(replies[first:after])):
+                    logger.error("read_failed", reason=str(error))
+                    outcome = UnavailableError(f"Redis refused the read: {error}")
+                first = after
+                read.finish(outcome)
         if self._wait_timeouts.has_given_up:
             for read in batch:
                 self._wait_timeouts.ended(read)
-        self._listeners.on_outcomes()
 
     # ---------------------------------------------------------- connections
 

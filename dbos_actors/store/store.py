@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from trio_util import AsyncValue
@@ -143,9 +144,11 @@ class Store:
         """
         return await self._reader.read(*commands)
 
-    def on_batch(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called after each round of outcomes: the time to flush answers."""
-        self._listeners.of_outcomes.append(callback)
+    def tell_within(self, outcomes: AbstractContextManager[object]) -> None:
+        """Have ``outcomes`` entered whenever the outcomes of a commit or a read are told, and left
+        when all of them are: the time to send the answers that they led to.
+        """
+        self._listeners.outcomes = outcomes
 
     def on_reload(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when Redis came back older than what can be sent again.

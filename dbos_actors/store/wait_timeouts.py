@@ -8,7 +8,6 @@ meanwhile; each is told to give up when its own time has come.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -42,13 +41,9 @@ def give_up_at_s(since_s: float, deadline_s: float | None, patience_s: float) ->
 class WaitTimeouts:
     """Tells those who wait, each once, when it is time to give up."""
 
-    def __init__(
-        self, *, patience_s: float, clock: Clock, on_outcomes: Callable[[], None], address: str
-    ) -> None:
-        """``on_outcomes`` is called after each round of `Waiting.give_up` calls."""
+    def __init__(self, *, patience_s: float, clock: Clock, address: str) -> None:
         self._patience_s = patience_s
         self._clock = clock
-        self._on_outcomes = on_outcomes
         self._address = address
         self._heap: list[tuple[float, int, Waiting]] = []
         self._enrolled = 0
@@ -103,9 +98,5 @@ class WaitTimeouts:
     def _tell(self) -> None:
         now_s = self._clock.monotonic_s()
         error = UnavailableError(f"Redis at {self._address} is away: {self.reason}")
-        has_told = False
         while self._heap and self._heap[0][0] <= now_s:
             self.give_up(heapq.heappop(self._heap)[2], error)
-            has_told = True
-        if has_told:
-            self._on_outcomes()

@@ -30,6 +30,7 @@ from dbos_actors.store import (
 )
 from dbos_actors.store.connection import Connection
 from dbos_actors.store.ownership import take_ownership, this_process
+from tests.store.breakable import until
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 from tests.support.valkey import ValkeyServer
 
@@ -167,15 +168,31 @@ async def test_deletions_as_large_as_allowed_are_committed_in_several_scripts(
             store.submit(RecordingSubmission(RecordingOwner(), too_many, frees_memory=True))
 
 
-async def test_callbacks_after_a_batch_come_once_per_round(valkey: ValkeyServer) -> None:
+async def test_all_outcomes_of_a_commit_or_of_reads_are_told_within_one_round(
+    valkey: ValkeyServer,
+) -> None:
     async with opened(valkey.address) as store:
-        rounds: list[int] = []
+        told: list[object] = []
+        rounds: list[tuple[int, int]] = []
+
+        class Round:
+            def __enter__(self) -> None:
+                self._told_before = len(told)
+
+            def __exit__(self, *_: object) -> None:
+                if len(told) > self._told_before:
+                    rounds.append((self._told_before, len(told)))
+
+        store.tell_within(Round())
         submissions = [RecordingSubmission(RecordingOwner(), pack("INCR", "n")) for _ in range(20)]
-        store.on_batch(lambda: rounds.append(sum(len(s.outcomes) for s in submissions)))
         for submission in submissions:
+            submission.outcomes = told  # type: ignore[assignment]
             store.submit(submission)
-        await submissions[-1].wait()
-        assert rounds == [20]
+        await until(lambda: len(told) == 20)
+        for _ in range(3):
+            store.submit_read([pack("GET", "n")], told.append)
+        await until(lambda: len(told) == 23)
+        assert rounds == [(0, 20), (20, 23)]
 
 
 # -------------------------------------------------------------------- reads

@@ -4,7 +4,7 @@
 - Answers that are queued while the connection handles what it has read need nothing more: the
   driver flushes when that is done.
 - Any other output marks the connection as dirty. The dirty connections of a server are flushed
-  together (`SharedState.wake`, `SharedState.flush`).
+  together: at the end of the `AnswerRound` that is under way, or else soon (`SharedState.wake`).
 
 A call may be answered while its client still sends. Its stream is then *discarded*: what still
 comes is thrown away, and the stream is reset (NO_ERROR) once its trailers are handed to the socket,
@@ -93,10 +93,10 @@ class Outbox:
         """There is output. No-op while the driver is about to flush anyway."""
         if not self.is_receiving and not self.is_dirty:
             self.is_dirty = True
-            dirty = self.shared.dirty
-            dirty.append(self)
-            if len(dirty) == 1:
-                self.shared.wake()
+            shared = self.shared
+            shared.dirty.append(self)
+            if not shared.in_round and len(shared.dirty) == 1:
+                shared.wake()
 
     def refuse(self, stream_id: int, fields: Fields, *, request_ended: bool) -> None:
         """Queue a stream's only headers."""

@@ -25,7 +25,7 @@ from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
 from dbos_actors.rpc.server.read_turns import ReadTurns
 from dbos_actors.rpc.server.routes import Servable
-from dbos_actors.rpc.server.shared_state import SharedState
+from dbos_actors.rpc.server.shared_state import AnswerRound, SharedState
 from dbos_actors.rpc.server.socket_driver import READ_BYTES, SocketDriver
 from dbos_actors.rpc.server.strangers import Authenticator
 from dbos_actors.rpc.server.unary import UnaryMethod
@@ -118,6 +118,9 @@ class Server:
         )
         self._flusher = Sleeper()
         self._shared.wake = self._flusher.wake
+        self.answer_round = AnswerRound(self._shared)
+        """To be entered by who answers many calls at once; at its end the answers are sent. All
+        other answers are sent in the next round of Trio."""
         self._read_turns = ReadTurns(self._shared, overloaded)
         self._connections: dict[SocketDriver, None] = {}
         self._connections_total = 0
@@ -180,10 +183,6 @@ class Server:
     async def _wait_until_empty(self) -> None:
         while self._connections:
             await self._connection_ended.park()
-
-    def flush(self) -> None:
-        """Send answers given since the last flush now, instead of at the end of the batch."""
-        self._shared.flush()
 
     def statistics(self) -> ServerStatistics:
         """A snapshot."""

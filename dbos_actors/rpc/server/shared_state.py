@@ -9,6 +9,7 @@ the `Driver` of each.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
 import structlog
@@ -52,6 +53,32 @@ class Flushable(Protocol):
     """Whether it is among those to be flushed."""
 
 
+class AnswerRound:
+    """A context manager for who answers many calls one after another, without a wait in between.
+
+    At its end every connection on which calls were answered is flushed, once. One round at a time.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+
+    def __enter__(self) -> None:
+        self._shared.in_round = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shared = self._shared
+        shared.in_round = False
+        if shared.dirty:
+            shared.flush()
+
+
 class SharedState:
     """What the connections of one server share."""
 
@@ -64,6 +91,7 @@ class SharedState:
         "deadlines",
         "dirty",
         "held_free",
+        "in_round",
         "inflated_free",
         "limits",
         "open_calls_of_clients",
@@ -113,8 +141,11 @@ class SharedState:
         self.held_free = limits.held_bytes_shared
         self.inflated_free = limits.inflated_bytes_shared
         self.dirty: list[Flushable] = []
+        self.in_round = False
+        """Whether an `AnswerRound` is under way, at whose end `flush` is called."""
         self.wake: Callable[[], None] = _nobody
-        """Called when the first connection becomes dirty; `flush` is to be called soon."""
+        """Called when the first connection becomes dirty outside a round: whoever it wakes is to
+        call `flush` soon."""
 
     def flush(self) -> None:
         """Flush every connection that was answered outside its own read."""

@@ -10,6 +10,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.rpc.server.limits import ServerLimits
+from dbos_actors.rpc.server.shared_state import AnswerRound
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Options
@@ -68,6 +69,31 @@ def test_a_reply_may_come_after_the_batch_and_is_flushed_with_its_fellows(
     assert [pipe.client.answers[stream].body for stream in streams] == [
         frame(b"%d" % number) for number in range(500)
     ]
+
+
+def test_the_answers_of_a_round_are_flushed_at_its_end_and_wake_nobody(
+    make_pipe: MakePipe,
+) -> None:
+    calls: list[UnaryCall] = []
+    one = make_pipe({"Echo": calls.append})
+    two = make_pipe({}, core=one.core)
+    wakes: list[int] = []
+    one.core.wake = lambda: wakes.append(1)
+    streams = [one.client.request(b"a"), one.client.request(b"b"), two.client.request(b"c")]
+    for pipe in (one, two):
+        pipe.run()
+        pipe.flushes = 0
+    with AnswerRound(one.core):
+        for call in calls:
+            call.reply(call.request)
+        assert (one.flushes, two.flushes) == (0, 0)
+    assert (one.flushes, two.flushes, wakes) == (1, 1, [])
+    one.run()
+    assert [one.client.answers[stream].body for stream in streams[:2]] == [frame(b"a"), frame(b"b")]
+    two.client.request(b"d")
+    two.run()
+    calls[-1].reply(b"d")
+    assert (two.flushes, wakes) == (2, [1])
 
 
 @pytest.mark.parametrize(
