@@ -41,7 +41,7 @@ from dbos_actors.errors import (
     UnavailableError,
 )
 from dbos_actors.log_limits import log_limited
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.runtime import Call, Supervisor
 from dbos_actors.service.draining import Draining
@@ -254,7 +254,7 @@ class DbosService:
         self._start_listing(self._queries.list_results, call)
 
     async def _store_results(
-        self, stream: Stream[messages.StoreResultRequest, messages.StoreResultsResponse]
+        self, stream: ServerStream[messages.StoreResultRequest, messages.StoreResultsResponse]
     ) -> None:
         await store_results(
             stream, limits=self._limits, deliver=self._report, draining=self._draining
@@ -299,7 +299,7 @@ class DbosService:
         check_text("module_name", request.module_name, self._limits.name_bytes)
 
     async def _subscribe_tasks(
-        self, stream: Stream[messages.SubscribeTasksRequest, messages.SubscribeTasksResponse]
+        self, stream: ServerStream[messages.SubscribeTasksRequest, messages.SubscribeTasksResponse]
     ) -> None:
         await subscribe_tasks(
             stream, limits=self._limits, tasks=self._tasks, draining=self._draining

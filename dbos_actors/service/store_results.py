@@ -26,7 +26,7 @@ from dbos_actors.actors.agents.actor import DUPLICATE, embedded
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
 from dbos_actors.domain.limits import Limits, check_result, echoed
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.runtime import Call
 from dbos_actors.service.draining import DRAINING, Draining
 
@@ -57,7 +57,7 @@ _OVERLOAD_PAUSE_S: Final = 0.02
 
 
 async def store_results(
-    stream: Stream[StoreResultRequest, StoreResultsResponse],
+    stream: ServerStream[StoreResultRequest, StoreResultsResponse],
     *,
     limits: Limits,
     deliver: Callable[[str, Call], None],
@@ -251,7 +251,7 @@ class _Settlement:
         self._rejected_bytes += len(part) + _REJECTION_BYTES
 
     async def send_responses(
-        self, stream: Stream[StoreResultRequest, StoreResultsResponse]
+        self, stream: ServerStream[StoreResultRequest, StoreResultsResponse]
     ) -> None:
         """Report what has settled, all of it at once, until cancelled.
 

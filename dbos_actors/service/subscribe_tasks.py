@@ -8,7 +8,7 @@ in one turn, and what is ready to be sent goes out in one message.
 When the stream ends, the tasks it holds return at once: whoever worked on them
 has gone. Not so when the server drains: the client is told to come back, goes on
 working, and settles by its tokens wherever it connects next. What was not handed
-over (`Stream.handed_over`) goes back either way, and its delivery does not count.
+over (`ServerStream.handed_over`) goes back either way, and its delivery does not count.
 
 Bounded by the client's own `max_in_flight` and by what may be unsettled here. An outcome
 counts as unsettled until it is on its way, so a client that does not read its responses
@@ -37,7 +37,7 @@ from dbos_actors.errors import (
     RefusedError,
     UnavailableError,
 )
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.service.draining import DRAINING, Draining
 
 _READ_MESSAGES: Final = 100
@@ -58,7 +58,7 @@ _OVERLOAD_PAUSE_S: Final = 0.02
 
 
 async def subscribe_tasks(
-    stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse],
+    stream: ServerStream[SubscribeTasksRequest, SubscribeTasksResponse],
     *,
     limits: Limits,
     tasks: Scheduler,
@@ -161,7 +161,7 @@ class _Subscription:
         self,
         tasks: Scheduler,
         limits: Limits,
-        stream: Stream[SubscribeTasksRequest, SubscribeTasksResponse],
+        stream: ServerStream[SubscribeTasksRequest, SubscribeTasksResponse],
     ) -> None:
         self._tasks = tasks
         self._limits = limits

@@ -26,7 +26,7 @@ from dbos_actors.client import (
 from dbos_actors.client.trio import BackoffPolicy, Channel, ChannelOptions, DbosStub, connect
 from dbos_actors.rpc.server.listeners import bound_address, open_listeners
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 
 
 class FakeDbos(dbos.DbosBase):
@@ -40,7 +40,9 @@ class FakeDbos(dbos.DbosBase):
             await trio.sleep_forever()
         return GetAgentResponse(found=True, agent=Agent(id=get_agent_request.agent_id))
 
-    async def count_results(self, stream: Stream[StoreResultRequest, StoreResultsResponse]) -> None:
+    async def count_results(
+        self, stream: ServerStream[StoreResultRequest, StoreResultsResponse]
+    ) -> None:
         count = 0
         try:
             async for request in stream:

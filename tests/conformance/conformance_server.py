@@ -23,7 +23,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import bound_address, open_listeners
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.schemas import message_class
 from dbos_actors.rpc.wire.tls import server_context
 
@@ -50,7 +50,7 @@ def decode(name: str, value: str) -> str | bytes:
     return b64decode(value + "=" * (-len(value) % 4)) if name.endswith("-bin") else value
 
 
-def request_info(stream: Stream[Any, Any], requests: list[AnyMessage]) -> Any:
+def request_info(stream: ServerStream[Any, Any], requests: list[AnyMessage]) -> Any:
     info = RequestInfo(requests=requests)
     metadata = stream.metadata
     for name in dict.fromkeys(metadata):
@@ -67,12 +67,12 @@ def request_info(stream: Stream[Any, Any], requests: list[AnyMessage]) -> Any:
 class ConformanceService:
     """Does as it is told."""
 
-    async def _begin(self, stream: Stream[Any, Any], definition: Any) -> None:
+    async def _begin(self, stream: ServerStream[Any, Any], definition: Any) -> None:
         if definition is not None:
             await stream.send_initial_metadata(metadata=from_headers(definition.response_headers))
 
     async def _end(
-        self, stream: Stream[Any, Any], definition: Any, error: Any, info: Any | None
+        self, stream: ServerStream[Any, Any], definition: Any, error: Any, info: Any | None
     ) -> None:
         trailers = from_headers(definition.response_trailers) if definition is not None else []
         if error is None:
@@ -89,7 +89,7 @@ class ConformanceService:
         )
 
     async def _answer(
-        self, stream: Stream[Any, Any], definition: Any, requests: list[Any], response: Any
+        self, stream: ServerStream[Any, Any], definition: Any, requests: list[Any], response: Any
     ) -> None:
         """One response to everything that was asked."""
         info = request_info(stream, [to_any(request) for request in requests])
@@ -105,30 +105,30 @@ class ConformanceService:
         await stream.send_message(response)
         await self._end(stream, definition, None, None)
 
-    async def unary(self, stream: Stream[Any, Any]) -> None:
+    async def unary(self, stream: ServerStream[Any, Any]) -> None:
         request = await stream.recv_message()
         response = service_pb2.UnaryResponse()
         await self._answer(stream, defined(request), [request], response)
 
-    async def idempotent_unary(self, stream: Stream[Any, Any]) -> None:
+    async def idempotent_unary(self, stream: ServerStream[Any, Any]) -> None:
         request = await stream.recv_message()
         response = service_pb2.IdempotentUnaryResponse()
         await self._answer(stream, defined(request), [request], response)
 
-    async def client_stream(self, stream: Stream[Any, Any]) -> None:
+    async def client_stream(self, stream: ServerStream[Any, Any]) -> None:
         requests = [request async for request in stream]
         definition = defined(requests[0]) if requests else None
         response = service_pb2.ClientStreamResponse()
         await self._answer(stream, definition, requests, response)
 
-    async def server_stream(self, stream: Stream[Any, Any]) -> None:
+    async def server_stream(self, stream: ServerStream[Any, Any]) -> None:
         request = await stream.recv_message()
         definition = defined(request)
         await self._begin(stream, definition)
         info = request_info(stream, [to_any(request)])
         await self._rest(stream, definition, 0, info, service_pb2.ServerStreamResponse)
 
-    async def bidi_stream(self, stream: Stream[Any, Any]) -> None:
+    async def bidi_stream(self, stream: ServerStream[Any, Any]) -> None:
         definition, full_duplex, sent = None, False, 0
         requests: list[AnyMessage] = []
         info = request_info(stream, [])
@@ -154,7 +154,7 @@ class ConformanceService:
 
     async def _send(
         self,
-        stream: Stream[Any, Any],
+        stream: ServerStream[Any, Any],
         definition: Any,
         number: int,
         info: Any | None,
@@ -169,7 +169,7 @@ class ConformanceService:
 
     async def _rest(
         self,
-        stream: Stream[Any, Any],
+        stream: ServerStream[Any, Any],
         definition: Any,
         sent: int,
         info: Any,
@@ -184,7 +184,7 @@ class ConformanceService:
         error = definition.error if definition.HasField("error") else None
         await self._end(stream, definition, error, None if definition.response_data else info)
 
-    async def unimplemented(self, _stream: Stream[Any, Any]) -> None:
+    async def unimplemented(self, _stream: ServerStream[Any, Any]) -> None:
         raise GRPCError(Status.UNIMPLEMENTED, "not implemented")
 
     def __mapping__(self) -> dict[str, Handler]:

@@ -80,7 +80,7 @@ _UNREAD_RESPONSES_MAX = 2
 
 
 class DirectStream:
-    """One stream: what `rpc.server.stream.Stream` is to a handler, and its client's end."""
+    """One stream: what `rpc.server.stream.ServerStream` is to a handler, and its client's end."""
 
     def __init__(self, handler: Handler, server: DirectServer) -> None:
         self.handler = handler

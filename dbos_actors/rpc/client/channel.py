@@ -35,7 +35,7 @@ from dbos_actors.rpc.client.events import channel_events
 from dbos_actors.rpc.client.link import Connector, connect
 from dbos_actors.rpc.client.messages import decode, decode_details, encode
 from dbos_actors.rpc.client.options import ChannelOptions
-from dbos_actors.rpc.client.stream import Stream
+from dbos_actors.rpc.client.stream import ClientStream
 from dbos_actors.rpc.wire.addresses import Address, TcpAddress, UnixAddress
 from dbos_actors.rpc.wire.compression import compress
 from dbos_actors.rpc.wire.deadlines import Deadline, Deadlines, watch
@@ -49,7 +49,7 @@ __all__ = [
     "ChannelOptions",
     "ChannelState",
     "ChannelStatistics",
-    "Stream",
+    "ClientStream",
 ]
 
 SendT = TypeVar("SendT")
@@ -208,12 +208,12 @@ class Channel:
         deadline: _HasTimeRemaining | None = None,
         metadata: MetadataLike | None = None,
         wait_for_ready: bool | None = None,
-    ) -> Stream[SendT, RecvT]:
+    ) -> ClientStream[SendT, RecvT]:
         """A call, to be used with ``async with``; nothing is sent yet.
 
         ``timeout`` in seconds from now, or a ``deadline``; the earlier one holds.
         """
-        return Stream(
+        return ClientStream(
             self,
             name,
             MultiDict(metadata or ()),

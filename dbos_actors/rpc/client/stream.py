@@ -77,7 +77,7 @@ class Caller(Protocol):
         ...
 
 
-class Stream(Generic[SendT, RecvT]):
+class ClientStream(Generic[SendT, RecvT]):
     """One call. Made by `Channel.request`; used with ``async with``.
 
     Leaving the block waits for the call's status and raises it unless it is OK; leaving it by an

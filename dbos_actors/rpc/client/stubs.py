@@ -15,7 +15,7 @@ from typing import Any, Self
 import trio
 from grpclib.const import Cardinality
 
-from dbos_actors.rpc.client.stream import Stream
+from dbos_actors.rpc.client.stream import ClientStream
 
 
 class TrioStub:
@@ -31,7 +31,7 @@ class TrioStub:
     ) -> Responses:
         """The responses to a request. Cancelled when dropped, as by leaving a loop over them."""
 
-        async def begin(stream: Stream[Any, Any]) -> None:
+        async def begin(stream: ClientStream[Any, Any]) -> None:
             await stream.send_message(request, end=True)
 
         stream = self._open(
@@ -52,7 +52,7 @@ class TrioStub:
         What the iterable of requests, async or not, raises is raised here. Cancelled when dropped.
         """
 
-        async def begin(stream: Stream[Any, Any]) -> None:
+        async def begin(stream: ClientStream[Any, Any]) -> None:
             await stream.send_request()
             stream.send_from(request_iterator)
 
@@ -65,11 +65,11 @@ class TrioStub:
         cardinality: Cardinality,
         types: tuple[type, type],
         options: dict[str, Any],
-    ) -> Stream[Any, Any]:
+    ) -> ClientStream[Any, Any]:
         for name in ("timeout", "deadline", "metadata"):
             if options.get(name) is None:
                 options[name] = getattr(self, name)
-        stream: Stream[Any, Any] = self.channel.request(route, cardinality, *types, **options)
+        stream: ClientStream[Any, Any] = self.channel.request(route, cardinality, *types, **options)
         return stream
 
 
@@ -81,10 +81,12 @@ class Responses:
     """
 
     def __init__(
-        self, stream: Stream[Any, Any], begin: Callable[[Stream[Any, Any]], Awaitable[None]]
+        self,
+        stream: ClientStream[Any, Any],
+        begin: Callable[[ClientStream[Any, Any]], Awaitable[None]],
     ) -> None:
         self._stream = stream
-        self._begin: Callable[[Stream[Any, Any]], Awaitable[None]] | None = begin
+        self._begin: Callable[[ClientStream[Any, Any]], Awaitable[None]] | None = begin
 
     def __aiter__(self) -> Self:
         return self

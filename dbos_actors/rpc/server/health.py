@@ -9,7 +9,7 @@ import trio
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.schemas import HEALTH_FILE, message_class
 
 HealthCheckRequest = message_class("grpc.health.v1.HealthCheckRequest")
@@ -47,7 +47,7 @@ class Health:
             return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
-    async def check(self, stream: Stream[Any, Any]) -> None:
+    async def check(self, stream: ServerStream[Any, Any]) -> None:
         """The status now; NOT_FOUND for a service that is not known."""
         request = await stream.recv_message()
         assert request is not None
@@ -55,7 +55,7 @@ class Health:
             raise GRPCError(Status.NOT_FOUND, "unknown service")
         await stream.send_message(HealthCheckResponse(status=self._status(request.service)))
 
-    async def watch(self, stream: Stream[Any, Any]) -> None:
+    async def watch(self, stream: ServerStream[Any, Any]) -> None:
         """The status now, and again whenever it has changed, until the client has enough.
 
         A client that reads slowly skips what it was too late for.

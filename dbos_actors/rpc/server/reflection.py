@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpclib.const import Cardinality, Handler, Status
 
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.schemas import REFLECTION_FILES, message_class
 
 
@@ -42,7 +42,7 @@ class Reflection:
             services.update(prefix + service.name for service in file.service)
         self._services = sorted(services)
 
-    async def info(self, stream: Stream[Any, Any]) -> None:
+    async def info(self, stream: ServerStream[Any, Any]) -> None:
         """Answer each request of the stream."""
         async for request in stream:
             response = self._response(valid_host=request.host, original_request=request)

@@ -81,7 +81,8 @@ class Server:
     """A gRPC server.
 
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
-    wins over ``services``, grpclib's, whose handlers get a `dbos_actors.rpc.server.stream.Stream`.
+    wins over ``services``, grpclib's, whose handlers get a
+    `dbos_actors.rpc.server.stream.ServerStream`.
     ``authenticator`` knows the client of each call; ``open_services`` need none (see
     `dbos_actors.rpc.server.strangers`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``

@@ -38,7 +38,7 @@ RequestT = TypeVar("RequestT")
 ReplyT = TypeVar("ReplyT")
 
 
-class Stream(Generic[RequestT, ReplyT]):
+class ServerStream(Generic[RequestT, ReplyT]):
     """One call, for its handler. Made by the transport only."""
 
     def __init__(
@@ -245,7 +245,7 @@ async def handle(call: StreamCall, shared: SharedState, clock: Clock) -> None:
         if call.over:
             return
         try:
-            stream: Stream[Any, Any] = Stream(
+            stream: ServerStream[Any, Any] = ServerStream(
                 call, clock=clock, compress_bytes_min=shared.limits.compress_bytes_min
             )
         except MetadataError as error:

@@ -1,8 +1,8 @@
 """One call of a grpclib service, as the protocol sees it.
 
 `StreamCall` cuts the request's bytes into messages and queues the answer. It never waits. The
-handler uses `dbos_actors.rpc.server.stream.Stream`, which waits until a `StreamCall` has a message
-to take or room to send.
+handler uses `dbos_actors.rpc.server.stream.ServerStream`, which waits until a `StreamCall` has a
+message to take or room to send.
 
 A call knows its connection as a `StreamResponder` only.
 """

@@ -16,11 +16,11 @@ from grpclib.const import Handler as GrpclibHandler
 from dbos_actors.rpc.client.channel import Channel, ChannelOptions
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
-Func = Callable[[Stream[Any, Any]], Awaitable[None]]
+Func = Callable[[ServerStream[Any, Any]], Awaitable[None]]
 
 UNARY = Cardinality.UNARY_UNARY
 DOWN = Cardinality.UNARY_STREAM
@@ -41,24 +41,24 @@ class Service:
         }
 
 
-async def echo(stream: Stream[BytesValue, BytesValue]) -> None:
+async def echo(stream: ServerStream[BytesValue, BytesValue]) -> None:
     async for message in stream:
         await stream.send_message(message)
 
 
-async def join(stream: Stream[BytesValue, BytesValue]) -> None:
+async def join(stream: ServerStream[BytesValue, BytesValue]) -> None:
     parts = [message.value async for message in stream]
     await stream.send_message(BytesValue(value=b"".join(parts)))
 
 
-async def thrice(stream: Stream[BytesValue, BytesValue]) -> None:
+async def thrice(stream: ServerStream[BytesValue, BytesValue]) -> None:
     message = await stream.recv_message()
     assert message is not None
     for _ in range(3):
         await stream.send_message(message)
 
 
-async def wait(stream: Stream[BytesValue, BytesValue]) -> None:
+async def wait(stream: ServerStream[BytesValue, BytesValue]) -> None:
     """Answers headers, and then nothing."""
     await stream.send_initial_metadata()
     await trio.sleep_forever()

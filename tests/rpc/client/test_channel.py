@@ -10,7 +10,7 @@ from grpclib.events import RecvTrailingMetadata, SendRequest, listen
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from dbos_actors.rpc.client.channel import Channel
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.metadata import MetadataError
 from tests.rpc.client.echo_service import (
     BOTH,
@@ -49,7 +49,7 @@ async def test_serialised_messages_have_a_short_way(serve: Serve) -> None:
 # ------------------------------------------------------------------ metadata
 
 
-async def greet(stream: Stream[BytesValue, BytesValue]) -> None:
+async def greet(stream: ServerStream[BytesValue, BytesValue]) -> None:
     """Sends the request's metadata back twice, as initial and as trailing metadata."""
     message = await stream.recv_message()
     assert message is not None
@@ -112,7 +112,7 @@ async def test_listeners_of_grpclib_are_heard(serve: Serve) -> None:
 # -------------------------------------------------------------------- status
 
 
-async def fail(stream: Stream[BytesValue, BytesValue]) -> None:
+async def fail(stream: ServerStream[BytesValue, BytesValue]) -> None:
     """Sends a message, then a status with details."""
     await stream.recv_message()
     await stream.send_message(value(b"before"))

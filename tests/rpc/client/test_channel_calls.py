@@ -12,7 +12,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from dbos_actors.rpc.client.channel import Channel
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from tests.rpc.client.echo_service import (
     BOTH,
     DOWN,
@@ -33,7 +33,7 @@ async def test_the_deadline_holds_here_and_there(serve: Serve) -> None:
     cancelled = trio.Event()
     remaining = []
 
-    async def hang(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def hang(stream: ServerStream[BytesValue, BytesValue]) -> None:
         assert stream.deadline is not None
         remaining.append(stream.deadline.time_remaining())
         try:
@@ -72,7 +72,7 @@ async def test_a_servers_deadline_is_passed_on_as_it_is(serve: Serve) -> None:
 async def test_a_cancelled_task_resets_its_call(serve: Serve) -> None:
     began, cancelled = trio.Event(), trio.Event()
 
-    async def hang(_stream: Stream[BytesValue, BytesValue]) -> None:
+    async def hang(_stream: ServerStream[BytesValue, BytesValue]) -> None:
         began.set()
         try:
             await trio.sleep_forever()
@@ -132,7 +132,7 @@ async def test_calls_cancelled_at_any_moment_leave_nothing_behind(serve: Serve) 
 async def test_a_slow_reader_slows_its_server_down(serve: Serve) -> None:
     sent = 0
 
-    async def flood(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def flood(stream: ServerStream[BytesValue, BytesValue]) -> None:
         nonlocal sent
         await stream.recv_message()
         for _ in range(2_000):
@@ -154,7 +154,7 @@ async def test_a_slow_reader_slows_its_server_down(serve: Serve) -> None:
 async def test_a_slow_server_slows_its_sender_down(serve: Serve) -> None:
     go = trio.Event()
 
-    async def slow(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def slow(stream: ServerStream[BytesValue, BytesValue]) -> None:
         await go.wait()
         await stream.send_message(value(str(len([1 async for _ in stream])).encode()))
 
@@ -182,12 +182,12 @@ async def test_a_slow_server_slows_its_sender_down(serve: Serve) -> None:
 
 
 async def test_an_early_answer_is_received_whatever_is_still_sent(serve: Serve) -> None:
-    async def first(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def first(stream: ServerStream[BytesValue, BytesValue]) -> None:
         message = await stream.recv_message()
         assert message is not None
         await stream.send_message(message)
 
-    async def refuse(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def refuse(stream: ServerStream[BytesValue, BytesValue]) -> None:
         raise GRPCError(Status.PERMISSION_DENIED, "no")
 
     server = make_server(First=(first, UP), Refuse=(refuse, UP))

@@ -14,7 +14,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions, ChannelState
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import open_listeners
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.http2 import Http2Options
 from tests.rpc.client.echo_service import (
     BOTH,
@@ -34,7 +34,7 @@ async def test_calls_beyond_the_servers_limit_wait_their_turn(serve: Serve) -> N
     limits = ServerLimits(http2=Http2Options(concurrent_streams_max=3))
     live = most = 0
 
-    async def count(stream: Stream[BytesValue, BytesValue]) -> None:
+    async def count(stream: ServerStream[BytesValue, BytesValue]) -> None:
         nonlocal live, most
         live += 1
         most = max(most, live)

@@ -13,11 +13,11 @@ from grpclib.const import Handler as GrpclibHandler
 
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Connect = Callable[..., Any]
-Func = Callable[[Stream["Raw", "Raw"]], Awaitable[None]]
+Func = Callable[[ServerStream["Raw", "Raw"]], Awaitable[None]]
 
 
 class Raw:
@@ -69,12 +69,12 @@ def server_of(
     )
 
 
-async def echo(stream: Stream[Raw, Raw]) -> None:
+async def echo(stream: ServerStream[Raw, Raw]) -> None:
     async for message in stream:
         await stream.send_message(message)
 
 
-async def join(stream: Stream[Raw, Raw]) -> None:
+async def join(stream: ServerStream[Raw, Raw]) -> None:
     await stream.send_message(Raw(b"".join([message.data async for message in stream])))
 
 

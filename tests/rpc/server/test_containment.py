@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from dbos_actors.rpc.server.interceptors import Interceptor, StreamHandler, UnaryHandler
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Options
@@ -55,7 +55,7 @@ class BadService:
         self.behave()
         call.reply(b"")
 
-    async def _stream(self, stream: Stream[Any, Any]) -> None:
+    async def _stream(self, stream: ServerStream[Any, Any]) -> None:
         self.behave()
         await stream.send_message(b"")
 
@@ -127,7 +127,7 @@ async def test_a_failure_joined_with_a_cancellation_does_not_leave_the_handler(
     """As a nursery raises them when the server is stopped while a handler cleans up badly."""
 
     class Joined(BadService):
-        async def _stream(self, stream: Stream[Any, Any]) -> None:
+        async def _stream(self, stream: ServerStream[Any, Any]) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._clean_up_badly)
                 await trio.sleep_forever()
@@ -240,7 +240,7 @@ async def test_metadata_that_the_client_would_not_accept_fails_the_call_alone(
     serve: Serve, connect: Connect
 ) -> None:
     class Verbose(BadService):
-        async def _stream(self, stream: Stream[Any, Any]) -> None:
+        async def _stream(self, stream: ServerStream[Any, Any]) -> None:
             request = await stream.recv_message()
             metadata = {"x": "y" * 5_000}
             if request == b"first":

@@ -18,7 +18,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from dbos_actors.rpc.client.channel import Channel
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 
@@ -44,7 +44,7 @@ class Both:
         self.started = 0
         self.changed = trio.lowlevel.ParkingLot()
 
-    async def both(self, stream: Stream[Any, Any]) -> None:
+    async def both(self, stream: ServerStream[Any, Any]) -> None:
         await stream.recv_message()
         await stream.send_message(b"hello")
         self.started += 1

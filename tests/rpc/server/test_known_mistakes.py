@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.server import Server
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Options
@@ -77,14 +77,14 @@ async def test_a_reset_never_overtakes_the_trailers(serve: Serve, connect: Conne
 async def test_a_unary_call_does_not_wait_behind_a_large_stream(
     serve: Serve, connect: Connect
 ) -> None:
-    async def pour(stream: Stream[Blob, Blob]) -> None:
+    async def pour(stream: ServerStream[Blob, Blob]) -> None:
         for _ in range(16):
             await stream.send_message(Blob(bytes(1 << 20)))
 
     def large(call: UnaryCall) -> None:
         call.reply(bytes(16 << 20))
 
-    async def large_of_grpclib(stream: Stream[Blob, Blob]) -> None:
+    async def large_of_grpclib(stream: ServerStream[Blob, Blob]) -> None:
         await stream.send_message(Blob(bytes(16 << 20)))
 
     services = [
@@ -115,7 +115,7 @@ def test_cancelled_uploads_give_their_window_back(
 ) -> None:
     """In pieces, so that some resets come in the middle of a DATA frame."""
 
-    async def never(stream: Stream[Blob, Blob]) -> None:
+    async def never(stream: ServerStream[Blob, Blob]) -> None:
         raise AssertionError
 
     limits = ServerLimits(http2=Http2Options(concurrent_streams_max=4))
@@ -178,7 +178,7 @@ def test_a_window_that_handlers_hold_back_is_not_taken_for_lost(make_pipe: MakeP
 async def test_a_message_larger_than_every_window_does_not_deadlock(
     serve: Serve, connect: Connect
 ) -> None:
-    async def join(stream: Stream[Blob, Blob]) -> None:
+    async def join(stream: ServerStream[Blob, Blob]) -> None:
         sizes = [len(message.data) async for message in stream]
         await stream.send_message(Blob(str(sizes).encode()))
 
@@ -194,7 +194,7 @@ async def test_a_message_larger_than_every_window_does_not_deadlock(
 async def test_headers_and_their_reset_in_one_write_are_no_trouble(
     serve: Serve, connect: Connect
 ) -> None:
-    async def wait(stream: Stream[Blob, Blob]) -> None:
+    async def wait(stream: ServerStream[Blob, Blob]) -> None:
         await stream.recv_message()
         await trio.sleep_forever()
 
@@ -256,7 +256,7 @@ async def test_cancelling_calls_beside_a_slow_reader_corrupts_nothing(
 ) -> None:
     """Catches an output that is cut where a cancelled task was writing."""
 
-    async def pour(stream: Stream[Blob, Blob]) -> None:
+    async def pour(stream: ServerStream[Blob, Blob]) -> None:
         request = await stream.recv_message()
         assert request is not None
         for number in range(40):
@@ -324,7 +324,7 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
         call.when_answered(ends.append)
         calls.append(call)
 
-    async def unused(stream: Stream[Blob, Blob]) -> None:
+    async def unused(stream: ServerStream[Blob, Blob]) -> None:
         raise AssertionError
 
     services = [Service("Stream", unused, Cardinality.STREAM_STREAM)]
@@ -366,7 +366,7 @@ def test_deadline_reset_answer_and_disconnect_in_any_order_give_one_end(
     assert len(pipe.core.deadlines) == 0
 
 
-async def unused(stream: Stream[Blob, Blob]) -> None:
+async def unused(stream: ServerStream[Blob, Blob]) -> None:
     raise AssertionError
 
 

@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError
 from structlog.testing import capture_logs
 
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.framing import frame
 from tests.rpc.server.raw_service import (
     BOTH,
@@ -34,7 +34,7 @@ from tests.rpc.server.raw_service import (
 
 
 async def test_unary_unary(serve: Serve) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         request = await stream.recv_message()
         assert request is not None
         assert await stream.recv_message() is None
@@ -48,7 +48,7 @@ async def test_unary_unary(serve: Serve) -> None:
 
 
 async def test_unary_stream(serve: Serve) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         request = await stream.recv_message()
         assert request is not None
         for number in range(int(request.data)):
@@ -117,7 +117,7 @@ async def test_messages_as_large_as_allowed_cross_small_windows(serve: Serve) ->
 
 
 async def test_messages_taken_together_are_all_there(serve: Serve) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         count = 0
         while batch := await stream.recv_messages(7):
             assert len(batch) <= 7
@@ -133,7 +133,7 @@ async def test_messages_taken_together_are_all_there(serve: Serve) -> None:
 
 
 async def test_metadata_goes_both_ways_and_binary_values_stay_bytes(serve: Serve) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         await stream.recv_message()
         await stream.send_initial_metadata(
             metadata=[("initial", "1"), ("initial-bin", b"\x00\xff")]
@@ -161,7 +161,7 @@ async def test_metadata_goes_both_ways_and_binary_values_stay_bytes(serve: Serve
 async def test_what_a_handler_raises_is_the_calls_status(
     serve: Serve, connect: Connect, cardinality: Cardinality, after: int
 ) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         request = await stream.recv_message()
         assert request is not None
         if after:
@@ -206,12 +206,12 @@ async def test_tasks_of_a_handler_that_find_its_client_gone_are_no_error(
 ) -> None:
     ended = trio.Event()
 
-    async def send_until_gone(stream: Stream[Raw, Raw]) -> None:
+    async def send_until_gone(stream: ServerStream[Raw, Raw]) -> None:
         with trio.CancelScope(shield=True):
             while True:
                 await stream.send_message(b"x" * 1_000)
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send_until_gone, stream)
@@ -237,7 +237,7 @@ async def test_tasks_of_a_handler_that_find_its_client_gone_are_no_error(
 async def test_status_details_reach_the_client(serve: Serve) -> None:
     from google.protobuf.wrappers_pb2 import StringValue  # noqa: PLC0415
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         raise GRPCError(Status.FAILED_PRECONDITION, "m", [StringValue(value="detail")])
 
     def client(channel: grpc.Channel) -> Any:

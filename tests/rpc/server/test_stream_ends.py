@@ -11,7 +11,7 @@ from grpclib.exceptions import ProtocolError, StreamTerminatedError
 from structlog.testing import capture_logs
 
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.stream import Stream
+from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Options
 from tests.rpc.server.raw_service import (
@@ -30,7 +30,7 @@ async def test_a_deadline_cancels_the_handler_and_is_its_status(
 ) -> None:
     ended: list[float] = []
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         assert stream.deadline is not None
         assert 9.9 <= stream.deadline.time_remaining() <= 10
         try:
@@ -57,7 +57,7 @@ async def test_a_client_that_cancels_or_vanishes_cancels_its_handlers(
 ) -> None:
     begun, cancelled = trio.Event(), trio.Event()
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         nonlocal begun
         begun.set()
         try:
@@ -85,7 +85,7 @@ async def test_a_client_that_cancels_or_vanishes_cancels_its_handlers(
 
 
 async def test_a_handler_may_reset_its_call(serve: Serve, connect: Connect) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         await stream.cancel()
         with pytest.raises(StreamTerminatedError):
             await stream.send_message(Raw(b""))
@@ -98,7 +98,7 @@ async def test_a_handler_may_reset_its_call(serve: Serve, connect: Connect) -> N
 async def test_misuse_of_the_stream_is_told(serve: Serve, connect: Connect) -> None:
     told: list[type[Exception]] = []
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         await stream.recv_message()
         for attempt in (
             stream.send_trailing_metadata,
@@ -129,7 +129,7 @@ async def test_a_handler_that_sends_to_one_who_does_not_read_waits(
 ) -> None:
     sent: list[int] = []
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         for number in range(100):
             await stream.send_message(Raw(b"x" * 10_000))
             sent.append(number)
@@ -159,7 +159,7 @@ async def test_a_handler_that_does_not_read_holds_its_client_back(
 ) -> None:
     go = trio.Event()
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         await go.wait()
         total = 0
         async for message in stream:
@@ -180,7 +180,7 @@ async def test_a_handler_that_does_not_read_holds_its_client_back(
 
 
 async def test_an_early_status_stops_an_endless_upload(serve: Serve, connect: Connect) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         await stream.recv_message()
         await stream.send_message(Raw(b"enough"))
 
@@ -193,7 +193,7 @@ async def test_an_early_status_stops_an_endless_upload(serve: Serve, connect: Co
 
 
 async def test_user_agent_peer_and_user_data(serve: Serve, connect: Connect) -> None:
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         stream.user_data["x"] = 1
         host_and_port = stream.peer.addr()
         assert host_and_port is not None
@@ -216,7 +216,7 @@ async def test_handlers_that_outlive_their_reset_streams_are_counted(
     most = 0
     release = trio.Event()
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -251,7 +251,7 @@ async def test_a_handler_that_fails_while_the_server_is_stopped_does_not_fail_th
     """One of its tasks is cancelled, another one raises: both leave its nursery together."""
     started = trio.Event()
 
-    async def fail_when_cancelled(stream: Stream[Raw, Raw]) -> None:
+    async def fail_when_cancelled(stream: ServerStream[Raw, Raw]) -> None:
         try:
             await trio.sleep_forever()
         finally:
@@ -263,7 +263,7 @@ async def test_a_handler_that_fails_while_the_server_is_stopped_does_not_fail_th
         finally:
             raise StreamTerminatedError("the call is over")
 
-    async def handler(stream: Stream[Raw, Raw]) -> None:
+    async def handler(stream: ServerStream[Raw, Raw]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled, stream)
             nursery.start_soon(raise_when_cancelled)
