@@ -31,23 +31,31 @@ from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.api.messages import DESCRIPTOR
 from dbos_actors.clock import Clock
 from dbos_actors.domain.limits import Limits
-from dbos_actors.errors import ConfigurationError
+from dbos_actors.errors import CannotListenError, ConfigurationError
 from dbos_actors.log_limits import LIMITS
 from dbos_actors.rpc.server.descriptors import connections_that_fit
 from dbos_actors.rpc.server.health import FILE as HEALTH_FILE
 from dbos_actors.rpc.server.health import Health
 from dbos_actors.rpc.server.limits import ServerLimits
-from dbos_actors.rpc.server.listeners import Listener, open_listeners
+from dbos_actors.rpc.server.listeners import Listener, bound_address, open_listeners
 from dbos_actors.rpc.server.reflection import reflection_services
 from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.wire.addresses import TcpAddress
 from dbos_actors.rpc.wire.tls import ReloadingContext
 from dbos_actors.runtime import ActorCell, Supervisor, SupervisorLimits, until_available
 from dbos_actors.service.auth import BearerAuth
-from dbos_actors.service.http_pages import serve_pages
-from dbos_actors.service.methods import DbosService, status_of
+from dbos_actors.service.http_pages import Page, serve_pages
+from dbos_actors.service.methods import SERVICE, DbosService, status_of
 from dbos_actors.service.metrics import CallMetrics, gauges_of, metrics_page
 from dbos_actors.settings import Settings
-from dbos_actors.store import Connector, Store, StoreSettings, connector_for, open_store
+from dbos_actors.store import (
+    Connector,
+    Store,
+    StoreSettings,
+    StoreState,
+    connector_for,
+    open_store,
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -62,6 +70,16 @@ _RECORD_BYTES = 256 << 10
 
 _DELAY_S_MAX = 0.3
 """What waits longer for the store, of thousands that do, is a queue that does not get shorter."""
+
+LIVENESS = "liveness"
+"""The health service's name for the process: it serves as long as the server runs.
+
+All other names are about readiness, which a Redis that is away ends. Whoever restarts servers
+must ask for this one: a restart does not bring Redis back.
+"""
+
+TASKS_HEALTH = "dbos.DBOS.tasks"
+"""What the health service says about the tasks alone."""
 
 
 # ----------------------------------------------------------------------- store
@@ -239,6 +257,13 @@ class Operators:
     auth: BearerAuth | None
     tls: ReloadingContext | None
 
+    def reload(self) -> None:
+        """Read tokens and certificates again now."""
+        if self.auth is not None:
+            self.auth.look_now()
+        if self.tls is not None:
+            self.tls()
+
 
 def make_operators(settings: Settings) -> Operators:
     return Operators(
@@ -259,7 +284,7 @@ def _tls(settings: Settings) -> ReloadingContext | None:
         raise ConfigurationError(f"DBOS_TLS_CERT={settings.tls_cert}: {error}") from error
 
 
-def make_service(settings: Settings, store: Store, actors: Actors) -> DbosService:
+def _service(settings: Settings, store: Store, actors: Actors) -> DbosService:
     limits = _limits(settings)
     return DbosService(
         agents=actors.agents,
@@ -272,16 +297,26 @@ def make_service(settings: Settings, store: Store, actors: Actors) -> DbosServic
     )
 
 
-def make_rpc(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What clients meet."""
+
+    service: DbosService
+    health: Health
+    rpc: Server
+
+
+def make_front(
     settings: Settings,
     store: Store,
-    service: DbosService,
-    health: Health,
+    actors: Actors,
     *,
     operators: Operators,
     clock: Clock,
     random: random_module.Random,
-) -> Server:
+) -> Front:
+    service = _service(settings, store, actors)
+    health = Health([SERVICE.full_name, TASKS_HEALTH], always_serving=[LIVENESS])
     rpc = Server(
         unary=service.methods(),
         services=[service, *reflection_services([_contract(), HEALTH_FILE])],
@@ -295,16 +330,23 @@ def make_rpc(
         random=random,
     )
     store.tell_within(rpc.answer_round)
-    return rpc
+    return Front(service=service, health=health, rpc=rpc)
 
 
 async def start_rpc(
-    rpc: Server, listeners: Sequence[Listener], operators: Operators, nursery: trio.Nursery
-) -> None:
-    """Serve on the listeners, and end the calls of tokens that are revoked."""
+    rpc: Server,
+    listeners: Sequence[Listener],
+    operators: Operators,
+    store: Store,
+    nursery: trio.Nursery,
+) -> list[str]:
+    """Serve on the listeners, and end the calls of tokens that are revoked; the addresses."""
+    addresses = list(map(bound_address, listeners))
+    store.serving_at(addresses)
     if operators.auth is not None:
         nursery.start_soon(operators.auth.watch, rpc.reauthenticate)
     await nursery.start(rpc.serve, listeners)
+    return addresses
 
 
 async def start_pages(
@@ -314,9 +356,9 @@ async def start_pages(
     operators: Operators,
     store: Store,
     actors: Actors,
-    rpc: Server,
-) -> int | None:
-    """Serve the metrics page, if it is asked for; the port."""
+    front: Front,
+) -> str | None:
+    """Serve the metrics page, if it is asked for; its ``host:port``."""
     if operators.calls is None:
         return None
     parts: dict[str, Callable[[], Any]] = {
@@ -324,7 +366,7 @@ async def start_pages(
         "agents": actors.agents.statistics,
         "tasks": actors.tasks.statistics,
         "listings": actors.listings.statistics,
-        "rpc": rpc.statistics,
+        "rpc": front.rpc.statistics,
     }
 
     def gauges() -> dict[str, tuple[str, float]]:
@@ -337,11 +379,33 @@ async def start_pages(
         )
         return found
 
-    page = metrics_page(calls=operators.calls, gauges=gauges)
-    port: int = await nursery.start(
-        serve_pages, settings.host, settings.metrics_port or 0, {"/metrics": page}
-    )
-    return port
+    pages = {
+        "/metrics": metrics_page(calls=operators.calls, gauges=gauges),
+        "/healthz": lambda: Page(b"alive\n"),
+        "/readyz": lambda: _readiness(store, actors.tasks, front.health),
+    }
+    port = settings.metrics_port or 0
+    try:
+        port = await nursery.start(serve_pages, settings.host, port, pages)
+    except OSError as error:
+        raise CannotListenError(f"{TcpAddress(settings.host, port)} (metrics)", error) from error
+    return str(TcpAddress(settings.host, port))
+
+
+def _readiness(store: Store, tasks: Scheduler, health: Health) -> Page:
+    """Whether calls can be served now, and why not."""
+    if store.state.value is not StoreState.CONNECTED:
+        reason = f"Redis is away: {store.state.value.value}"
+    elif store.forbidden.value is not None:
+        reason = str(store.forbidden.value)
+    elif not health.is_serving():
+        reason = "the server is stopping"
+    else:
+        tasks_too = (
+            "" if tasks.readable.value else "; tasks are not, since their journal is damaged"
+        )
+        return Page(f"ready{tasks_too}\n".encode())
+    return Page(f"{reason}\n".encode(), status="503 Service Unavailable")
 
 
 async def listen(settings: Settings, tls: ReloadingContext | None) -> list[Listener]:
@@ -349,7 +413,10 @@ async def listen(settings: Settings, tls: ReloadingContext | None) -> list[Liste
     try:
         for address in settings.listen_addresses:
             is_tcp = not address.startswith("unix:")
-            listeners += await open_listeners(address, tls=tls if is_tcp else None)
+            try:
+                listeners += await open_listeners(address, tls=tls if is_tcp else None)
+            except OSError as error:
+                raise CannotListenError(address, error) from error
     except BaseException:
         for listener in listeners:
             await trio.aclose_forcefully(listener)

@@ -137,13 +137,55 @@ class ConfigurationError(DbosError):
     """A setting has an unusable value, or settings contradict each other."""
 
 
+class CannotListenError(ConfigurationError):
+    """An address cannot be listened on."""
+
+    def __init__(self, address: str, cause: OSError) -> None:
+        super().__init__(f"cannot listen on {address}: {cause.strerror or cause}")
+        self.address = address
+
+
 class StoreUnreachableError(DbosError):
     """Redis could not be reached at start."""
 
+    said = "cannot reach Redis at {address}: {cause}"
+    advice = (
+        "Start one there, set REDIS_ADDR, or use --embedded for a private one; "
+        "--wait-for-redis retries"
+    )
+    """What an operator can do about it."""
+
     def __init__(self, address: str, cause: str) -> None:
-        super().__init__(f"cannot reach Redis at {address}: {cause}")
+        super().__init__(self.said.format(address=address, cause=cause))
         self.address = address
         self.cause = cause
+
+
+class NotRedisError(StoreUnreachableError):
+    """Somebody listens there who does not speak plain Redis."""
+
+    said = "what listens at {address} does not answer as Redis does: {cause}"
+    advice = "Check host and port in REDIS_ADDR. A Redis that speaks TLS needs a rediss:// address"
+
+
+class StoreTlsError(StoreUnreachableError):
+    """The TLS handshake with Redis failed."""
+
+    said = "cannot agree on TLS with Redis at {address}: {cause}"
+    advice = (
+        "Use redis:// for a Redis without TLS; name its authorities by "
+        "'?ssl_ca_certs=FILE' in REDIS_ADDR if they are not the system's"
+    )
+
+
+class StoreRefusesError(StoreUnreachableError):
+    """Redis answers, and refuses the user, the password, the database or the write."""
+
+    said = "Redis at {address} refuses this server: {cause}"
+    advice = (
+        "Check user, password and database in REDIS_ADDR, as in "
+        "redis://USER:PASSWORD@HOST:PORT/0, and the user's rights"
+    )
 
 
 class UnsafeStoreError(DbosError):

@@ -29,11 +29,13 @@ from trio_util import compose_values
 
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.assembly import (
+    TASKS_HEALTH,
+    Front,
+    Operators,
     listen,
     make_actors,
+    make_front,
     make_operators,
-    make_rpc,
-    make_service,
     start_actors,
     start_pages,
     start_rpc,
@@ -42,10 +44,9 @@ from dbos_actors.assembly import (
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.errors import raise_sole_cause
 from dbos_actors.rpc.server.health import OVERALL, Health
-from dbos_actors.rpc.server.listeners import Listener, bound_address
-from dbos_actors.rpc.server.server import Server
+from dbos_actors.rpc.server.listeners import Listener
 from dbos_actors.runtime import Supervisor
-from dbos_actors.service.methods import SERVICE, DbosService
+from dbos_actors.service.methods import SERVICE
 from dbos_actors.settings import Settings, load_settings
 from dbos_actors.store import (
     Connector,
@@ -54,9 +55,6 @@ from dbos_actors.store import (
 )
 
 logger = structlog.get_logger(__name__)
-
-TASKS_HEALTH = "dbos.DBOS.tasks"
-"""What the health service says about the tasks alone."""
 
 _STREAMS_SHARE = 0.8
 """Of a drain's grace, after which streams give up what they wait for."""
@@ -71,28 +69,39 @@ class RunningServer:
         store: Store,
         agents: Supervisor,
         tasks: Scheduler,
-        service: DbosService,
-        health: Health,
-        rpc: Server,
+        front: Front,
+        operators: Operators,
         addresses: Sequence[str],
-        metrics_port: int | None,
+        metrics_address: str | None,
     ) -> None:
         self.store = store
         self.agents = agents
         self.tasks = tasks
-        self.rpc = rpc
+        self.rpc = front.rpc
         self.addresses = tuple(addresses)
         """Where it listens: ``host:port`` or ``unix:path``."""
-        self.metrics_port = metrics_port
-        """Where the metrics page is, if anywhere."""
-        self._service = service
-        self._health = health
+        self.metrics_address = metrics_address
+        """Where the pages for operators are, ``host:port``, if anywhere."""
+        self._operators = operators
+        self._service = front.service
+        self._health = front.health
         self._stopped = trio.Event()
 
     @property
     def address(self) -> str:
         """The first of `addresses`."""
         return self.addresses[0]
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of `metrics_address`."""
+        if self.metrics_address is None:
+            return None
+        return int(self.metrics_address.rpartition(":")[2])
+
+    def reload(self) -> None:
+        """Read tokens and certificates again now, not only when their files are looked at next."""
+        self._operators.reload()
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish and commit for up to ``grace_s``, then stop.
@@ -140,8 +149,8 @@ async def open_supervisor(
     at the end. Several servers can run in one program, each with a Redis of its own. Leaving the
     block stops it at once; call `RunningServer.drain` before for a graceful end.
 
-    Raises `ConfigurationError`, `StoreUnreachableError`, `OwnedElsewhereError`,
-    `UnsafeStoreError`, `UnusableStoreError` or `OSError` (an address in use) at start, and
+    Raises `ConfigurationError` (of which `CannotListenError` is one), `StoreUnreachableError`,
+    `OwnedElsewhereError`, `UnsafeStoreError` or `UnusableStoreError` at start, and
     `FencedError` out of the block when another server has taken the store over. Tasks
     that cannot be read back are refused, and all else is served.
     """
@@ -155,30 +164,27 @@ async def open_supervisor(
             trio.open_nursery() as nursery,
         ):
             actors = make_actors(settings, store, clock, random)
-            service = make_service(settings, store, actors)
-            health = Health([SERVICE.full_name, TASKS_HEALTH])
-            rpc = make_rpc(
-                settings, store, service, health, operators=operators, clock=clock, random=random
+            front = make_front(
+                settings, store, actors, operators=operators, clock=clock, random=random
             )
             await start_actors(actors, nursery)
-            await nursery.start(service.run)
+            await nursery.start(front.service.run)
             if listeners is None:
                 listeners = await listen(settings, operators.tls)
-            await start_rpc(rpc, listeners, operators, nursery)
-            nursery.start_soon(_tell_health, store, actors.tasks, health)
-            metrics_port = await start_pages(
-                settings, nursery, operators=operators, store=store, actors=actors, rpc=rpc
+            addresses = await start_rpc(front.rpc, listeners, operators, store, nursery)
+            nursery.start_soon(_tell_health, store, actors.tasks, front.health)
+            metrics_address = await start_pages(
+                settings, nursery, operators=operators, store=store, actors=actors, front=front
             )
             try:
                 yield RunningServer(
                     store=store,
                     agents=actors.agents,
                     tasks=actors.tasks,
-                    service=service,
-                    health=health,
-                    rpc=rpc,
-                    addresses=list(map(bound_address, listeners)),
-                    metrics_port=metrics_port,
+                    front=front,
+                    operators=operators,
+                    addresses=addresses,
+                    metrics_address=metrics_address,
                 )
             finally:
                 nursery.cancel_scope.cancel()

@@ -92,7 +92,13 @@ _data_dir = click.option(
     "--wait-for-redis",
     is_flag=True,
     default=None,
-    help="Retry while Redis is unreachable at start.  [DBOS_WAIT_FOR_REDIS]",
+    help="Wait at the start while Redis is unreachable or owned by another server."
+    "  [DBOS_WAIT_FOR_REDIS]",
+)
+@click.option(
+    "--metrics-port",
+    type=int,
+    help="TCP port of /metrics, /healthz and /readyz; 0 takes any free one.  [DBOS_METRICS_PORT]",
 )
 @click.option(
     "--take-over", is_flag=True, help="Take the store from the server that owns it; that one stops."
@@ -100,7 +106,8 @@ _data_dir = click.option(
 def serve_command(*, take_over: bool, listen: tuple[str, ...], **overrides: Any) -> None:
     """Serve gRPC, on REDIS_ADDR or (--embedded) on a store of its own.
 
-    Prints one line, 'ready address=... redis=...', when it can serve. Logs go to stderr.
+    Prints one line, 'ready address=... redis=...', when it can serve; with a metrics port,
+    'metrics=...' ends it. Logs go to stderr. SIGHUP reads tokens and certificates again.
     """
     if listen:
         overrides["listen"] = ",".join(listen)
@@ -108,7 +115,7 @@ def serve_command(*, take_over: bool, listen: tuple[str, ...], **overrides: Any)
         overrides["listen"] = ""
     settings = _loaded(overrides)
     configure_logs(level=settings.log_level, json=settings.log_format == "json", stream=sys.stderr)
-    for name, meant in unknown_variables(os.environ):
+    for name, meant in unknown_variables(dict(os.environ)):
         _log.warning("unknown_setting", name=name, probably=meant)
     # The server is the heaviest import, and the other commands do without it.
     from dbos_actors.server import open_supervisor  # noqa: PLC0415
@@ -118,17 +125,25 @@ def serve_command(*, take_over: bool, listen: tuple[str, ...], **overrides: Any)
             settings, open_supervisor=open_supervisor, announce=_announce, take_over=take_over
         )
 
-    _run(run, settings)
+    _run(run, settings, json=settings.log_format == "json")
 
 
-def _run(main_task: Callable[[], Awaitable[Exit | None]], settings: Settings) -> None:
-    """Runs a command to its end, and exits with its status or that of its error."""
+def _run(
+    main_task: Callable[[], Awaitable[Exit | None]], settings: Settings, *, json: bool = False
+) -> None:
+    """Runs a command to its end, and exits with its status or that of its error.
+
+    With ``json`` what ends it is told as a line of the log, for who reads nothing else.
+    """
     try:
         status = trio.run(main_task)
     except Exception as error:  # noqa: BLE001  # the last place that can tell
         status, text = exit_of(error, settings)
         if text is None:
             _log.critical("failed", exc_info=error)
+            sys.exit(status)
+        if json:
+            _log.critical("refused", reason=text, exit_status=int(status))
             sys.exit(status)
         _give_up(status, text)
     if status:

@@ -4,6 +4,7 @@ The embedded store is opened first and closed last, so every commit of a drain i
 The first SIGTERM or SIGINT drains (before the server is ready it ends the attempt), a second
 one stops at once. From the first signal on everything together takes `Settings.drain_grace_s`:
 most of it is for running calls, the rest for the last commits and for the embedded store.
+SIGHUP has tokens and certificates read again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from dbos_actors.cli.garbage import tidy_when_idle, tune_garbage_collection
 from dbos_actors.errors import (
     ConfigurationError,
     FencedError,
+    NotRedisError,
     OwnedElsewhereError,
+    StoreRefusesError,
+    StoreTlsError,
     StoreUnreachableError,
     UnsafeStoreError,
     UnusableStoreError,
@@ -33,8 +37,10 @@ from dbos_actors.settings import Settings
 from dbos_actors.store.connector import Connector, connector_for
 from dbos_actors.store.embedded import EmbeddedStoreError, open_embedded
 
-# Between two attempts to reach Redis with --wait-for-redis: soon enough when everything starts
-# at once, seldom enough not to fill a log.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+# Between two attempts to get hold of Redis with --wait-for-redis: soon enough when everything
+# starts at once, seldom enough not to fill a log.
 _REDIS_WAIT_MIN_S = 0.25
 _REDIS_WAIT_MAX_S = 5.0
 
@@ -65,6 +71,11 @@ class Supervisor(Protocol):
     @property
     def addresses(self) -> Sequence[str]: ...
 
+    @property
+    def metrics_address(self) -> str | None: ...
+
+    def reload(self) -> None: ...
+
     async def drain(self, grace_s: float) -> None: ...
 
 
@@ -76,19 +87,12 @@ class OpenSupervisor(Protocol):
     ) -> AbstractAsyncContextManager[Supervisor]: ...
 
 
-class CannotListenError(ConfigurationError):
-    """An address cannot be listened on."""
-
-    def __init__(self, addresses: Sequence[str], cause: OSError) -> None:
-        super().__init__(f"cannot listen on {', '.join(addresses)}: {cause.strerror or cause}")
-
-
 class StoppedAtOnceError(Exception):
     """A second signal cut the drain short."""
 
 
 class _Signals:
-    """What SIGTERM and SIGINT have asked for."""
+    """What SIGTERM and SIGINT have asked for. SIGHUP is passed on to the server."""
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
@@ -96,22 +100,34 @@ class _Signals:
         self.stop_by_s = math.inf
         """When everything must have ended, on `trio.current_time`'s scale."""
         self.starting = trio.CancelScope()
-        self.is_ready = False
+        self.serving: Supervisor | None = None
+        """The server, once it is ready."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             task_status.started()
             async for number in signals:
-                name = signal.Signals(number).name
-                if self.stop.is_set():
-                    _log.warning("stopping_at_once", signal=name)
-                    self.stop_by_s = trio.current_time()
-                    raise StoppedAtOnceError
-                _log.info("stopping", signal=name)
-                self.stop_by_s = trio.current_time() + self._grace_s
-                self.stop.set()
-                if not self.is_ready:
-                    self.starting.cancel()
+                if number == signal.SIGHUP:
+                    self._reload()
+                else:
+                    self._stop(signal.Signals(number).name)
+
+    def _stop(self, name: str) -> None:
+        if self.stop.is_set():
+            _log.warning("stopping_at_once", signal=name)
+            self.stop_by_s = trio.current_time()
+            raise StoppedAtOnceError
+        _log.info("stopping", signal=name)
+        self.stop_by_s = trio.current_time() + self._grace_s
+        self.stop.set()
+        if self.serving is None:
+            self.starting.cancel()
+
+    def _reload(self) -> None:
+        """Nothing to do before the server is ready: its files have only just been read."""
+        _log.info("reloading", signal="SIGHUP")
+        if self.serving is not None:
+            self.serving.reload()
 
 
 async def serve(
@@ -138,14 +154,18 @@ async def serve(
                 )
                 tune_garbage_collection()
                 nursery.start_soon(tidy_when_idle)
-                signals.is_ready = True
-                announce(
-                    f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
-                )
+                signals.serving = supervisor
+                announce(_ready_line(supervisor, connector))
                 await signals.stop.wait()
                 await supervisor.drain(settings.drain_grace_s * _CALLS_SHARE)
         nursery.cancel_scope.cancel()
     _log.info("stopped")
+
+
+def _ready_line(supervisor: Supervisor, connector: Connector) -> str:
+    line = f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
+    metrics = supervisor.metrics_address
+    return line if metrics is None else f"{line} metrics={metrics}"
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings, signals: _Signals) -> Connector:
@@ -177,15 +197,17 @@ async def _open_supervisor(
             )
         except Exception as error:
             causes = list(leaves(error))
-            if any(isinstance(cause, OSError) for cause in causes):
-                cause = next(cause for cause in causes if isinstance(cause, OSError))
-                raise CannotListenError(settings.listen_addresses, cause) from error
-            unreachable = all(isinstance(cause, StoreUnreachableError) for cause in causes)
-            if not (unreachable and settings.wait_for_redis):
+            if not (settings.wait_for_redis and all(map(_may_pass, causes))):
                 raise
-            _log.warning("redis_unreachable", cause=str(causes[0]), retry_s=delay_s)
+            _log.warning("redis_not_free", cause=str(causes[0]), retry_s=delay_s)
         await trio.sleep(delay_s)
         delay_s = min(2 * delay_s, _REDIS_WAIT_MAX_S)
+
+
+def _may_pass(cause: BaseException) -> bool:
+    """Whether waiting can help: a Redis that starts, or a server whose lease will run out."""
+    lasts = isinstance(cause, StoreRefusesError | StoreTlsError | NotRedisError)
+    return isinstance(cause, StoreUnreachableError | OwnedElsewhereError) and not lasts
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -217,12 +239,9 @@ def exit_of(error: BaseException, settings: Settings) -> tuple[Exit, str | None]
 def _refusal(cause: BaseException, settings: Settings) -> str | None:
     match cause:
         case StoreUnreachableError():
-            return (
-                f"{cause}. Start one there, set REDIS_ADDR, or use --embedded for a private one; "
-                "--wait-for-redis retries"
-            )
+            return f"{cause}. {cause.advice}"
         case OwnedElsewhereError() if not settings.embedded:
-            return f"{cause}. Stop it first, or use --take-over"
+            return f"{cause}. Stop it first, use --take-over, or let --wait-for-redis wait for it"
         case (
             ConfigurationError()
             | EmbeddedStoreError()

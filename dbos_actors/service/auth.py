@@ -43,20 +43,28 @@ class BearerAuth:
     def __init__(self, path: Path) -> None:
         """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
         self._file = ReloadingFiles(partial(_read, path), path)
+        self._asked = trio.Event()
         # What an `authorization` header must be, each.
         self._accepted = self._file.value
         if not self._accepted:
             raise ConfigurationError(f"DBOS_AUTH_TOKEN_FILE={path}: has no token")
 
+    def look_now(self) -> None:
+        """Have `watch` read the file at once, if it has changed."""
+        self._asked.set()
+
     async def watch(self, on_change: Callable[[], Awaitable[None]]) -> NoReturn:
         """Follow the file, until cancelled; ``on_change`` is awaited when tokens have changed."""
         while True:
-            await trio.sleep(_LOOK_S)
+            with trio.move_on_after(_LOOK_S):
+                await self._asked.wait()
             try:
-                is_new = self._file.reload(settled=True)
+                is_new = self._file.reload(settled=not self._asked.is_set())
             except ConfigurationError as error:
                 logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
                 continue
+            finally:
+                self._asked = trio.Event()
             if is_new:
                 self._accepted = self._file.value
                 log = logger.info if self._accepted else logger.warning

@@ -129,7 +129,8 @@ class Settings(BaseSettings):
         used_by="server",
         ge=0,
         le=65535,
-        text="TCP port of the Prometheus metrics page, on `DBOS_HOST`. 0 takes any free one.",
+        text="TCP port of the pages `/metrics` (Prometheus), `/healthz` and `/readyz`, on "
+        "`DBOS_HOST`. 0 takes any free one; the `ready` line tells which.",
     )
     drain_grace_s: Duration = _setting(
         "DBOS_DRAIN_GRACE",
@@ -156,7 +157,9 @@ class Settings(BaseSettings):
         default=False,
         unit="boolean",
         used_by="cli",
-        text="Retry while Redis is unreachable at start, instead of exit status 2.",
+        text="Wait at the start while Redis is unreachable or another server owns it, instead of "
+        "ending with exit status 2. After a crash on another machine or in another container that "
+        "is five seconds, the length of the owner's lease.",
     )
     require_safe_redis: bool = _setting(
         "DBOS_REQUIRE_SAFE_REDIS",
@@ -225,7 +228,7 @@ class Settings(BaseSettings):
         default_text="the host name",
         min_length=1,
         max_length=256,
-        text="Name of this server in results (`dbos_server_id`) and in the ownership of the store.",
+        text="Name of this server in results (`dbos_server_id`).",
     )
 
     # ---------------------------------------------------------------- actors

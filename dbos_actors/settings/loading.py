@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -36,16 +36,32 @@ def _problems(error: ValidationError) -> Iterator[str]:
         yield f"{variable}{value}: {problem}"
 
 
-def unknown_variables(environment: Iterable[str]) -> list[tuple[str, str]]:
+_PREFIX = "DBOS_"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Names in ``environment`` that look like a setting misspelt, each with the one probably meant.
 
-    Other ``DBOS_`` names are nobody's business: an orchestrator sets some of its own for a
-    service of that name, such as ``DBOS_PORT`` and ``DBOS_SERVICE_HOST``.
+    Meant is a setting without the prefix (``DBOS_REDIS_ADDR``), the only one that begins so
+    (``DBOS_METRICS``), or one that is spelt nearly so. Other ``DBOS_`` names are nobody's
+    business: an orchestrator sets some of its own for a service of that name, such as
+    ``DBOS_SERVICE_HOST``, and ``DBOS_PORT`` with a URL.
     """
     known = [item.variable for item in descriptions()]
     found = []
     for name in sorted(set(environment).difference(known)):
-        if name.startswith("DBOS_"):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            found += [(name, close[0])] if close else []
+        if name.startswith(_PREFIX):
+            meant = _meant_by(name, environment[name], known)
+            found += [(name, meant)] if meant else []
     return found
+
+
+def _meant_by(name: str, value: str, known: Sequence[str]) -> str | None:
+    bare = name.removeprefix(_PREFIX)
+    if bare in known:
+        return None if "://" in value and bare == "PORT" else bare
+    longer = [variable for variable in known if variable.startswith(f"{name}_")]
+    if len(longer) == 1:
+        return longer[0]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return close[0] if close else None

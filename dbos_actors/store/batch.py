@@ -174,7 +174,6 @@ class Wire:
     """Sends batches of one partition and reads their answers."""
 
     def __init__(self, *, commit_key: str, owner_key: str, owner: bytes, lease_ms: int) -> None:
-        """``owner`` is what the owner key is set to whenever the lease is renewed."""
         self._commit_key = commit_key
         self.read_command = pack("GET", commit_key)
         """Asks for the commit key; `key_value` is what its reply says."""
@@ -182,7 +181,8 @@ class Wire:
         self._exec = pack("EXEC") + self._watch_and_read
         self._eval_head = (COMMIT_SCRIPT, "2", commit_key, owner_key)
         self._renew_head = (RENEW_SCRIPT, "2", commit_key, owner_key)
-        self._owner = owner
+        self.owner = owner
+        """What the owner key is set to whenever the lease is renewed."""
         self._lease_ms = lease_ms
 
     async def arm(self, connection: Connection) -> bytes | None:
@@ -257,7 +257,7 @@ class Wire:
     async def _send_script(
         self, connection: Connection, batch: Batch, before: bytes, after: bytes
     ) -> Answer:
-        lease = (batch.lease.value, self._owner, self._lease_ms)
+        lease = (batch.lease.value, self.owner, self._lease_ms)
         head = pack("EVAL", *self._eval_head, before, after, *lease)
         payload = _joined(head, batch.body) + _UNWATCH + self._watch_and_read
         result, unwatched, watched, value = await connection.call(payload, 4)
@@ -271,7 +271,7 @@ class Wire:
         return Answer(commit, replies=result, failed_commands=_failed(result))
 
     async def _send_renewal(self, connection: Connection, before: bytes) -> Answer:
-        renewal = pack("EVAL", *self._renew_head, before, self._owner, self._lease_ms)
+        renewal = pack("EVAL", *self._renew_head, before, self.owner, self._lease_ms)
         result, value = await connection.call(renewal + self.read_command, 2)
         commit = self.key_value(value)
         if isinstance(result, ReplyError):

@@ -24,6 +24,14 @@ class ConnectionLostError(DbosError):
     """The connection is gone or unusable; what was sent last may or may not have been executed."""
 
 
+class ForeignReplyError(ConnectionLostError):
+    """The other side does not speak Redis' protocol."""
+
+
+class TlsError(ConnectionLostError):
+    """The TLS handshake failed."""
+
+
 class AuthenticationError(DbosError):
     """Redis refuses the user, the password or the database."""
 
@@ -101,7 +109,7 @@ class Connection:
             try:
                 reply = self._replies.next_reply()
             except ProtocolError as error:
-                raise ConnectionLostError(f"not a Redis reply: {error}") from error
+                raise ForeignReplyError(f"not a Redis reply: {error}") from error
             if reply is not INCOMPLETE:
                 return reply
             self._replies.feed(await self._receive())

@@ -14,10 +14,14 @@ import trio
 from redis.connection import parse_url
 
 from dbos_actors.errors import ConfigurationError
-from dbos_actors.store.connection import ConnectionLostError
+from dbos_actors.store.connection import ConnectionLostError, TlsError
 from dbos_actors.store.direct_stream import DirectStream
 
 DEFAULT_PORT = 6379
+
+# A Redis without TLS takes the first bytes of a handshake for half a command, and waits. Shorter
+# than `StoreSettings.connect_timeout_s`, so that the error says what was waited for.
+TLS_HANDSHAKE_S = 3.0
 URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -73,10 +77,14 @@ class TcpConnector:
             return DirectStream(stream)
         secured = trio.SSLStream(stream, self.tls, server_hostname=self.host)
         try:
-            await secured.do_handshake()
+            with trio.fail_after(TLS_HANDSHAKE_S):
+                await secured.do_handshake()
+        except trio.TooSlowError:
+            await trio.aclose_forcefully(secured)
+            raise TlsError(f"TLS: no answer within {TLS_HANDSHAKE_S:g} s") from None
         except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(secured)
-            raise ConnectionLostError(f"TLS: {error.__cause__ or error}") from error
+            raise TlsError(f"TLS: {error.__cause__ or error}") from error
         except BaseException:
             await trio.aclose_forcefully(secured)
             raise

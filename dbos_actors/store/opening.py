@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import trio
@@ -12,6 +13,9 @@ from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import (
+    NotRedisError,
+    StoreRefusesError,
+    StoreTlsError,
     StoreUnreachableError,
     UnavailableError,
     UnsafeStoreError,
@@ -24,6 +28,8 @@ from dbos_actors.store.connection import (
     AuthenticationError,
     Connection,
     ConnectionLostError,
+    ForeignReplyError,
+    TlsError,
     answered_within,
     handshake,
 )
@@ -56,7 +62,8 @@ async def open_store(
     unknown.
 
     Raises:
-        StoreUnreachableError: nobody answers, or Redis refuses the user or the write.
+        StoreUnreachableError: nobody answers there.
+        NotRedisError, StoreTlsError, StoreRefusesError: kinds of it, for who answers otherwise.
         OwnedElsewhereError: another live server owns the store.
         UnsafeStoreError: see `StoreSettings.durability` and `StoreSettings.require_safe`.
         UnusableStoreError: the data are of a later program, or the keys that say so are damaged.
@@ -165,12 +172,15 @@ class _Opening:
             try:
                 return await self._attempt()
             except AuthenticationError as error:
-                cause: Exception = error
-                break
+                raise StoreRefusesError(self._connector.address, str(error)) from error
             except RefusedByRedisError as error:
-                cause = error
                 if not str(error).startswith(NOT_YET):
-                    break
+                    raise StoreRefusesError(self._connector.address, str(error)) from error
+                cause: Exception = error
+            except TlsError as error:
+                raise StoreTlsError(self._connector.address, str(error)) from error
+            except ForeignReplyError as error:
+                raise NotRedisError(self._connector.address, str(error)) from error
             except ConnectionLostError as error:
                 cause = error
                 if not self._answered:
@@ -245,6 +255,9 @@ class _Opening:
             raise ConnectionLostError("another server starts at the same time")
         return self._assemble(connection, history, wire, EventIds(self._clock, last_id), findings)
 
+    def _tell_address(self, wire: Wire, addresses: Sequence[str]) -> None:
+        wire.owner = replace(self._owner, address=",".join(addresses)).to_json()
+
     def _limits(self) -> HistoryLimits:
         settings = self._settings
         return HistoryLimits(
@@ -312,5 +325,6 @@ class _Opening:
             state=state,
             clock=self._clock,
             listeners=listeners,
+            serving_at=partial(self._tell_address, wire),
         )
         return _Parts(store, committer, reader, (to_write, to_read), state)

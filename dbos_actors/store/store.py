@@ -34,6 +34,7 @@ class Store:
         state: AsyncValue,
         clock: Clock,
         listeners: Listeners,
+        serving_at: Callable[[Sequence[str]], None],
     ) -> None:
         self.keys = keys
         self.submit: Callable[[Submission], None] = committer.submit
@@ -42,6 +43,9 @@ class Store:
         more than 4,000 arguments in one command; nothing is queued then."""
         self.next_event_id: Callable[[], bytes] = event_ids.next_id
         """A stream id above all earlier ones, for an ``XADD`` in the very next submission."""
+        self.serving_at = serving_at
+        """Tell others, in the owner key, the addresses where this server serves. They are there
+        from the next renewal of the lease on."""
         self._committer = committer
         self._reader = reader
         self._wait_timeouts = wait_timeouts

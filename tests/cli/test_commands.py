@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +20,13 @@ from pathlib import Path
 import pytest
 
 from dbos_actors.settings import descriptions
+from dbos_actors.store import StoreSettings
+from dbos_actors.store.keys import Keys
+from dbos_actors.store.ownership import OwnerProcess
 from tests.support.valkey import ValkeyServer
 
 COMMAND = [sys.executable, "-m", "dbos_actors"]
-READY = re.compile(r"ready address=(\S+) redis=(\S+)\n")
+READY = re.compile(r"ready address=(\S+) redis=(\S+(?: metrics=\S+)?)\n")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -168,6 +176,48 @@ def test_an_address_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
 
 
+def test_a_metrics_port_in_use_is_named_as_such(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = ("serve", "--embedded", "--port", "0", "--metrics-port", port)
+        line = one_line(run(*arguments, DBOS_DATA_DIR=str(tmp_path)))
+    assert f"cannot listen on 127.0.0.1:{port} (metrics): Address already in use" in line
+
+
+def test_the_ready_line_tells_a_free_metrics_port(tmp_path: Path) -> None:
+    arguments = ("--embedded", "--port", "0", "--metrics-port", "0")
+    with serving(*arguments, DBOS_DATA_DIR=str(tmp_path)) as (server, _, redis_and_metrics):
+        metrics = redis_and_metrics.partition(" metrics=")[2]
+        for path, said in (("metrics", "dbos_calls"), ("healthz", "alive"), ("readyz", "ready")):
+            with urllib.request.urlopen(f"http://{metrics}/{path}", timeout=10) as page:
+                assert said in page.read().decode()
+        assert end(server, signal.SIGTERM)[0] == 0
+
+
+def test_why_it_cannot_serve_is_a_log_line_if_logs_are_json(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.touch()
+    result = run("serve", "--embedded", DBOS_DATA_DIR=str(taken), DBOS_LOG_FORMAT="json")
+    line = json.loads(result.stderr.splitlines()[-1])
+    assert (line["event"], line["level"], line["exit_status"]) == ("refused", "critical", 2)
+    assert str(taken) in line["reason"]
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_a_hangup_has_the_tokens_read_again(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first\n")
+    arguments = ("--embedded", "--port", "0")
+    settings = {"DBOS_DATA_DIR": str(tmp_path / "data"), "DBOS_AUTH_TOKEN_FILE": str(tokens)}
+    with serving(*arguments, **settings) as (server, _, _):
+        assert server.stderr is not None
+        tokens.write_text("second\nthird\n")
+        server.send_signal(signal.SIGHUP)
+        while "tokens_reloaded" not in (line := server.stderr.readline()):
+            assert line, "it ended"
+        assert end(server, signal.SIGTERM)[0] == 0
+
+
 def test_logs_can_be_json(tmp_path: Path) -> None:
     with serving(
         "--embedded", "--port", "0", DBOS_DATA_DIR=str(tmp_path), DBOS_LOG_FORMAT="json"
@@ -220,6 +270,16 @@ def test_an_unreachable_redis_is_one_line_and_status_2() -> None:
 def test_a_redis_can_be_waited_for(start_valkey: Callable[..., ValkeyServer]) -> None:
     valkey = start_valkey()
     valkey.kill()
+    with waiting_for_redis(valkey) as (server, _):
+        valkey.start()
+        assert server.stdout is not None
+        assert READY.fullmatch(server.stdout.readline())
+        assert end(server, signal.SIGTERM)[0] == 0
+
+
+@contextmanager
+def waiting_for_redis(valkey: ValkeyServer) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server that has said in its log that it waits, and the line that says so."""
     with subprocess.Popen(
         [*COMMAND, "serve", "--port", "0", "--wait-for-redis"],
         env=environment(REDIS_ADDR=valkey.address),
@@ -227,14 +287,11 @@ def test_a_redis_can_be_waited_for(start_valkey: Callable[..., ValkeyServer]) ->
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stdout is not None
         assert server.stderr is not None
         try:
-            while "redis_unreachable" not in (line := server.stderr.readline()):
+            while "redis_not_free" not in (line := server.stderr.readline()):
                 assert line, "it gave up"
-            valkey.start()
-            assert READY.fullmatch(server.stdout.readline())
-            assert end(server, signal.SIGTERM)[0] == 0
+            yield server, line
         finally:
             server.kill()
 
@@ -249,6 +306,66 @@ def test_a_second_server_on_the_redis_is_refused_and_may_take_over(valkey: Valke
             out, err = server.communicate(timeout=30)
             assert (server.returncode, out) == (3, ""), err
             assert end(successor, signal.SIGTERM)[0] == 0
+
+
+def test_a_wrong_password_and_what_is_no_redis_get_advice_of_their_own(
+    start_valkey: Callable[..., ValkeyServer],
+) -> None:
+    valkey = start_valkey(requirepass="secret", tcp=True)
+    line = one_line(run("serve", "--port", "0", REDIS_ADDR=f"redis://:wr0ng@{valkey.tcp_address}"))
+    assert "WRONGPASS" in line
+    assert "redis://USER:PASSWORD@HOST:PORT" in line
+    assert "--embedded" not in line
+    assert "wr0ng" not in line
+    line = one_line(run("serve", "--port", "0", REDIS_ADDR=f"rediss://{valkey.tcp_address}"))
+    assert "cannot agree on TLS" in line
+    with http_server() as address:
+        line = one_line(run("serve", "--port", "0", REDIS_ADDR=address))
+    assert f"what listens at redis://{address} does not answer as Redis does" in line
+
+
+@contextmanager
+def http_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_lease_of_an_owner_that_died_elsewhere_can_be_waited_for(valkey: ValkeyServer) -> None:
+    died = OwnerProcess(
+        host="another-host",
+        pid=1,
+        started=1,
+        boot_id="b",
+        pid_namespace="n",
+        instance="i",
+        address="127.0.0.1:1",
+    )
+    key = Keys(StoreSettings().partition).owner
+    valkey.execute("SET", key, died.to_json())
+    line = one_line(run("serve", "--port", "0", REDIS_ADDR=valkey.address))
+    assert "process 1 on another-host serving 127.0.0.1:1" in line
+    with waiting_for_redis(valkey) as (server, line):
+        assert "another-host" in line
+        valkey.execute("DEL", key)  # as when its lease runs out
+        assert server.stdout is not None
+        assert READY.fullmatch(server.stdout.readline())
+        assert end(server, signal.SIGTERM)[0] == 0
+
+
+def test_the_owner_says_which_port_it_was_given(valkey: ValkeyServer) -> None:
+    with serving("--port", "0", REDIS_ADDR=valkey.address) as (server, address, _):
+        key = Keys(StoreSettings().partition).owner
+        given_up_at = time.monotonic() + 10
+        while json.loads(valkey.execute("GET", key))["address"] != address:
+            assert time.monotonic() < given_up_at
+            time.sleep(0.1)
+        assert end(server, signal.SIGTERM)[0] == 0
 
 
 def test_a_server_without_a_listener_does_not_keep_the_store(valkey: ValkeyServer) -> None:

@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from dbos_actors.cli.serving import (
-    CannotListenError,
     Exit,
     StoppedAtOnceError,
     Supervisor,
@@ -21,9 +20,13 @@ from dbos_actors.cli.serving import (
     serve,
 )
 from dbos_actors.errors import (
+    CannotListenError,
     ConfigurationError,
     FencedError,
+    NotRedisError,
     OwnedElsewhereError,
+    StoreRefusesError,
+    StoreTlsError,
     StoreUnreachableError,
     UnsafeStoreError,
 )
@@ -36,6 +39,7 @@ class FakeSupervisor:
 
     def __init__(self, *failures: BaseException) -> None:
         self.addresses = ("127.0.0.1:1", "unix:/tmp/s")
+        self.metrics_address: str | None = None
         self.failures = list(failures)
         self.events: list[str] = []
         self.connector: Connector | None = None
@@ -68,6 +72,10 @@ class FakeSupervisor:
     async def _fail(self) -> None:
         await self.fails.wait()
         raise self.failure
+
+    def reload(self) -> None:
+        self.events.append("reload")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     async def drain(self, grace_s: float) -> None:
         self.events.append(f"drain {grace_s:g}")
@@ -131,6 +139,37 @@ async def test_one_ready_line_names_every_address_and_no_password() -> None:
     assert lines == ["ready address=127.0.0.1:1,unix:/tmp/s redis=redis://localhost:1"]
 
 
+async def test_the_ready_line_tells_where_the_metrics_are() -> None:
+    fake = FakeSupervisor()
+    fake.metrics_address = "127.0.0.1:2"
+    (line,) = await serve_and(send(signal.SIGTERM), fake)
+    assert line.endswith(" redis=redis://localhost:1 metrics=127.0.0.1:2")
+
+
+async def test_a_hangup_reloads_and_does_not_end_it() -> None:
+    fake = FakeSupervisor()
+    await serve_and(send(signal.SIGHUP), fake)
+    assert fake.events == ["open", "reload", "drain 7", "closed"]
+
+
+async def test_a_hangup_before_it_is_ready_changes_nothing() -> None:
+    fake = FakeSupervisor(*[StoreUnreachableError("there", "refused")] * 1000)
+
+    async def interrupt() -> None:
+        await fake.opening.wait()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await trio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupt)
+            await serve(
+                Settings(wait_for_redis=True), open_supervisor=fake.open, announce=pytest.fail
+            )
+    assert set(fake.events) == {"open"}
+
+
 async def test_a_second_signal_stops_it_at_once() -> None:
     fake = FakeSupervisor()
     fake.drains = trio.Event()
@@ -167,9 +206,24 @@ async def test_redis_may_be_waited_for(autojump_clock: trio.testing.MockClock) -
     fake = FakeSupervisor(
         StoreUnreachableError("there", "refused"),
         ExceptionGroup("nursery", [StoreUnreachableError("there", "refused")]),
+        OwnedElsewhereError("process 1 on another-host"),
     )
     await serve_and(send(signal.SIGTERM), fake, Settings(wait_for_redis=True))
-    assert fake.events[:3] == ["open", "open", "open"]
+    assert fake.events[:4] == ["open", "open", "open", "open"]
+
+
+@pytest.mark.parametrize("error", [StoreRefusesError, StoreTlsError, NotRedisError])
+async def test_a_redis_that_refuses_is_not_waited_for(error: type[StoreUnreachableError]) -> None:
+    fake = FakeSupervisor(error("redis://there:1", "WRONGPASS"))
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve_and(pytest.fail, fake, Settings(wait_for_redis=True))
+    status, text = exit_of(caught.value, Settings())
+    assert status == Exit.REFUSED
+    assert text is not None
+    assert "redis://there:1" in text
+    assert "WRONGPASS" in text
+    assert error.advice in text
+    assert StoreUnreachableError.advice not in text
 
 
 @pytest.mark.parametrize("wait_for_redis", [False, True])
@@ -181,9 +235,10 @@ async def test_only_an_unreachable_redis_is_waited_for(wait_for_redis: bool) -> 
 
 
 async def test_an_address_in_use_is_named() -> None:
-    fake = FakeSupervisor(ExceptionGroup("nursery", [OSError(98, "Address already in use")]))
+    in_use = CannotListenError("127.0.0.1:4321", OSError(98, "Address already in use"))
+    fake = FakeSupervisor(ExceptionGroup("nursery", [in_use]))
     with pytest.raises(ExceptionGroup) as caught:
-        await serve_and(pytest.fail, fake, Settings(port=4321))
+        await serve_and(pytest.fail, fake, Settings())
     assert exit_of(caught.value, Settings()) == (
         Exit.REFUSED,
         "cannot listen on 127.0.0.1:4321: Address already in use",
@@ -235,6 +290,7 @@ def test_an_unreachable_redis_is_told_with_its_address_and_remedies() -> None:
 def test_take_over_is_offered_for_a_redis_and_not_for_a_data_directory() -> None:
     error = OwnedElsewhereError("process 1")
     assert "--take-over" in str(exit_of(error, Settings())[1])
+    assert "--wait-for-redis" in str(exit_of(error, Settings())[1])
     assert "--take-over" not in str(exit_of(error, Settings(embedded=True))[1])
 
 

@@ -259,6 +259,33 @@ def test_health_follows_the_store(server: ServerThread, redis: ValkeyServer) -> 
         wait_until(lambda: health_of(channel) == health_pb2.HealthCheckResponse.SERVING)
 
 
+def test_the_process_is_alive_while_redis_is_away_and_says_why_it_is_not_ready(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer
+) -> None:
+    server = start_server(metrics_port=0)
+    host = f"http://{server.inside.metrics_address}"
+    with grpc.insecure_channel(server.address) as channel:
+        assert page_at(f"{host}/readyz") == (200, "ready\n")
+        redis.kill()
+        try:
+            wait_until(lambda: page_at(f"{host}/readyz")[0] == 503)
+            assert page_at(f"{host}/readyz") == (503, "Redis is away: away\n")
+            assert page_at(f"{host}/healthz") == (200, "alive\n")
+            assert health_of(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert health_of(channel, "liveness") == health_pb2.HealthCheckResponse.SERVING
+        finally:
+            redis.start()
+        wait_until(lambda: page_at(f"{host}/readyz")[0] == 200)
+
+
+def page_at(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:  # noqa: S310 - http
+            return page.status, page.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 def test_reflection_tells_the_whole_contract(server: ServerThread) -> None:
     with grpc.insecure_channel(server.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

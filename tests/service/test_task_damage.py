@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from dbos_actors.actors.tasks.commands import TaskCommands
+from dbos_actors.assembly import TASKS_HEALTH
 from dbos_actors.domain.tasks.salvage import Salvage, Salvager
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.rpc.server.health import HealthCheckRequest, HealthCheckResponse
-from dbos_actors.server import TASKS_HEALTH
 from dbos_actors.store.keys import Keys
 from tests.support.clients import CallError, GrpcioClient
 from tests.support.servers import ServerThread

@@ -124,9 +124,26 @@ def test_an_ipv6_host_is_bracketed() -> None:
     assert Settings(host="::", port=1).listen_addresses == ["[::]:1"]
 
 
-def test_a_misspelt_variable_is_noticed_and_a_foreign_one_is_not() -> None:
-    environment = ["DBOS_HEARTBEAT_TIMOUT", "DBOS_PORT", "DBOS_SERVICE_HOST", "PATH", "PORT"]
-    assert unknown_variables(environment) == [("DBOS_HEARTBEAT_TIMOUT", "DBOS_HEARTBEAT_TIMEOUT")]
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("DBOS_HEARTBEAT_TIMOUT", "5", "DBOS_HEARTBEAT_TIMEOUT"),
+        ("DBOS_REDIS_ADDR", "localhost:6379", "REDIS_ADDR"),
+        ("DBOS_METRICS", "9464", "DBOS_METRICS_PORT"),
+        ("DBOS_PORT", "50051", "PORT"),
+        # What Kubernetes sets for a service that is named "dbos".
+        ("DBOS_PORT", "tcp://10.0.0.1:50051", None),
+        ("DBOS_PORT_50051_TCP_ADDR", "10.0.0.1", None),
+        ("DBOS_SERVICE_HOST", "10.0.0.1", None),
+        ("DBOS_SERVICE_PORT", "50051", None),
+        ("PATH", "/bin", None),
+        ("PORT", "1", None),
+    ],
+)
+def test_a_misspelt_variable_is_noticed_and_a_foreign_one_is_not(
+    name: str, value: str, meant: str | None
+) -> None:
+    assert unknown_variables({name: value}) == ([(name, meant)] if meant else [])
 
 
 def test_every_setting_says_what_it_is_and_who_uses_it() -> None:

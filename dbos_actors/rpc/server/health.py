@@ -23,10 +23,14 @@ FILE = HEALTH_FILE
 
 
 class Health:
-    """Which services serve. All begin as not serving; `set` changes that and tells who watches."""
+    """Which services serve. All begin as not serving; `set` changes that and tells who watches.
 
-    def __init__(self, services: Iterable[str] = ()) -> None:
-        self._serving = dict.fromkeys((OVERALL, *services), False)
+    Those of ``always_serving`` serve from the beginning to the end, whatever is said of all.
+    """
+
+    def __init__(self, services: Iterable[str] = (), *, always_serving: Iterable[str] = ()) -> None:
+        self._changing = (OVERALL, *services)
+        self._serving = dict.fromkeys(self._changing, False) | dict.fromkeys(always_serving, True)
         self._changed = trio.lowlevel.ParkingLot()
         self._closed = False
 
@@ -36,10 +40,14 @@ class Health:
         self.set(False)
 
     def set(self, serving: bool, *services: str) -> None:
-        """Say whether the services (all of them, if none is named) are serving."""
-        for service in services or tuple(self._serving):
+        """Say whether the services (all that may change, if none is named) are serving."""
+        for service in services or self._changing:
             self._serving[service] = serving and not self._closed
         self._changed.unpark_all()
+
+    def is_serving(self, service: str = OVERALL) -> bool:
+        """Whether a service that was named at the beginning serves."""
+        return self._serving[service]
 
     def _status(self, service: str) -> Any:
         serving = self._serving.get(service)
