@@ -110,12 +110,14 @@ class RunningServer:
         grace does, so that they are told why, and that what was leased to them and not sent is
         returned. If cancelled, the server stops at once.
         """
-        deadline = trio.current_time() + grace_s
+        now_s = trio.current_time()
+        deadline = now_s + grace_s
         self._health.close()
-        self._service.drain()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_streams, grace_s * _STREAMS_SHARE)
+                nursery.start_soon(
+                    self._end_streams, trio.current_time() + grace_s * _STREAMS_SHARE
+                )
                 await self.rpc.drain(grace_s)
                 nursery.cancel_scope.cancel()
             with trio.move_on_at(deadline):
@@ -123,9 +125,11 @@ class RunningServer:
         finally:
             self._stopped.set()
 
-    async def _end_streams(self, after_s: float) -> None:
-        await trio.sleep(after_s)
-        self._service.drain(overdue=True)
+    async def _end_streams(self, overdue_s: float) -> None:
+        with trio.move_on_at(overdue_s):
+            await self._service.drain()
+            await trio.sleep_forever()
+        await self._service.drain(overdue=True)
 
     async def wait_stopped(self) -> None:
         """Wait until the server has been drained."""

@@ -106,14 +106,14 @@ class DbosService:
         self._listings = 0
         self._draining = Draining()
 
-    def drain(self, *, overdue: bool = False) -> None:
+    async def drain(self, *, overdue: bool = False) -> None:
         """Have the streams that may last for ever settle what they have taken, and end.
 
-        ``overdue``: now, whether that is settled or not.
+        ``overdue``: now, whether that is settled or not. Returns when all have been told.
         """
-        self._draining.begun.set()
+        await self._draining.begun.come()
         if overdue:
-            self._draining.overdue.set()
+            await self._draining.overdue.come()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the parent of the listings' tasks, until cancelled."""

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import trio
-from trio_util import move_on_when
 
 from dbos_actors.actors.agents.actor import DUPLICATE, embedded
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
@@ -29,6 +28,7 @@ from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.runtime import Call
 from dbos_actors.service.draining import DRAINING, Draining
+from dbos_actors.service.on_demand import OnDemand
 
 _UNSETTLED_MESSAGES_MAX: Final = 4_000
 """Two full commits: one in flight and one that gathers meanwhile."""
@@ -69,21 +69,23 @@ async def store_results(
     the stream ends with UNAVAILABLE. What is not settled when draining is overdue is not waited
     for.
     """
-    settlement = _Settlement(limits, deliver)
+    settlement = _Settlement(stream, limits, deliver)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(settlement.send_responses, stream)
-        nursery.start_soon(settlement.deliver_postponed)
-        async with move_on_when(draining.begun.wait):
-            count = _READ_MESSAGES
-            while messages := await stream.recv_messages(count):
-                rejected = sum([settlement.take(message) for message in messages])
-                count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
-                del messages  # or they would stay while it waits
-                await settlement.wait_for_room()
-        async with move_on_when(draining.overdue.wait):
-            await settlement.wait_until_reported()
+        settlement.run_in(nursery)
+        try:
+            with draining.begun.until():
+                count = _READ_MESSAGES
+                while messages := await stream.recv_messages(count):
+                    rejected = sum([settlement.take(message) for message in messages])
+                    count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
+                    del messages  # or they would stay while it waits
+                    await settlement.wait_for_room()
+            with draining.overdue.until():
+                await settlement.wait_until_reported()
+        finally:
+            settlement.stop()
         nursery.cancel_scope.cancel()
-    if draining.begun.is_set():
+    if draining.begun.has_come:
         raise UnavailableError(DRAINING)
 
 
@@ -136,7 +138,13 @@ class _Message:
 class _Settlement:
     """The state of one stream."""
 
-    def __init__(self, limits: Limits, deliver: Callable[[str, Call], None]) -> None:
+    def __init__(
+        self,
+        stream: ServerStream[StoreResultRequest, StoreResultsResponse],
+        limits: Limits,
+        deliver: Callable[[str, Call], None],
+    ) -> None:
+        self._stream = stream
         self._limits = limits
         self._deliver = deliver
         self._taken = 0
@@ -152,9 +160,19 @@ class _Settlement:
         self._rejected_bytes = 0
         self._reported = 0
         self._error: Exception | None = None
-        self._news = trio.Event()
+        self._responses = OnDemand(self._send_responses)
+        self._deliveries = OnDemand(self._deliver_postponed)
         self._progress = trio.Event()
-        self._overload = trio.Event()
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Send responses there; it gets what the stream is to fail with. `stop` before it ends."""
+        self._responses.run_in(nursery)
+        self._deliveries.run_in(nursery)
+
+    def stop(self) -> None:
+        """Send nothing more, however what was taken turns out."""
+        self._responses.stop()
+        self._deliveries.stop()
 
     # ---------------------------------------------------------------- messages
 
@@ -176,19 +194,16 @@ class _Settlement:
     def postpone(self, message: _Message) -> None:
         """A queue was full: the message is delivered again soon."""
         self._postponed.append(message)
-        self._overload.set()
+        self._deliveries.wake()
 
-    async def deliver_postponed(self) -> None:
-        """Deliver again what found a queue full, until cancelled."""
-        while True:
-            await self._overload.wait()
-            self._overload = trio.Event()
-            await trio.sleep(_OVERLOAD_PAUSE_S)
-            postponed, self._postponed = self._postponed, []
-            for message in postponed:
-                assert message.request is not None
-                self._deliver(message.request.result.agent_id, message)
-            self._progress.set()
+    async def _deliver_postponed(self) -> None:
+        """Deliver again what found a queue full."""
+        await trio.sleep(_OVERLOAD_PAUSE_S)
+        postponed, self._postponed = self._postponed, []
+        for message in postponed:
+            assert message.request is not None
+            self._deliver(message.request.result.agent_id, message)
+        self._progress.set()
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -224,7 +239,7 @@ class _Settlement:
                 self._unsettled_bytes -= first.size_bytes
                 self._durable += 1
                 self._duplicates += first.duplicate
-            self._news.set()
+            self._responses.wake()
 
     def failed(self, message: _Message, error: Exception) -> None:
         """A message is rejected for what it says, or the stream cannot go on."""
@@ -232,7 +247,7 @@ class _Settlement:
             self._reject(message, error)
         elif self._error is None:
             self._error = error
-        self._news.set()
+        self._responses.wake()
 
     def _reject(self, message: _Message, error: RefusedError) -> None:
         assert message.request is not None
@@ -250,25 +265,20 @@ class _Settlement:
         self._rejected.append((message, part))
         self._rejected_bytes += len(part) + _REJECTION_BYTES
 
-    async def send_responses(
-        self, stream: ServerStream[StoreResultRequest, StoreResultsResponse]
-    ) -> None:
-        """Report what has settled, all of it at once, until cancelled.
+    async def _send_responses(self) -> None:
+        """Report what has settled, all of it at once.
 
         Raises what the stream is to fail with, after a report of what was settled before.
         """
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            while self._durable > self._reported or self._rejected:
-                response = self._response()
-                reported = self._durable
-                await stream.send_message(response)
-                self._reported = reported
-                self._progress.set()
-            if self._error is not None:
-                raise self._error
+        while self._durable > self._reported or self._rejected:
+            response = self._response()
+            reported = self._durable
+            await self._stream.send_message(response)
+            self._reported = reported
             self._progress.set()
+        if self._error is not None:
+            raise self._error
+        self._progress.set()
 
     def _response(self) -> bytes:
         """A serialised response with as many rejections as it has room for."""

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
-from trio_util import move_on_when
 
 from dbos_actors.actors.tasks.messages import Settle
 from dbos_actors.actors.tasks.responses import outcome_bytes
@@ -39,6 +38,7 @@ from dbos_actors.errors import (
 )
 from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.service.draining import DRAINING, Draining
+from dbos_actors.service.on_demand import OnDemand
 
 _READ_MESSAGES: Final = 100
 """Settled in one turn: 3 ms."""
@@ -81,20 +81,22 @@ async def subscribe_tasks(
     is_cut = True
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(subscription.send_responses)
-            nursery.start_soon(subscription.deliver_postponed)
-            async with move_on_when(draining.begun.wait):
-                while messages := await stream.recv_messages(_READ_MESSAGES):
-                    subscription.take(messages)
-                    del messages  # or they would stay while it waits
-                    await subscription.wait_for_room()
-            if draining.begun.is_set():
-                tasks.stop_pushing(subscriber)
-                keep_leases = True
-            async with move_on_when(draining.overdue.wait):
-                await subscription.wait_until_answered()
+            subscription.run_in(nursery)
+            try:
+                with draining.begun.until():
+                    while messages := await stream.recv_messages(_READ_MESSAGES):
+                        subscription.take(messages)
+                        del messages  # or they would stay while it waits
+                        await subscription.wait_for_room()
+                if draining.begun.has_come:
+                    tasks.stop_pushing(subscriber)
+                    keep_leases = True
+                with draining.overdue.until():
+                    await subscription.wait_until_answered()
+            finally:
+                subscription.stop()
             nursery.cancel_scope.cancel()
-        is_cut = draining.overdue.is_set() and not stream.is_handed_over
+        is_cut = draining.overdue.has_come and not stream.is_handed_over
     except Exception:
         is_cut = False
         raise
@@ -105,7 +107,7 @@ async def subscribe_tasks(
         subscription.note_handed_over()
         tasks.unsubscribe(subscriber, keep_leases=keep_leases)
         del subscription.subscriber  # which holds it: apart they are freed at once
-    if draining.begun.is_set() and not is_cut:
+    if draining.begun.has_come and not is_cut:
         raise UnavailableError(DRAINING)
 
 
@@ -177,9 +179,19 @@ class _Subscription:
         self._unsettled_bytes = 0
         self._postponed: list[_Batch] = []
         self._error: Exception | None = None
-        self._news = trio.Event()
+        self._responses = OnDemand(self._send_responses)
+        self._deliveries = OnDemand(self._deliver_postponed)
         self._progress = trio.Event()
-        self._overload = trio.Event()
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Send responses there; it gets what the stream is to fail with. `stop` before it ends."""
+        self._responses.run_in(nursery)
+        self._deliveries.run_in(nursery)
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._responses.stop()
+        self._deliveries.stop()
 
     # ---------------------------------------------------------------- messages
 
@@ -214,18 +226,15 @@ class _Subscription:
     def postpone(self, batch: _Batch) -> None:
         """A queue was full: the batch is delivered again soon."""
         self._postponed.append(batch)
-        self._overload.set()
+        self._deliveries.wake()
 
-    async def deliver_postponed(self) -> None:
-        """Deliver again what found a queue full, until cancelled."""
-        while True:
-            await self._overload.wait()
-            self._overload = trio.Event()
-            await trio.sleep(_OVERLOAD_PAUSE_S)
-            postponed, self._postponed = self._postponed, []
-            for batch in postponed:
-                self._tasks.deliver(batch)
-            self._progress.set()
+    async def _deliver_postponed(self) -> None:
+        """Deliver again what found a queue full."""
+        await trio.sleep(_OVERLOAD_PAUSE_S)
+        postponed, self._postponed = self._postponed, []
+        for batch in postponed:
+            self._tasks.deliver(batch)
+        self._progress.set()
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -270,7 +279,7 @@ class _Subscription:
     def fail(self, error: Exception) -> None:
         """The stream cannot go on."""
         self._error = self._error or error
-        self._news.set()
+        self._responses.wake()
 
     def _put_outcomes(self, outcomes: bytes) -> None:
         self._unsettled_bytes += len(outcomes)
@@ -278,20 +287,17 @@ class _Subscription:
 
     def _put(self, part: bytes, leases: dict[str, str] | None) -> None:
         self._outbox.append((part, leases))
-        self._news.set()
+        self._responses.wake()
 
-    async def send_responses(self) -> None:
-        """Send what there is, joined, until cancelled. Raises what the stream is to fail with."""
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            self._is_sending = True
-            while self._outbox:
-                await self._send_parts()
-            self._is_sending = False
-            if self._error is not None:
-                raise self._error
-            self._progress.set()
+    async def _send_responses(self) -> None:
+        """Send what there is, joined. Raises what the stream is to fail with."""
+        self._is_sending = True
+        while self._outbox:
+            await self._send_parts()
+        self._is_sending = False
+        if self._error is not None:
+            raise self._error
+        self._progress.set()
 
     async def _send_parts(self) -> None:
         """Send the first parts of the outbox, in one message."""
