@@ -469,6 +469,38 @@ class NackTaskResponse(_message.Message):
     error: str
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
 
+class CancelTaskRequest(_message.Message):
+    __slots__ = ("task_id", "reason")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    reason: str
+    def __init__(self, task_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CancelTaskResponse(_message.Message):
+    __slots__ = ("success", "error")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    error: str
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+
+class RequeueTaskRequest(_message.Message):
+    __slots__ = ("task_id", "scheduled_at")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULED_AT_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    scheduled_at: int
+    def __init__(self, task_id: _Optional[str] = ..., scheduled_at: _Optional[int] = ...) -> None: ...
+
+class RequeueTaskResponse(_message.Message):
+    __slots__ = ("success", "error")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    error: str
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+
 class SubscribeTasksRequest(_message.Message):
     __slots__ = ("start", "ack", "nack", "extend")
     class Start(_message.Message):

@@ -33,6 +33,8 @@ RESULT_CONFLICT: Final = "result.conflict"
 
 TASK_PREFIX: Final = "task."
 """Followed by the task's outcome: ``task.completed``."""
+TASK_REQUEUED: Final = "task.requeued"
+"""A task that had come to its end is pending again, by an operator's word."""
 
 quoted = encode_basestring
 """A string as JSON, for who writes so many events alike that `event` is too slow."""

@@ -143,6 +143,8 @@ class DbosService:
             "ExtendLease": self._on_task,
             "AckTask": self._on_task,
             "NackTask": self._nack_task,
+            "CancelTask": self._nack_task,
+            "RequeueTask": self._requeue_task,
             "GetEvents": self._get_events,
         }
         return {
@@ -273,6 +275,10 @@ class DbosService:
     def _nack_task(self, call: UnaryCall) -> None:
         check_text("reason", call.request.reason, self._limits.text_bytes)
         self._on_task(call)
+
+    def _requeue_task(self, call: UnaryCall) -> None:
+        check_id("task_id", call.request.task_id, self._limits)
+        self._start_listing(self._tasks.requeue, call)
 
     def _choose_tasks(self, call: UnaryCall) -> None:
         self._check_filter(call.request)

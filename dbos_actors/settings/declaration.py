@@ -389,7 +389,7 @@ class Settings(BaseSettings):
         86400.0,
         unit="duration",
         used_by="actors.tasks",
-        text="Completed tasks older than this are deleted. 0 = never. While a completed task is "
+        text="Completed and cancelled tasks older than this are deleted. 0 = never. While a completed task is "
         "kept, a late copy of its ScheduleTask changes nothing.",
     )
     completed_tasks_max: int = _setting(
@@ -398,7 +398,7 @@ class Settings(BaseSettings):
         unit="tasks",
         used_by="actors.tasks",
         ge=1,
-        text="Completed tasks kept; beyond it the oldest are deleted before `DBOS_TASKS_MAX_AGE`, "
+        text="Completed and cancelled tasks kept; beyond it the oldest are deleted before `DBOS_TASKS_MAX_AGE`, "
         "which the metric `dbos_tasks_retired_early` and a log line tell. At 1,000 tasks a second "
         "the default is 17 minutes' worth. Each takes 0.3 KB of the server's memory.",
     )

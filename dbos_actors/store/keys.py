@@ -38,12 +38,13 @@ from __future__ import annotations
 
 from typing import Final
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 """Of the table above and of the bytes inside the keys. It rises whenever an earlier program could
 not read what this one writes. A store that has a commit key but no layout is of version 1, from
 before the version was kept. ``tests/layouts`` has data of every version.
 
-Version 2: the tasks' journal and snapshot may hold lease requests by their keys."""
+Version 2: the tasks' journal and snapshot may hold lease requests by their keys.
+Version 3: their rows may have the status cancelled."""
 
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D", ":": "%3A"})
 

@@ -100,6 +100,10 @@ def goes_on(client: GrpcioClient, fixture: Fixture) -> None:
         assert [task.lease_token for task in again.tasks] == [token]
     assert client.call("AckTask", task_id=leased["id"], lease_token=token).success
     assert client.call("GetTask", task_id=leased["id"]).task.status == "completed"
+    if fixture.layout >= 3:
+        assert client.call("RequeueTask", task_id="cancelled").success
+        requeued = client.call("GetTask", task_id="cancelled").task
+        assert (requeued.status, requeued.payload) == ("pending", bytes(range(32)))
     run = {"agent_id": "probe-1", "module_name": "ping", "request_id": "run-running"}
     assert client.call("SetModuleState", state={**run, "state": "completed"}).success
     repeat = {"id": "result-1", "agent_id": "probe-1", "module_name": "ping", "data": b"new"}

@@ -29,6 +29,8 @@ SERVED = [
     "ListDueTasks",
     "AckTask",
     "NackTask",
+    "CancelTask",
+    "RequeueTask",
 ]
 
 

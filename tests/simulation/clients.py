@@ -127,6 +127,8 @@ class Client:
                 (self._lease, 2.0),
                 (self._settle, 4.0),
                 (self._get_task, 1.5),
+                (self._cancel, 0.7),
+                (self._requeue, 0.7),
             ]
         (make,) = random.choices([k for k, _ in kinds], weights=[w for _, w in kinds])
         return make()
@@ -260,6 +262,12 @@ class Client:
         if random.random() < 0.6:
             return "AckTask", request
         return "NackTask", {**request, "retry_delay_seconds": random.choice([0, 0, 1])}
+
+    def _cancel(self) -> tuple[str, dict[str, Any]]:
+        return "CancelTask", {"task_id": self._random.choice(self._universe.tasks)[0]}
+
+    def _requeue(self) -> tuple[str, dict[str, Any]]:
+        return "RequeueTask", {"task_id": self._random.choice(self._universe.tasks)[0]}
 
     def _get_task(self) -> tuple[str, dict[str, Any]]:
         return "GetTask", {"task_id": self._random.choice(self._universe.tasks)[0]}

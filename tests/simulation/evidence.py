@@ -82,7 +82,7 @@ def early_deliveries(history: History) -> list[str]:
         if operation.method == "LeaseTasks" and operation.ending is Ending.ANSWERED:
             for task in operation.answer.tasks:
                 granted[task.id].append((operation, task.lease_token))
-        elif operation.method in ("AckTask", "NackTask"):
+        elif operation.method in ("AckTask", "NackTask", "CancelTask", "RequeueTask"):
             touched[operation.request["task_id"]].append(operation)
         elif operation.method == "ScheduleTask":
             touched[operation.request["task"]["id"]].append(operation)
@@ -269,7 +269,15 @@ def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Itera
         case "GetResult":
             read = answer.result.data if answered and answer.found else ABSENT
             yield ("result", request["agent_id"], request["request_id"]), READ, None, read
-        case "ScheduleTask" | "AckTask" | "NackTask" | "GetTask" | "LeaseTasks":
+        case (
+            "ScheduleTask"
+            | "AckTask"
+            | "NackTask"
+            | "CancelTask"
+            | "RequeueTask"
+            | "GetTask"
+            | "LeaseTasks"
+        ):
             yield from _task_parts(operation, universe)
         case _:
             if answered:
@@ -288,6 +296,9 @@ def _task_parts(operation: Operation, universe: Universe) -> Iterator[Part]:
             kind = "ack" if operation.method == "AckTask" else "nack"
             register = ("task", request["task_id"])
             yield register, kind, request["lease_token"], _accepted(operation)
+        case "CancelTask" | "RequeueTask":
+            kind = "cancel" if operation.method == "CancelTask" else "requeue"
+            yield ("task", request["task_id"]), kind, None, _accepted(operation)
         case "GetTask":
             read = _task(answer.task) if answered and answer.found else ABSENT
             yield ("task", request["task_id"]), READ, None, read

@@ -169,7 +169,7 @@ class TaskState(NamedTuple):
     token: str
     """Of the last delivery; UNKNOWN_TOKEN if its answer was lost, empty if there was none."""
     settled: str
-    """How that ended: "", ack, unfenced, nack or expired."""
+    """How that ended: "", ack, unfenced, nack, expired or cancelled."""
     payload: bytes
 
 
@@ -243,6 +243,10 @@ def _task_steps(
             return _leased(task, result, has_key=argument)
         case "ack" | "nack":
             return _settled(task, kind, argument)
+        case "cancel":
+            return _cancelled(task)
+        case "requeue":
+            return _requeued(task)
     raise AssertionError(kind)
 
 
@@ -306,6 +310,21 @@ def _settled(task: TaskState | None, kind: str, token: str) -> list[tuple[TaskSt
     else:
         matched = refused
     return matched if task.token == token else matched + refused
+
+
+def _cancelled(task: TaskState | None) -> list[tuple[TaskState | None, Any]]:
+    if task is None or task.status in ("completed", "dead"):
+        return [(task, REFUSED)]
+    settled = "cancelled" if task.status == "inflight" else task.settled
+    return [(task._replace(status="cancelled", settled=settled), OK)]
+
+
+def _requeued(task: TaskState | None) -> list[tuple[TaskState | None, Any]]:
+    if task is None or task.status == "completed":
+        return [(task, REFUSED)]
+    if task.status in ("dead", "cancelled"):
+        task = TaskState("pending", 0, "", "", task.payload)
+    return [(task, OK)]
 
 
 def _ended(task: TaskState, kind: str, how: str) -> TaskState:

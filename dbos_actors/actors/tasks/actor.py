@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from dbos_actors.actors.tasks import settlements
+from dbos_actors.actors.tasks import interventions, settlements
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.context import SchedulerContext
 from dbos_actors.actors.tasks.messages import (
@@ -217,7 +217,7 @@ class SchedulerActor:
         handler = _HANDLERS.get(type(request))
         if handler is not None:
             return handler(self, request)
-        return settlements.HANDLERS[type(request)](self._turns, request)
+        return _TURNS[type(request)](self._turns, request)
 
     def barrier(self, request: Barrier) -> Turn:
         if request.book is not None and request.book is not self._book:
@@ -266,6 +266,7 @@ class SchedulerActor:
         retired = retirement.retire(self._book, change, limit=RETIRED_AT_ONCE)
         counts = self._context.counts
         counts.retired += len(retired.completed)
+        counts.retired_cancelled += len(retired.cancelled)
         counts.retired_dead += len(retired.dead)
         counts.retired_early += retired.early
         return self._dropping(change, None)
@@ -465,3 +466,6 @@ _HANDLERS: Final[dict[type, Callable[[SchedulerActor, Any], Turn]]] = {
     ForgetTasks: SchedulerActor.forget,
     LeaseListed: SchedulerActor.lease_listed,
 }
+
+_TURNS: Final = settlements.HANDLERS | interventions.HANDLERS
+"""Those that need only the book."""

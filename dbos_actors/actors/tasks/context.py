@@ -38,8 +38,10 @@ class TaskCounts:
     released: int = 0
     taken_back: int = 0
     retired: int = 0
+    retired_cancelled: int = 0
     retired_dead: int = 0
     retired_early: int = 0
+    requeued: int = 0
     damaged: int = 0
     lateness_ms_sum: int = 0
     lateness_ms_max: int = 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbos_actors.actors.tasks.subscribers import Subscriber
-from dbos_actors.api.messages import SubscribeTasksRequest
+from dbos_actors.api.messages import SubscribeTasksRequest, Task
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.runtime import Call
@@ -44,6 +44,17 @@ class Bury:
 
     def __init__(self, records: Sequence[TaskRecord]) -> None:
         self.records = records
+
+
+class Requeue:
+    """RequeueTask of a task that was read: it is written again, with its new time."""
+
+    __slots__ = ("scheduled_at", "task")
+
+    def __init__(self, task: Task, scheduled_at: int) -> None:
+        """``scheduled_at``: when it falls due, Unix seconds; 0 for now."""
+        self.task = task
+        self.scheduled_at = scheduled_at
 
 
 class GetAgain:

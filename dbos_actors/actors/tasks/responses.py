@@ -14,9 +14,11 @@ from google.protobuf.message import DecodeError
 from dbos_actors.actors.agents.actor import embedded
 from dbos_actors.api.messages import (
     AckTaskResponse,
+    CancelTaskResponse,
     ExtendLeaseResponse,
     ListDueTasksRequest,
     NackTaskResponse,
+    RequeueTaskResponse,
     ScheduleTaskResponse,
     SubscribeTasksResponse,
     Task,
@@ -29,6 +31,8 @@ from dbos_actors.errors import InvalidFieldError
 SCHEDULED: Final = ScheduleTaskResponse(success=True).SerializeToString()
 ACKNOWLEDGED: Final = AckTaskResponse(success=True).SerializeToString()
 GIVEN_BACK: Final = NackTaskResponse(success=True).SerializeToString()
+CANCELLED: Final = CancelTaskResponse(success=True).SerializeToString()
+REQUEUED: Final = RequeueTaskResponse(success=True).SerializeToString()
 EXTENDED: Final = ExtendLeaseResponse(success=True).SerializeToString()
 
 DEFAULT_LEASE_S: Final = 60

@@ -18,6 +18,7 @@ from typing import Any, Final
 import trio
 from trio_util import AsyncValue
 
+from dbos_actors.actors.listings import Room
 from dbos_actors.actors.tasks.actor import ADVANCED_AT_ONCE, SchedulerActor
 from dbos_actors.actors.tasks.alarm import Alarm
 from dbos_actors.actors.tasks.audits import Audits
@@ -26,19 +27,34 @@ from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.context import SchedulerContext
 from dbos_actors.actors.tasks.host import ActorHost
 from dbos_actors.actors.tasks.listings import TaskListings
-from dbos_actors.actors.tasks.messages import Bury, Expire, ForgetTasks, OwnCall, Release, Retire
+from dbos_actors.actors.tasks.messages import (
+    Bury,
+    Expire,
+    ForgetTasks,
+    OwnCall,
+    Release,
+    Requeue,
+    Retire,
+)
 from dbos_actors.actors.tasks.pushing import PushCall, Releases
 from dbos_actors.actors.tasks.responses import DEFAULT_LEASE_S
 from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.actors.tasks.snapshots import Snapshots
 from dbos_actors.actors.tasks.statistics import SchedulerStatistics
 from dbos_actors.actors.tasks.subscribers import DEFAULT_IN_FLIGHT, Subscriber, Subscribers
-from dbos_actors.api.messages import ListDueTasksRequest, SubscribeTasksRequest
+from dbos_actors.api.messages import (
+    GetTaskRequest,
+    GetTaskResponse,
+    ListDueTasksRequest,
+    RequeueTaskRequest,
+    SubscribeTasksRequest,
+)
 from dbos_actors.clock import Clock
 from dbos_actors.domain.tasks import retirement
 from dbos_actors.domain.tasks.audit import imbalance
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.limits import LEASE_S_MAX
+from dbos_actors.domain.tasks.states import UnknownTaskError
 from dbos_actors.domain.tasks.timers import Now
 from dbos_actors.errors import InvalidFieldError
 from dbos_actors.runtime import Call, Waiter
@@ -131,6 +147,24 @@ class Scheduler:
             waiter = Waiter(ForgetTasks(agent_id, cursor))
             self.deliver(waiter)
             cursor = await waiter.wait()
+
+    async def requeue(self, request: RequeueTaskRequest, room: Room) -> bytes:
+        """Make a dead or cancelled task pending again: read it, then write it with its new time.
+
+        Returns the serialised response. Raises `RefusedError`, `UnavailableError` or
+        `OverloadedError`. If cancelled, the task may be requeued or not.
+        """
+        await room.reserve(self._context.message_bytes_max)
+        waiter = Waiter(GetTaskRequest(task_id=request.task_id))
+        self.deliver(waiter)
+        answer = await waiter.wait()
+        if isinstance(answer, GetTaskResponse):
+            raise UnknownTaskError(request.task_id)
+        found = GetTaskResponse.FromString(answer)
+        waiter = Waiter(Requeue(found.task, request.scheduled_at))
+        self.deliver(waiter)
+        response: bytes = await waiter.wait()
+        return response
 
     def is_brief(self, request: ListDueTasksRequest) -> bool:
         """Whether ListDueTasks is to be delivered to the actor, not to `listings`."""
@@ -313,8 +347,10 @@ class Scheduler:
             released=counts.released,
             taken_back=counts.taken_back,
             retired=counts.retired,
+            retired_cancelled=counts.retired_cancelled,
             retired_dead=counts.retired_dead,
             retired_early=counts.retired_early,
+            requeued=counts.requeued,
             damaged=counts.damaged,
             lateness_ms_sum=counts.lateness_ms_sum,
             lateness_ms_max=counts.lateness_ms_max,

@@ -14,20 +14,24 @@ class SchedulerStatistics:
     inflight: int
     completed: int
     dead: int
+    cancelled: int
     deleted: int
     due: int
     completed_kept: int
     imbalance: int
-    """`scheduled - (pending + inflight + completed + dead)`; anything but 0 is a defect."""
+    """By how much the ledger is off balance; anything but 0 is a defect."""
     deliveries: int
     expired: int
     released: int
     taken_back: int
     """Of the deliveries, those that were ended before they were sent."""
     retired: int
+    """Completed tasks whose record retention has dropped."""
+    retired_cancelled: int
     retired_dead: int
     retired_early: int
-    """Of both, those that went before their age because there were too many."""
+    """Of all these, those that went before their age because there were too many."""
+    requeued: int
     damaged: int
     """Tasks that died because their record cannot be read."""
     lateness_ms_sum: int

@@ -8,9 +8,11 @@ from typing import Any, Final
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.context import SchedulerContext
+from dbos_actors.api.messages import Task
 from dbos_actors.domain import events
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.change import Change, Outcome
+from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.runtime import Turn
 
@@ -62,6 +64,19 @@ class TurnMaker:
             if outcome.status is not Status.GONE
         ]
 
+    def keep(self, task: Task) -> bytes:
+        """The command that writes a task as it is scheduled."""
+        return self._commands.keep(task)
+
+    def event(self, name: str, record: TaskRecord, message: str, now_s: int) -> bytes:
+        """The command that appends an event about one task; part of the turn made next."""
+        about = {
+            "task_id": record.task_id,
+            "agent_id": record.agent_id,
+            "module_name": record.module_name,
+        }
+        return self._log.appended(events.event(name, message, about, now_s))
+
     def begin(self) -> Change:
         return self.book.begin(self.context.clock.now())
 
@@ -72,7 +87,8 @@ def _event(outcome: Outcome, now_s: int) -> bytes:
     task_id = quoted(outcome.task_id)
     agent_id = quoted(outcome.agent_id)
     status = outcome.status.text
-    error = f',"error":{quoted(outcome.error)}' if outcome.status is Status.DEAD else ""
+    has_error = outcome.error and outcome.status is not Status.COMPLETED
+    error = f',"error":{quoted(outcome.error)}' if has_error else ""
     return (
         f'{{"type":"{events.TASK_PREFIX}{status}",'
         f'"message":"task {task_id[1:-1]} of agent {agent_id[1:-1]} is {status}",'

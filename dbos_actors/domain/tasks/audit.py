@@ -23,6 +23,7 @@ PLACES = {
     Status.INFLIGHT: (Place.LEASED,),
     Status.COMPLETED: (Place.RETAINED,),
     Status.DEAD: (Place.DEAD,),
+    Status.CANCELLED: (Place.CANCELLED,),
 }
 EXAMPLES_MAX = 10
 """Ids kept of each kind of finding: enough to look for, whatever has gone wrong."""
@@ -92,6 +93,7 @@ class Audit:
             Place.LEASED: index.leases,
             Place.RETAINED: index.retained,
             Place.DEAD: index.dead,
+            Place.CANCELLED: index.cancelled,
         }
         for place, heap in heaps.items():
             for tick, task_id in list(heap.ascending()):
@@ -113,7 +115,7 @@ class Audit:
             return True
         if place in (Place.DELAYED, Place.LEASED):
             return self._book.index.deadlines.get(task_id) != tick
-        if place in (Place.RETAINED, Place.DEAD):
+        if place in (Place.RETAINED, Place.DEAD, Place.CANCELLED):
             return record.moment != tick
         return record.scheduled_at != tick
 
@@ -123,7 +125,11 @@ class Audit:
 
 
 def imbalance(counters: Counters) -> int:
-    """By how much `scheduled = pending + inflight + completed + dead` is off; 0 is right."""
+    """By how much the ledger of `book` is off balance; 0 is right."""
     return counters.scheduled - (
-        counters.pending + counters.inflight + counters.completed + counters.dead
+        counters.pending
+        + counters.inflight
+        + counters.completed
+        + counters.dead
+        + counters.cancelled
     )

@@ -7,7 +7,8 @@ bytes go out.
 A turn is one `Change`:
 
 1. `begin` makes an empty change.
-2. A rule writes into it: `scheduling`, `leasing`, `settling`, `deliveries` or `retirement`.
+2. A rule writes into it: `scheduling`, `leasing`, `settling`, `deliveries`, `cancelling` or
+   `retirement`.
 3. `seal` turns the change into a journal entry. Nothing may be added afterwards.
 4. `apply` makes the change real.
 
@@ -15,9 +16,10 @@ Only one change may be under way between two applies. `begin` and `advance` also
 index to index as time passes. That is not journalled: nobody can observe it, and a restart does it
 anew.
 
-The ledger always balances: `scheduled = pending + inflight + completed + dead`. *Completed* also
-counts the tasks whose record retention has dropped. A task that was deleted with its agent, or
-that retention dropped when it was dead, is taken out of *scheduled* and counts as *deleted*.
+The ledger always balances: `scheduled = pending + inflight + completed + dead + cancelled`.
+*Completed* also counts the tasks whose record retention has dropped. A task that was deleted with
+its agent, or that retention dropped when it was dead or cancelled, is taken out of *scheduled* and
+counts as *deleted*.
 
 Rows are kept in one `IdTable`, in the order of their ids. It grows in steps of a thousand rows;
 snapshots and audits read as many at a time and continue after the last id they have seen. Rows and
@@ -52,13 +54,16 @@ class Counters(NamedTuple):
     inflight: int
     completed: int
     dead: int
+    cancelled: int
     deleted: int
     due: int
     completed_kept: int
 
     @property
     def balanced(self) -> bool:
-        return self.scheduled == self.pending + self.inflight + self.completed + self.dead
+        return self.scheduled == (
+            self.pending + self.inflight + self.completed + self.dead + self.cancelled
+        )
 
 
 class TaskBook:
@@ -95,6 +100,7 @@ class TaskBook:
             inflight=sizes[Place.LEASED],
             completed=self.ledger.completed,
             dead=sizes[Place.DEAD],
+            cancelled=sizes[Place.CANCELLED],
             deleted=self.ledger.deleted,
             due=sizes[Place.DUE],
             completed_kept=sizes[Place.RETAINED],

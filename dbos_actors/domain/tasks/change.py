@@ -18,7 +18,7 @@ from dbos_actors.domain.tasks.timers import Now
 
 
 class Outcome(NamedTuple):
-    """A task has come to an end: completed, dead, or gone (deleted)."""
+    """A task has come to an end: completed, dead, cancelled, or gone (deleted)."""
 
     task_id: str
     agent_id: str

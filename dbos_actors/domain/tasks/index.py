@@ -11,6 +11,7 @@ decides in which place it is. It is in exactly one:
 | inflight | `leases` | monotonic tick |
 | completed | `retained` | wall-clock second of the outcome |
 | dead | `dead` | wall-clock second of the outcome |
+| cancelled | `cancelled` | wall-clock second of the outcome |
 
 Two clocks are used. Only `scheduled_at` and the time of an outcome are times of day. Leases and
 retry delays are spans: their ends are ticks of the monotonic clock, rounded up, so that no jump of
@@ -51,12 +52,14 @@ class Place(IntEnum):
     LEASED = 4
     RETAINED = 5
     DEAD = 6
+    CANCELLED = 7
 
 
 class TaskIndex:
     """The indexes over the records of one scheduler."""
 
     __slots__ = (
+        "cancelled",
         "dead",
         "deadlines",
         "delays",
@@ -77,6 +80,7 @@ class TaskIndex:
         self.leases = TimerHeap()
         self.retained = TimerHeap()
         self.dead = TimerHeap()
+        self.cancelled = TimerHeap()
         self.deadlines: dict[str, int] = {}  # task -> its tick in `leases` or `delays`
         self.fresh: dict[Flow, None] = {}  # flows a task fell due in, not yet asked for
         # No task in `due` is scheduled after this wall-clock second. Later than the clock only
@@ -102,8 +106,10 @@ class TaskIndex:
             self.leases.add(tick, task_id)
         elif record.status is Status.COMPLETED:
             self.retained.add(record.moment, task_id)
-        else:
+        elif record.status is Status.DEAD:
             self.dead.add(record.moment, task_id)
+        else:
+            self.cancelled.add(record.moment, task_id)
 
     def place_by_wall_clock(self, record: TaskRecord, now: Now) -> None:
         """Put a pending task without a delay among the waiting or the due ones."""
@@ -131,8 +137,10 @@ class TaskIndex:
             self.leases.discard(self.deadlines.pop(task_id), task_id)
         elif record.status is Status.COMPLETED:
             self.retained.discard(record.moment, task_id)
-        else:
+        elif record.status is Status.DEAD:
             self.dead.discard(record.moment, task_id)
+        else:
+            self.cancelled.discard(record.moment, task_id)
 
     def places(self, record: TaskRecord) -> list[Place]:
         """Every place a task is found in; the auditor expects exactly one."""
@@ -153,6 +161,8 @@ class TaskIndex:
             found.append(Place.RETAINED)
         if (record.moment, task_id) in self.dead:
             found.append(Place.DEAD)
+        if (record.moment, task_id) in self.cancelled:
+            found.append(Place.CANCELLED)
         return found
 
     def purge(self, record: TaskRecord) -> None:
@@ -167,6 +177,7 @@ class TaskIndex:
         self.due_order.discard(record.scheduled_at, task_id)
         self.retained.discard(record.moment, task_id)
         self.dead.discard(record.moment, task_id)
+        self.cancelled.discard(record.moment, task_id)
 
     def sizes(self) -> dict[Place, int]:
         """How many tasks stand in each place."""
@@ -177,6 +188,7 @@ class TaskIndex:
             Place.LEASED: len(self.leases),
             Place.RETAINED: len(self.retained),
             Place.DEAD: len(self.dead),
+            Place.CANCELLED: len(self.cancelled),
         }
 
     def may_be_early(self, now: Now) -> bool:
@@ -213,7 +225,11 @@ class TaskIndex:
             first = heap.first_tick()
             if first is not None:
                 spans.append(first / MONOTONIC_TICKS_PER_S - now.monotonic_s)
-        for heap, kept_s in ((self.retained, retention_s), (self.dead, dead_retention_s)):
+        for heap, kept_s in (
+            (self.retained, retention_s),
+            (self.cancelled, retention_s),
+            (self.dead, dead_retention_s),
+        ):
             first = heap.first_tick()
             if first is not None:
                 overdue_in_s = first + kept_s + RETENTION_BATCH_S - now.age_s

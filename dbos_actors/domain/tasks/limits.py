@@ -23,10 +23,10 @@ class TaskLimits:
     """Records of any status; about 0.3 KB each. Beyond, a new task is refused as overload."""
 
     completed_max: int = 1_000_000
-    """Completed tasks kept at most; beyond, the oldest go before their retention has passed."""
+    """Completed and cancelled tasks kept at most; beyond, the oldest go before their time."""
 
     retention_s: int = 24 * 3600
-    """How long a completed task is kept."""
+    """How long a completed or cancelled task is kept."""
 
     dead_max: int = 1_000_000
     """Dead tasks kept at most; beyond, those that died first go before their time."""

@@ -48,7 +48,8 @@ class TaskRecord:
 
     ``moment`` is a wall-clock second whose meaning the status gives: the end of
     the lease (inflight), of the retry delay or 0 (pending), the time of the
-    outcome, `Now.outcome_s` (completed, dead). ``span_s`` is the length of that lease or delay.
+    outcome, `Now.outcome_s` (completed, dead, cancelled). ``span_s`` is the length of that lease
+    or delay.
     ``lateness_ms`` is how long after its due time the first delivery came;
     before that, how late the task already was when it was scheduled.
     """

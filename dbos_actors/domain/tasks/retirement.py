@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from heapq import merge
 from itertools import islice
 from typing import NamedTuple
 
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.change import Change
-from dbos_actors.domain.tasks.index import RETENTION_BATCH_S
+from dbos_actors.domain.tasks.index import RETENTION_BATCH_S, TaskIndex
 from dbos_actors.domain.tasks.journal import Ledger
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import Event, Status, successor
@@ -18,35 +20,45 @@ class Retired(NamedTuple):
     """What retention has dropped."""
 
     completed: list[str]
+    cancelled: list[str]
     dead: list[str]
     early: int
-    """How many of both were dropped before their time, because there are too many."""
+    """How many of them were dropped before their time, because there are too many."""
 
 
 def retire(book: TaskBook, change: Change, *, limit: int) -> Retired:
-    """Drop up to ``limit`` completed and dead tasks beyond retention."""
+    """Drop up to ``limit`` completed, cancelled and dead tasks beyond retention."""
     limits, index = book.limits, book.index
-    completed, early = _beyond(
-        change, index.retained, limits.completed_max, limits.retention_s, limit
-    )
+    ended, early = _beyond(change, _kept(index), limits.completed_max, limits.retention_s, limit)
     dead, dead_early = _beyond(
-        change, index.dead, limits.dead_max, limits.dead_retention_s, limit - len(completed)
+        change, (index.dead,), limits.dead_max, limits.dead_retention_s, limit - len(ended)
     )
-    for task_id in (*completed, *dead):
-        _drop(change, book.known(task_id), Event.RETIRE)
-    change.added = change.added.plus(Ledger(scheduled=-len(dead), deleted=len(dead)))
-    return Retired(completed, dead, early + dead_early)
+    retired = Retired([], [], dead, early + dead_early)
+    for task_id in (*ended, *dead):
+        record = book.known(task_id)
+        if record.status is not Status.DEAD:
+            is_completed = record.status is Status.COMPLETED
+            (retired.completed if is_completed else retired.cancelled).append(task_id)
+        _drop(change, record, Event.RETIRE)
+    uncounted = len(retired.cancelled) + len(dead)
+    change.added = change.added.plus(Ledger(scheduled=-uncounted, deleted=uncounted))
+    return retired
+
+
+def _kept(index: TaskIndex) -> tuple[TimerHeap, TimerHeap]:
+    """The tasks that are kept by the limits of completed ones."""
+    return index.retained, index.cancelled
 
 
 def _beyond(
-    change: Change, ended: TimerHeap, kept_max: int, kept_s: int, limit: int
+    change: Change, heaps: Sequence[TimerHeap], kept_max: int, kept_s: int, limit: int
 ) -> tuple[list[str], int]:
-    """The oldest of ``ended`` that are too old or too many; how many of them are not too old."""
-    too_many = len(ended) - kept_max
+    """The oldest in ``heaps`` that are too old or too many; how many of them are not too old."""
+    too_many = sum(map(len, heaps)) - kept_max
     until = int(change.now.age_s) - kept_s
     found: list[str] = []
     early = 0
-    for ended_at, task_id in islice(ended.ascending(), limit):
+    for ended_at, task_id in islice(merge(*(heap.ascending() for heap in heaps)), limit):
         if ended_at > until and len(found) >= too_many:
             break
         if task_id not in change.records:
@@ -58,8 +70,8 @@ def _beyond(
 def is_retirement_due(book: TaskBook, now: Now) -> bool:
     """Whether `retire` would find enough: a batch's worth, or more than may be kept."""
     limits, index = book.limits, book.index
-    return _is_overdue(index.retained, limits.completed_max, limits.retention_s, now) or (
-        _is_overdue(index.dead, limits.dead_max, limits.dead_retention_s, now)
+    return _is_overdue(_kept(index), limits.completed_max, limits.retention_s, now) or (
+        _is_overdue((index.dead,), limits.dead_max, limits.dead_retention_s, now)
     )
 
 
@@ -100,8 +112,8 @@ def _drop(change: Change, record: TaskRecord, event: Event) -> None:
     change.records[record.task_id] = None
 
 
-def _is_overdue(ended: TimerHeap, kept_max: int, kept_s: int, now: Now) -> bool:
-    first = ended.first_tick()
-    return first is not None and (
-        len(ended) > kept_max or first + kept_s + RETENTION_BATCH_S <= now.age_s
-    )
+def _is_overdue(heaps: Sequence[TimerHeap], kept_max: int, kept_s: int, now: Now) -> bool:
+    if sum(map(len, heaps)) > kept_max:
+        return True
+    firsts = [first for heap in heaps if (first := heap.first_tick()) is not None]
+    return bool(firsts) and min(firsts) + kept_s + RETENTION_BATCH_S <= now.age_s

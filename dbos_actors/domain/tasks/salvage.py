@@ -291,13 +291,13 @@ class Salvager:
     def _balanced(self) -> Ledger:
         ledger, counts = self._readable.ledger, self._counts
         completed = max(ledger.completed, counts[Status.COMPLETED])
-        unfinished = counts[Status.PENDING] + counts[Status.INFLIGHT] + counts[Status.DEAD]
-        if ledger.scheduled != completed + unfinished:
+        others = sum(count for status, count in counts.items() if status is not Status.COMPLETED)
+        if ledger.scheduled != completed + others:
             self._problems.append(
                 f"the ledger counts {ledger.scheduled} scheduled tasks, "
-                f"{completed + unfinished} follow from the records"
+                f"{completed + others} follow from the records"
             )
-        return Ledger(completed + unfinished, completed, max(ledger.deleted, 0))
+        return Ledger(completed + others, completed, max(ledger.deleted, 0))
 
 
 class _AnyLane(Mapping[int, Flow]):

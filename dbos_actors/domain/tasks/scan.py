@@ -101,6 +101,8 @@ def _count(index: TaskIndex, status: Status) -> int:
             return len(index.leases)
         case Status.COMPLETED:
             return len(index.retained)
+        case Status.CANCELLED:
+            return len(index.cancelled)
         case _:
             return len(index.dead)
 
@@ -113,6 +115,8 @@ def _ids(index: TaskIndex, status: Status) -> list[str]:
             return index.leases.ids()
         case Status.COMPLETED:
             return index.retained.ids()
+        case Status.CANCELLED:
+            return index.cancelled.ids()
         case _:
             return index.dead.ids()
 

@@ -8,7 +8,14 @@ from dbos_actors.domain.tasks.deliveries import lateness_ms
 from dbos_actors.domain.tasks.journal import Ledger
 from dbos_actors.domain.tasks.limits import ATTEMPTS_MAX, SCHEDULED_AT_MAX, require_range
 from dbos_actors.domain.tasks.record import TaskRecord
-from dbos_actors.domain.tasks.states import DeadTaskError, Event, Settled, Status, successor
+from dbos_actors.domain.tasks.states import (
+    CancelledTaskError,
+    DeadTaskError,
+    Event,
+    Settled,
+    Status,
+    successor,
+)
 from dbos_actors.errors import InvalidFieldError, OverloadedError
 
 
@@ -33,9 +40,10 @@ def schedule(
     :raises InvalidFieldError: a time or number is out of range.
     :raises InvalidTransitionError: the task is inflight or completed, and differs.
     :raises DeadTaskError: the task is dead, not to be revived, and differs.
+    :raises CancelledTaskError: the task is cancelled, and differs.
     :raises OverloadedError: the book is full.
     """
-    _require_time(scheduled_at)
+    require_time("task.scheduled_at", scheduled_at)
     require_range("task.max_attempts", max_attempts, 0, ATTEMPTS_MAX)
     wall_s = change.now.wall_s
     flow = book.flow(change, agent_id, module_name)
@@ -58,6 +66,8 @@ def schedule(
             return False
         if record.status is Status.DEAD:
             raise DeadTaskError(task_id)
+        if record.status is Status.CANCELLED:
+            raise CancelledTaskError(task_id)
     record.status = successor(record.status, event)
     record.settled = Settled.NOT
     record.token = record.span_s = record.moment = 0
@@ -80,11 +90,10 @@ def _count_new(book: TaskBook, change: Change) -> None:
     change.added = change.added.plus(Ledger(scheduled=1))
 
 
-def _require_time(scheduled_at: int) -> None:
+def require_time(field: str, scheduled_at: int) -> None:
+    """Raise `InvalidFieldError` if a time that the request names ``field`` is none."""
     if not 0 <= scheduled_at <= SCHEDULED_AT_MAX:
-        raise InvalidFieldError(
-            "task.scheduled_at", f"must be Unix seconds up to {SCHEDULED_AT_MAX}"
-        )
+        raise InvalidFieldError(field, f"must be Unix seconds up to {SCHEDULED_AT_MAX}")
 
 
 def _is_same_time(record: TaskRecord, scheduled_at: int, wall_s: float) -> bool:

@@ -153,4 +153,5 @@ _ENDED = {
     Settled.ACK_UNFENCED: "the delivery was acknowledged",
     Settled.NACK: "the delivery was given back",
     Settled.EXPIRED: "the lease has expired",
+    Settled.CANCELLED: "the delivery was cancelled",
 }

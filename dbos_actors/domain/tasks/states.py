@@ -1,10 +1,11 @@
 """The life of a task: its states, what may happen in each, and the refusals.
 
 A task is *pending* until a worker claims it, *inflight* while a lease runs, and
-ends *completed* or *dead* (out of attempts). `TRANSITIONS` holds every rule:
+ends *completed*, *dead* (out of attempts) or *cancelled* (by an operator). `TRANSITIONS`
+holds every rule:
 
-- A delivery is a lease. It ends in exactly one of four ways: acknowledged,
-  given back (nack), expired, or deleted with its agent.
+- A delivery is a lease. It ends in exactly one of five ways: acknowledged,
+  given back (nack), expired, cancelled, or deleted with its agent.
 - A delivery that ends without an acknowledgement returns the task to pending,
   unless it was the last one allowed: then the event is `Event.EXHAUST`, whatever
   ended the delivery, and the task is dead.
@@ -12,8 +13,11 @@ ends *completed* or *dead* (out of attempts). `TRANSITIONS` holds every rule:
   settle it without a token. So a pending task may be acknowledged or given back;
   that implies a delivery and counts as one.
 - A task whose payload cannot be read is dead at once: there is nothing to hand out.
-- Nothing leaves *completed* but retention. A *dead* task is kept until it is
-  revived, which starts its attempts anew, or deleted, or its retention has passed.
+- A task can be cancelled while it is pending or inflight. What is dead stays dead.
+- Nothing leaves *completed* but retention. A *dead* or *cancelled* task is kept until it is
+  requeued, which starts its attempts anew, or deleted, or its retention has passed. A dead
+  one may also be revived, which lets its description change; a cancelled one may not, so
+  that no copy of a ScheduleTask undoes what an operator has decided.
 
 An event that has no entry is refused, and changes nothing.
 """
@@ -35,6 +39,7 @@ class Status(IntEnum):
     INFLIGHT = 2
     COMPLETED = 3
     DEAD = 4
+    CANCELLED = 5
 
     @property
     def text(self) -> str:
@@ -59,6 +64,8 @@ class Event(IntEnum):
     DELETE = 9
     REVIVE = 10
     DAMAGE = 11
+    CANCEL = 12
+    REQUEUE = 13
 
 
 TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
@@ -70,6 +77,7 @@ TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         (Status.PENDING, Event.NACK): Status.PENDING,
         (Status.PENDING, Event.EXHAUST): Status.DEAD,
         (Status.PENDING, Event.DAMAGE): Status.DEAD,
+        (Status.PENDING, Event.CANCEL): Status.CANCELLED,
         (Status.PENDING, Event.DELETE): Status.GONE,
         (Status.INFLIGHT, Event.EXTEND): Status.INFLIGHT,
         (Status.INFLIGHT, Event.ACK): Status.COMPLETED,
@@ -77,11 +85,16 @@ TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         (Status.INFLIGHT, Event.EXPIRE): Status.PENDING,
         (Status.INFLIGHT, Event.EXHAUST): Status.DEAD,
         (Status.INFLIGHT, Event.DAMAGE): Status.DEAD,
+        (Status.INFLIGHT, Event.CANCEL): Status.CANCELLED,
         (Status.INFLIGHT, Event.DELETE): Status.GONE,
         (Status.COMPLETED, Event.RETIRE): Status.GONE,
         (Status.DEAD, Event.RETIRE): Status.GONE,
         (Status.DEAD, Event.REVIVE): Status.PENDING,
+        (Status.DEAD, Event.REQUEUE): Status.PENDING,
         (Status.DEAD, Event.DELETE): Status.GONE,
+        (Status.CANCELLED, Event.RETIRE): Status.GONE,
+        (Status.CANCELLED, Event.REQUEUE): Status.PENDING,
+        (Status.CANCELLED, Event.DELETE): Status.GONE,
     }
 )
 
@@ -92,6 +105,8 @@ _REQUESTED = {
     Event.ACK: "completed",
     Event.NACK: "pending",
     Event.REVIVE: "pending",
+    Event.CANCEL: "cancelled",
+    Event.REQUEUE: "pending",
 }
 
 
@@ -103,6 +118,7 @@ class Settled(IntEnum):
     ACK_UNFENCED = 2
     NACK = 3
     EXPIRED = 4
+    CANCELLED = 5
 
 
 class UnknownTaskError(RefusedError):
@@ -129,6 +145,17 @@ class DeadTaskError(RefusedError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"task {task_id} is dead: set revive to schedule it anew")
+        self.task_id = task_id
+
+
+class CancelledTaskError(RefusedError):
+    """The task is cancelled, and what is scheduled differs from it."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"task {task_id} is cancelled: RequeueTask makes it pending again, unchanged; "
+            "another task needs another id"
+        )
         self.task_id = task_id
 
 

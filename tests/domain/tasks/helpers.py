@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from dbos_actors.domain.tasks import deliveries, leasing, retirement, scheduling, settling
+from dbos_actors.domain.tasks import (
+    cancelling,
+    deliveries,
+    leasing,
+    retirement,
+    scheduling,
+    settling,
+)
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.journal import Ledger
@@ -109,7 +116,17 @@ class Driver:
 
     def retire(self, limit: int = 10**6) -> list[str]:
         retired = self.turn(lambda change: retirement.retire(self.book, change, limit=limit))
-        return retired.completed + retired.dead
+        return retired.completed + retired.cancelled + retired.dead
+
+    def cancel(self, task_id: str, reason: str = "") -> TaskRecord:
+        return self.turn(
+            lambda change: cancelling.cancel(self.book, change, task_id, reason=reason)
+        )
+
+    def requeue(self, task_id: str, scheduled_at: int = 0) -> TaskRecord:
+        return self.turn(
+            lambda change: cancelling.requeue(self.book, change, task_id, scheduled_at=scheduled_at)
+        )
 
     def record(self, task_id: str) -> TaskRecord:
         record = self.book.get(task_id)

@@ -17,7 +17,7 @@ def audited(driver: Driver) -> Findings:
 def busy_driver() -> Driver:
     driver = Driver()
     for i in range(5):
-        for name in ("waiting", "due", "leased", "delayed", "done", "dead"):
+        for name in ("waiting", "due", "leased", "delayed", "done", "dead", "cancelled"):
             driver.schedule(
                 f"{name}{i}",
                 agent_id=name,
@@ -27,6 +27,7 @@ def busy_driver() -> Driver:
         driver.nack(f"delayed{i}", delay_s=60)
         driver.ack(f"done{i}")
         driver.nack(f"dead{i}")
+        driver.cancel(f"cancelled{i}")
     driver.lease(agent_id="leased")
     return driver
 
@@ -34,16 +35,16 @@ def busy_driver() -> Driver:
 def test_a_sound_book_has_no_findings() -> None:
     findings = audited(busy_driver())
     assert findings.clean
-    assert findings.records == 30
+    assert findings.records == 35
 
 
 def test_records_missing_from_their_index_are_placed_again() -> None:
     driver = busy_driver()
     index = driver.book.index
-    for task_id in ("waiting1", "due1", "leased1", "delayed1", "done1", "dead1"):
+    for task_id in ("waiting1", "due1", "leased1", "delayed1", "done1", "dead1", "cancelled1"):
         index.purge(driver.record(task_id))
     findings = audited(driver)
-    assert findings.misplaced == 6
+    assert findings.misplaced == 7
     assert "leased1: inflight, found in nowhere" in findings.examples
     assert audited(driver).clean
     assert driver.book.counters().balanced
@@ -52,9 +53,9 @@ def test_records_missing_from_their_index_are_placed_again() -> None:
 def test_records_in_two_places_are_left_in_one() -> None:
     driver = busy_driver()
     index = driver.book.index
-    for task_id in ("due1", "leased1", "done1", "dead1"):
+    for task_id in ("due1", "leased1", "done1", "dead1", "cancelled1"):
         index.waiting.add(driver.record(task_id).scheduled_at, task_id)
-    assert audited(driver).misplaced == 4
+    assert audited(driver).misplaced == 5
     assert audited(driver).clean
 
 

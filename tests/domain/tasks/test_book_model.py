@@ -172,8 +172,8 @@ class TaskMachine(RuleBasedStateMachine):
             )
         )
         revived = revive and task is not None and task.status == "dead"
-        ended = ("inflight", "completed") if revived else ("inflight", "completed", "dead")
-        refused = task is not None and task.status in ended and not same
+        kept = ("pending", "dead") if revived else ("pending",)
+        refused = task is not None and task.status not in kept and not same
         try:
             changed = self.driver.schedule(
                 task_id,
@@ -346,19 +346,64 @@ class TaskMachine(RuleBasedStateMachine):
         else:
             self.settle_nack(*self.draw_delivery(data), data.draw(st.sampled_from([0, 10])))
 
+    @rule(task_id=IDS, repeated=st.booleans())
+    def cancel(self, task_id: str, repeated: bool) -> None:
+        for _ in range(1 + repeated):
+            task = self.model.get(task_id)
+            may = task is not None and task.status not in ("completed", "dead")
+            entries = len(self.driver.journal)
+            try:
+                self.driver.cancel(task_id)
+            except RefusedError:
+                assert not may
+                return
+            assert may
+            assert task is not None
+            is_new = task.status != "cancelled"
+            assert (len(self.driver.journal) > entries) is is_new
+            if is_new:
+                if task.status == "inflight":
+                    task.ended_by = "cancelled"
+                task.status, task.deadline_s = "cancelled", None
+                task.visible_at = task.span_s = 0
+                task.finished_at = int(self.driver.now.outcome_s)
+
+    @rule(task_id=IDS, in_s=st.sampled_from([None, -5, 20]), repeated=st.booleans())
+    def requeue(self, task_id: str, in_s: int | None, repeated: bool) -> None:
+        at = 0 if in_s is None else int(self.wall_s) + in_s
+        for _ in range(1 + repeated):
+            task = self.model.get(task_id)
+            may = task is not None and task.status != "completed"
+            entries = len(self.driver.journal)
+            try:
+                self.driver.requeue(task_id, at)
+            except RefusedError:
+                assert not may
+                return
+            assert may
+            assert task is not None
+            is_new = task.status in ("dead", "cancelled")
+            assert (len(self.driver.journal) > entries) is is_new
+            if is_new:
+                when = at or int(self.wall_s)
+                attempts = task.max_attempts
+                self.model[task_id] = Model("pending", task.flow, task.payload, when, attempts)
+
     @rule()
     def retire(self) -> None:
         kept = sorted(
             (task.finished_at, task_id)
             for task_id, task in self.model.items()
-            if task.status == "completed"
+            if task.status in ("completed", "cancelled")
         )
         until = int(self.driver.now.age_s) - LIMITS.retention_s
         due = sum(at <= until for at, _ in kept)
         dropped = self.driver.retire()
         assert len(dropped) == max(due, len(kept) - LIMITS.completed_max, 0)
         for task_id in dropped:
-            del self.model[task_id]
+            if self.model.pop(task_id).status == "cancelled":
+                self.scheduled -= 1
+                self.deleted += 1
 
     @rule(agent=AGENTS, really=st.sampled_from([False, False, False, True]))
     def delete_agent(self, agent: str, really: bool) -> None:
@@ -467,6 +512,8 @@ class TaskMachine(RuleBasedStateMachine):
             self.completed,
             self.deleted,
         )
+        cancelled = sum(task.status == "cancelled" for task in self.model.values())
+        assert counters.cancelled == cancelled
 
     @rule()
     def audit(self) -> None:

@@ -9,9 +9,10 @@ from unittest.mock import patch
 
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.actors.tasks.subscribers import Subscriber
-from dbos_actors.domain.tasks import scheduling
+from dbos_actors.domain.tasks import cancelling, scheduling
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.claims import Claims
+from dbos_actors.domain.tasks.states import Status
 from dbos_actors.domain.tasks.timers import Now
 from tests.simulation.planted_bugs.registry import planted
 
@@ -55,3 +56,31 @@ def a_drain_strands_the_pushes_under_way() -> Any:
             yield
 
     return plant()
+
+
+@planted
+def a_cancelled_task_stays_with_its_worker() -> Any:
+    """The operator is told that it is cancelled, and the worker's lease runs on."""
+    original = cancelling.cancel
+
+    def only_waiting(book: TaskBook, change: Any, task_id: str, **fields: Any) -> Any:
+        record = book.find(change, task_id)
+        if record is not None and record.status is Status.INFLIGHT:
+            return record
+        return original(book, change, task_id, **fields)
+
+    return patch.object(cancelling, "cancel", only_waiting)
+
+
+@planted
+def a_requeued_task_keeps_its_deliveries() -> Any:
+    original = cancelling.requeue
+
+    def keep(book: TaskBook, change: Any, task_id: str, **fields: Any) -> Any:
+        before = book.find(change, task_id)
+        record = original(book, change, task_id, **fields)
+        if before is not None:
+            record.deliveries = before.deliveries
+        return record
+
+    return patch.object(cancelling, "requeue", keep)

@@ -208,7 +208,8 @@ class Task(betterproto.Message):
 
     status: str = betterproto.string_field(7)
     """
-    Pending, inflight, completed or dead, in lower case. Ignored in requests.
+    Pending, inflight, completed, dead or cancelled, in lower case. Ignored in
+    requests.
     """
 
     visibility_time: int = betterproto.int64_field(8)
@@ -227,7 +228,10 @@ class Task(betterproto.Message):
     """
 
     last_error: str = betterproto.string_field(21)
-    """Why the last delivery failed, cut to 512 bytes. Ignored in requests."""
+    """
+    Why the last delivery failed, or why the task was cancelled, cut to 512 bytes.
+    Ignored in requests.
+    """
 
     max_attempts: int = betterproto.int32_field(22)
     """
@@ -562,7 +566,8 @@ class ScheduleTaskRequest(betterproto.Message):
     revive: bool = betterproto.bool_field(20)
     """
     Makes a dead task pending again, as `task` now describes it and with its
-    attempts counted anew. Has no effect on a task in another state.
+    attempts counted anew. Has no effect on a task in another state; a cancelled
+    one needs RequeueTask, so that a late copy of this request cannot bring it back.
     """
 
 
@@ -605,7 +610,7 @@ class ListTasksRequest(betterproto.Message):
 
     status: str = betterproto.string_field(1)
     """
-    Pending, inflight, completed or dead, in lower case. Empty means all.
+    Pending, inflight, completed, dead or cancelled, in lower case. Empty means all.
     """
 
     agent_id: str = betterproto.string_field(2)
@@ -799,6 +804,53 @@ class NackTaskResponse(betterproto.Message):
 
     success: bool = betterproto.bool_field(1)
     """Whether the delivery has ended."""
+
+    error: str = betterproto.string_field(2)
+    """Why it was refused."""
+
+
+@dataclass(eq=False, repr=False)
+class CancelTaskRequest(betterproto.Message):
+    """Which task to cancel. Extension."""
+
+    task_id: str = betterproto.string_field(1)
+    """Required."""
+
+    reason: str = betterproto.string_field(2)
+    """
+    Becomes the task's `last_error`, unless it is empty. At most 64 KiB, of which
+    512 bytes are kept.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class CancelTaskResponse(betterproto.Message):
+    """The outcome of a cancellation. Extension."""
+
+    success: bool = betterproto.bool_field(1)
+    """Whether the task is cancelled."""
+
+    error: str = betterproto.string_field(2)
+    """Why it was refused."""
+
+
+@dataclass(eq=False, repr=False)
+class RequeueTaskRequest(betterproto.Message):
+    """Which task to make pending again. Extension."""
+
+    task_id: str = betterproto.string_field(1)
+    """Required."""
+
+    scheduled_at: int = betterproto.int64_field(2)
+    """When the task falls due. 0 means now."""
+
+
+@dataclass(eq=False, repr=False)
+class RequeueTaskResponse(betterproto.Message):
+    """The outcome of making a task pending again. Extension."""
+
+    success: bool = betterproto.bool_field(1)
+    """Whether the task is pending or inflight."""
 
     error: str = betterproto.string_field(2)
     """Why it was refused."""
@@ -1234,7 +1286,7 @@ class DbosStub(betterproto.ServiceStub):
     ) -> "ScheduleTaskResponse":
         """Adds a task, or changes a pending one. The same task again succeeds and
         changes nothing, whatever has become of it since. Another task under the
-        id of one that is inflight, completed or dead is refused.
+        id of one that is inflight, completed, dead or cancelled is refused.
 
         Sent again: changes nothing, with two exceptions. With `revive`, the copy
         revives the task once more if it has died again meanwhile. And once the
@@ -1414,6 +1466,62 @@ class DbosStub(betterproto.ServiceStub):
             "/dbos.DBOS/NackTask",
             nack_task_request,
             NackTaskResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def cancel_task(
+        self,
+        cancel_task_request: "CancelTaskRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "CancelTaskResponse":
+        """Cancels a task that is pending or inflight: nobody is given it any more. The
+        lease of an inflight one ends, and its token is refused from then on; a worker
+        that runs the task learns of it when it next extends or settles the lease. A
+        task that is completed or dead is refused. A cancelled task is kept as long as
+        a completed one.
+
+        Sent again: changes nothing.
+
+        Extension.
+        """
+
+        return await self._unary_unary(
+            "/dbos.DBOS/CancelTask",
+            cancel_task_request,
+            CancelTaskResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def requeue_task(
+        self,
+        requeue_task_request: "RequeueTaskRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "RequeueTaskResponse":
+        """Makes a dead or cancelled task pending again, with its attempts counted anew.
+        Agent, module, payload and `max_attempts` stay as they were scheduled; a
+        ScheduleTask with `revive` can change them, but is for dead tasks only. A
+        completed task is refused.
+
+        Sent again: changes nothing while the task is pending or inflight. If it has
+        died, or was cancelled, again meanwhile, the copy requeues it once more.
+
+        Extension.
+        """
+
+        return await self._unary_unary(
+            "/dbos.DBOS/RequeueTask",
+            requeue_task_request,
+            RequeueTaskResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -1620,7 +1728,7 @@ class DbosBase(ServiceBase):
     ) -> "ScheduleTaskResponse":
         """Adds a task, or changes a pending one. The same task again succeeds and
         changes nothing, whatever has become of it since. Another task under the
-        id of one that is inflight, completed or dead is refused.
+        id of one that is inflight, completed, dead or cancelled is refused.
 
         Sent again: changes nothing, with two exceptions. With `revive`, the copy
         revives the task once more if it has died again meanwhile. And once the
@@ -1706,6 +1814,38 @@ class DbosBase(ServiceBase):
         nothing until the task is due again. From then on the server cannot tell a
         copy from a worker that has just failed at it, so the copy uses up a
         delivery; with `retry_delay_seconds` 0 the task is due again at once.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def cancel_task(
+        self, cancel_task_request: "CancelTaskRequest"
+    ) -> "CancelTaskResponse":
+        """Cancels a task that is pending or inflight: nobody is given it any more. The
+        lease of an inflight one ends, and its token is refused from then on; a worker
+        that runs the task learns of it when it next extends or settles the lease. A
+        task that is completed or dead is refused. A cancelled task is kept as long as
+        a completed one.
+
+        Sent again: changes nothing.
+
+        Extension.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def requeue_task(
+        self, requeue_task_request: "RequeueTaskRequest"
+    ) -> "RequeueTaskResponse":
+        """Makes a dead or cancelled task pending again, with its attempts counted anew.
+        Agent, module, payload and `max_attempts` stay as they were scheduled; a
+        ScheduleTask with `revive` can change them, but is for dead tasks only. A
+        completed task is refused.
+
+        Sent again: changes nothing while the task is pending or inflight. If it has
+        died, or was cancelled, again meanwhile, the copy requeues it once more.
+
+        Extension.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -1878,6 +2018,20 @@ class DbosBase(ServiceBase):
         response = await self.nack_task(request)
         await stream.send_message(response)
 
+    async def __rpc_cancel_task(
+        self, stream: "grpclib.server.Stream[CancelTaskRequest, CancelTaskResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.cancel_task(request)
+        await stream.send_message(response)
+
+    async def __rpc_requeue_task(
+        self, stream: "grpclib.server.Stream[RequeueTaskRequest, RequeueTaskResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.requeue_task(request)
+        await stream.send_message(response)
+
     async def __rpc_subscribe_tasks(
         self,
         stream: "grpclib.server.Stream[SubscribeTasksRequest, SubscribeTasksResponse]",
@@ -2011,6 +2165,18 @@ class DbosBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 NackTaskRequest,
                 NackTaskResponse,
+            ),
+            "/dbos.DBOS/CancelTask": grpclib.const.Handler(
+                self.__rpc_cancel_task,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                CancelTaskRequest,
+                CancelTaskResponse,
+            ),
+            "/dbos.DBOS/RequeueTask": grpclib.const.Handler(
+                self.__rpc_requeue_task,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RequeueTaskRequest,
+                RequeueTaskResponse,
             ),
             "/dbos.DBOS/SubscribeTasks": grpclib.const.Handler(
                 self.__rpc_subscribe_tasks,
