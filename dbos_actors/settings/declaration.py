@@ -389,8 +389,8 @@ class Settings(BaseSettings):
         86400.0,
         unit="duration",
         used_by="actors.tasks",
-        text="Completed and cancelled tasks older than this are deleted. 0 = never. While a completed task is "
-        "kept, a late copy of its ScheduleTask changes nothing.",
+        text="Completed and cancelled tasks older than this are deleted. 0 = never. While a "
+        "completed task is kept, a late copy of its ScheduleTask changes nothing.",
     )
     completed_tasks_max: int = _setting(
         "DBOS_COMPLETED_TASKS_MAX",
@@ -398,9 +398,10 @@ class Settings(BaseSettings):
         unit="tasks",
         used_by="actors.tasks",
         ge=1,
-        text="Completed and cancelled tasks kept; beyond it the oldest are deleted before `DBOS_TASKS_MAX_AGE`, "
-        "which the metric `dbos_tasks_retired_early` and a log line tell. At 1,000 tasks a second "
-        "the default is 17 minutes' worth. Each takes 0.3 KB of the server's memory.",
+        text="Completed and cancelled tasks kept; beyond it the oldest are deleted before "
+        "`DBOS_TASKS_MAX_AGE`, which the metric `dbos_tasks_retired_early` and a log line tell. At "
+        "1,000 tasks a second the default is 17 minutes' worth. Each takes 0.3 KB of the server's "
+        "memory.",
     )
     dead_tasks_max_age_s: Duration = _setting(
         "DBOS_DEAD_TASKS_MAX_AGE",

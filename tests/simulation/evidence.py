@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation.clients import Universe
 from tests.simulation.history import Ending, History, KeyOperation, Operation, Register
@@ -269,19 +269,24 @@ def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Itera
         case "GetResult":
             read = answer.result.data if answered and answer.found else ABSENT
             yield ("result", request["agent_id"], request["request_id"]), READ, None, read
-        case (
-            "ScheduleTask"
-            | "AckTask"
-            | "NackTask"
-            | "CancelTask"
-            | "RequeueTask"
-            | "GetTask"
-            | "LeaseTasks"
-        ):
+        case method if method in _TASK_METHODS:
             yield from _task_parts(operation, universe)
         case _:
             if answered:
                 yield from _listed(operation, universe, absences=absences)
+
+
+_TASK_METHODS: Final = frozenset(
+    {
+        "ScheduleTask",
+        "AckTask",
+        "NackTask",
+        "CancelTask",
+        "RequeueTask",
+        "GetTask",
+        "LeaseTasks",
+    }
+)
 
 
 def _task_parts(operation: Operation, universe: Universe) -> Iterator[Part]:

@@ -64,10 +64,7 @@ def schedule(
             and _is_same_time(record, scheduled_at, wall_s)
         ):
             return False
-        if record.status is Status.DEAD:
-            raise DeadTaskError(task_id)
-        if record.status is Status.CANCELLED:
-            raise CancelledTaskError(task_id)
+        _refuse_another(record)
     record.status = successor(record.status, event)
     record.settled = Settled.NOT
     record.token = record.span_s = record.moment = 0
@@ -81,6 +78,14 @@ def schedule(
         change.flows[agent_id, module_name] = flow
     change.put(record)
     return True
+
+
+def _refuse_another(record: TaskRecord) -> None:
+    """Another task is scheduled under the id of one that has come to an end."""
+    if record.status is Status.DEAD:
+        raise DeadTaskError(record.task_id)
+    if record.status is Status.CANCELLED:
+        raise CancelledTaskError(record.task_id)
 
 
 def _count_new(book: TaskBook, change: Change) -> None:

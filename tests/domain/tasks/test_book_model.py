@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,28 +21,13 @@ from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.errors import RefusedError
 from tests.domain.tasks.helpers import Driver, due_tasks, durable_state, recovered
+from tests.domain.tasks.model import Model, may_settle
 
 LIMITS = TaskLimits(retention_s=120, completed_max=3, max_attempts=3)
 IDS = st.sampled_from([f"t{i}" for i in range(6)])
 AGENTS = st.sampled_from(["a1", "a2", "a3"])
 MODULES = st.sampled_from(["ping", "dns"])
 FILTERS = st.fixed_dictionaries({}, optional={"agent_id": AGENTS, "module_name": MODULES})
-
-
-@dataclass
-class Model:
-    status: str
-    flow: tuple[str, str]
-    payload: bytes
-    scheduled_at: int
-    max_attempts: int
-    deliveries: int = 0
-    token: str = ""
-    ended_by: str = ""
-    deadline_s: float | None = None  # of a lease or delay, monotonic
-    visible_at: int = 0
-    span_s: int = 0
-    finished_at: int = 0
 
 
 class TaskMachine(RuleBasedStateMachine):
@@ -103,23 +87,8 @@ class TaskMachine(RuleBasedStateMachine):
         return task_id, data.draw(st.sampled_from([token, token, ""]))
 
     def may_settle(self, task_id: str, token: str, ended_by: str) -> str:
-        """What the model says of a settlement: yes, again or no."""
         task = self.model.get(task_id)
-        if task is None:
-            return "no"
-        if token:
-            if token != task.token:
-                return "no"
-            if task.status == "inflight":
-                return "yes"
-            return "again" if task.ended_by.startswith(ended_by) else "no"
-        if task.status == "pending" and ended_by == task.ended_by == "nack":
-            return "yes" if self.is_due(task) else "again"
-        if task.status in ("pending", "inflight"):
-            return "yes"
-        again = (ended_by, task.ended_by, task.status)
-        repeats = (("ack", "ack unfenced", "completed"), ("nack", "nack", "dead"))
-        return "again" if again in repeats else "no"
+        return may_settle(task, token, ended_by, is_due=task is not None and self.is_due(task))
 
     # ----------------------------------------------------------- operations
 
