@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import trio
@@ -199,6 +200,8 @@ class DirectServer:
         for service in services:
             self._handlers.update(service.__mapping__())
         self._status_of = status_of
+        self.answer_round = nullcontext()
+        """Nothing is held back."""
         self.live: dict[DirectCall, None] = {}
         self._streams: dict[DirectStream, None] = {}
         self._streams_ended = trio.Event()
@@ -221,9 +224,6 @@ class DirectServer:
         finally:
             self.accepting = False
             self.abandon_all()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     async def drain(self, grace_s: float) -> None:
         self.accepting = False
