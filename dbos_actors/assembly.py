@@ -16,6 +16,7 @@ import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 
+from dbos_actors.access.authentication import TokenFile
 from dbos_actors.actors.agents.actor import AgentActor
 from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
@@ -43,7 +44,6 @@ from dbos_actors.rpc.server.server import Server
 from dbos_actors.rpc.wire.addresses import TcpAddress
 from dbos_actors.rpc.wire.tls import ReloadingContext
 from dbos_actors.runtime import ActorCell, Supervisor, SupervisorLimits, until_available
-from dbos_actors.service.auth import BearerAuth
 from dbos_actors.service.http_pages import Page, serve_pages
 from dbos_actors.service.methods import SERVICE, DbosService, status_of
 from dbos_actors.service.metrics import CallMetrics, gauges_of, metrics_page
@@ -254,7 +254,7 @@ class Operators:
     """What operators add to every call: each is None unless a setting asks for it."""
 
     calls: CallMetrics | None
-    auth: BearerAuth | None
+    auth: TokenFile | None
     tls: ReloadingContext | None
 
     def reload(self) -> None:
@@ -265,10 +265,12 @@ class Operators:
             self.tls()
 
 
-def make_operators(settings: Settings) -> Operators:
+def make_operators(settings: Settings, clock: Clock) -> Operators:
     return Operators(
         calls=None if settings.metrics_port is None else CallMetrics(),
-        auth=None if settings.auth_token_file is None else BearerAuth(settings.auth_token_file),
+        auth=(
+            None if settings.auth_token_file is None else TokenFile(settings.auth_token_file, clock)
+        ),
         tls=_tls(settings),
     )
 
@@ -340,7 +342,7 @@ async def start_rpc(
     store: Store,
     nursery: trio.Nursery,
 ) -> list[str]:
-    """Serve on the listeners, and end the calls of tokens that are revoked; the addresses."""
+    """Serve on the listeners, and end the calls of who may make them no longer; the addresses."""
     addresses = list(map(bound_address, listeners))
     store.serving_at(addresses)
     if operators.auth is not None:

@@ -161,7 +161,7 @@ async def open_supervisor(
     settings = settings or load_settings()
     clock = clock or SystemClock()
     random = random or random_module.Random()  # noqa: S311 - jitter
-    operators = make_operators(settings)
+    operators = make_operators(settings, clock)
     try:
         async with (
             store_of(settings, connector, clock, random, take_over=take_over) as store,

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dbos_actors.cli.logs import configure_logs
 from dbos_actors.cli.serving import Exit, exit_of, serve
+from dbos_actors.cli.tokens import token_group
 from dbos_actors.errors import ConfigurationError
 from dbos_actors.settings import (
     Settings,
@@ -37,6 +38,9 @@ _log = structlog.get_logger(__name__)
 @click.version_option(package_name="dbos-actors", message="%(prog)s %(version)s")
 def main() -> None:
     """State and coordination service of an Internet measurement network."""
+
+
+main.add_command(token_group)
 
 
 def _loaded(overrides: dict[str, Any]) -> Settings:

@@ -120,8 +120,9 @@ class Settings(BaseSettings):
         "DBOS_AUTH_TOKEN_FILE",
         unit="file",
         used_by="service",
-        text="Tokens, one a line; with it every call needs `authorization: Bearer <token>`. The "
-        "file is followed: a token that leaves it loses its live calls, an empty file revokes all.",
+        text="Tokens and certificates with their roles, made by `dbos-actors token`; with it every "
+        "call needs one. The file is followed: a token that leaves it loses its live calls, an "
+        "empty file revokes all.",
     )
     metrics_port: int | None = _setting(
         "DBOS_METRICS_PORT",

@@ -118,7 +118,7 @@ def test_tokens_are_rotated_without_a_restart(guarded: grpc.Channel, tokens: Pat
 def test_a_file_that_cannot_be_used_leaves_the_tokens_as_they_were(
     guarded: grpc.Channel, tokens: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tokens.write_text("token\n" * 101)
+    tokens.write_text("token\n" * 1_001)
     output = ""
 
     def is_logged() -> bool:

@@ -112,10 +112,13 @@ class _GrpcioPending:
 
 
 class GrpcioClient(Client):
-    """Blocking grpcio with the messages of a generation."""
+    """Blocking grpcio with the messages of a generation, and perhaps a token."""
 
-    def __init__(self, address: str, generation: str = "today") -> None:
+    def __init__(
+        self, address: str, generation: str = "today", *, token: str | None = None
+    ) -> None:
         self.generation = generation
+        self._metadata = None if token is None else [("authorization", f"Bearer {token}")]
         self._channel = grpc.insecure_channel(address)
         self._calls: dict[str, Any] = {}
 
@@ -123,7 +126,8 @@ class GrpcioClient(Client):
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = _unary_call(self._channel, self.generation, method)
-        return _GrpcioPending(call.future(self.request(method, fields), timeout=timeout_s))
+        request = self.request(method, fields)
+        return _GrpcioPending(call.future(request, timeout=timeout_s, metadata=self._metadata))
 
     def call_raw(self, path: str, request: bytes) -> bytes:
         """Send bytes that need not be a message. Raises `CallError`."""

@@ -2,8 +2,9 @@
 
 `Admission.begin` looks at the headers of each request, in this order:
 1. Is it a gRPC call of a method of this server? If not, it gets an HTTP error or UNIMPLEMENTED.
-2. Whose call is it? One that needs authentication and has none is refused. It counts as live
-   nowhere, and nothing of its message is kept. Open methods have bounds instead.
+2. Whose call is it, and may they make it? One that needs authentication and has none, or that its
+   client may not make, is refused. It counts as live nowhere, and nothing of its message is kept.
+   Open methods have bounds instead.
 3. Is there a place for it? Too many live calls, an overloaded server, or a deadline that has
    passed end the call at once.
 
@@ -17,6 +18,7 @@ from typing import Final
 
 from grpclib.const import Status
 
+from dbos_actors.rpc.server.authentication import Refusal
 from dbos_actors.rpc.server.outbox import Discarded, Outbox
 from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod
 from dbos_actors.rpc.server.stream_calls import StreamCalls
@@ -32,9 +34,11 @@ _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
 _ANYBODY: Final = "anybody"
 """The client of a server that authenticates none."""
 
-_NO_CREDENTIALS: Final = "valid credentials are required"
+_STRANGER: Final = Refusal(Status.UNAUTHENTICATED, "valid credentials are required")
 _REVOKED: Final = "the credentials of this call are no longer valid"
-_TOO_MANY_OPEN: Final = "too many calls that need no authentication on this connection"
+_TOO_MANY_OPEN: Final = Refusal(
+    Status.RESOURCE_EXHAUSTED, "too many calls that need no authentication on this connection"
+)
 _LATE: Final = "deadline exceeded on arrival"
 _OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
 
@@ -54,11 +58,15 @@ class Admission:
         "_stream_calls",
         "_streams",
         "_unary",
+        "certificate_names",
         "client",
     )
 
     client: Hashable | None
     """Who was authenticated last. While nobody was, the connection is a stranger."""
+
+    certificate_names: tuple[str, ...]
+    """Of the client's certificate; none without mutual TLS."""
 
     def __init__(self, outbox: Outbox, unary: UnaryCalls, stream_calls: StreamCalls) -> None:
         limits = outbox.shared.limits
@@ -70,6 +78,7 @@ class Admission:
         self._compresses = limits.compress_bytes_min is not None
         self._message_max = limits.message_bytes_max
         self.client = None
+        self.certificate_names = ()
         # Whether the next call of a method that is not open has to be authenticated.
         self._is_gated = True
         self._shared.strangers.add(self)
@@ -96,12 +105,10 @@ class Admission:
             or fields.get(b"te") != b"trailers"
             or encoding is not None
         ):
-            refusal = _refusal(fields, known=method is not None)
-            if refusal is not None:
+            if (refusal := _refusal(fields, known=method is not None)) is not None:
                 self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
                 return
-            if encoding == IDENTITY:
-                encoding = None
+            encoding = None if encoding == IDENTITY else encoding
         deadline_s = None
         if (timeout := fields.get(b"grpc-timeout")) is not None:
             try:
@@ -117,6 +124,8 @@ class Admission:
             # The dict unless it lacks a repeated field: the garbage collector walks what is kept.
             kept = fields if len(fields) == len(headers) else headers
             call = UnaryCall(self._unary, stream_id, method, kept, deadline_s)
+            if self._is_gated:
+                call.client = self.client
         else:
             assert type(method) is StreamMethod
             call = self._make_stream(stream_id, method, headers, fields, end_stream)
@@ -145,21 +154,26 @@ class Admission:
             self._unary.feed(call, b"", end_stream=True)  # type: ignore[arg-type]
 
     def _identify(self, stream_id: int, fields: dict[bytes, bytes], request_ended: bool) -> bool:
-        """Find out whose call it is; if nobody's, refuse it."""
+        """Find out whose call it is; if it is nobody's, or not for them, refuse it."""
         authenticator = self._shared.authenticator
         if authenticator is None:
             self._know(_ANYBODY)
             self._is_gated = False
             return True
-        client = authenticator.identify(fields)
+        client = authenticator.identify(fields, self.certificate_names)
         if client is None:
             self._shared.calls_unauthenticated += 1
-            path = fields[b":path"].decode("ascii")
-            self._refuse(stream_id, path, Status.UNAUTHENTICATED, _NO_CREDENTIALS, request_ended)
-            return False
-        if client is not self.client:
-            self._know(client)
-        return True
+            refusal = _STRANGER
+        else:
+            if client is not self.client:
+                self._know(client)
+            denied = authenticator.admit(client, fields[b":path"])
+            if denied is None:
+                return True
+            self._shared.calls_denied += 1
+            refusal = denied
+        self._refuse(stream_id, fields[b":path"].decode("ascii"), refusal, request_ended)
+        return False
 
     def _know(self, client: Hashable) -> None:
         """The connection's client has shown who it is."""
@@ -174,7 +188,7 @@ class Admission:
         self.client = client
 
     def reauthenticate(self) -> None:
-        """End the calls whose client the authenticator knows no longer."""
+        """End the calls whose client the authenticator knows, or allows them, no longer."""
         shared = self._shared
         authenticator = shared.authenticator
         if authenticator is None:
@@ -185,8 +199,11 @@ class Admission:
         for call in list(self._streams.values()):
             if isinstance(call, Discarded) or (type(call) is StreamCall and call.method.is_open):
                 continue
-            if authenticator.identify(dict(call.headers)) is None:
+            client = authenticator.identify(dict(call.headers), self.certificate_names)
+            if client is None:
                 self._end(call, call.request_ended, Status.UNAUTHENTICATED, _REVOKED)
+            elif denial := authenticator.denial(client, call.path.encode("ascii", "replace")):
+                self._end(call, call.request_ended, Status.PERMISSION_DENIED, denial)
 
     def close(self) -> None:
         """The connection is over."""
@@ -207,9 +224,10 @@ class Admission:
             if self._is_gated and not self._identify(stream_id, fields, request_ended):
                 return None
             call = StreamCall(calls, stream_id, method, headers, limit=self._message_max)
+            if self._is_gated:
+                call.client = self.client
         elif calls.open_calls >= limits.open_calls_connection_max:
-            status, text = Status.RESOURCE_EXHAUSTED, _TOO_MANY_OPEN
-            self._refuse(stream_id, method.path, status, text, request_ended)
+            self._refuse(stream_id, method.path, _TOO_MANY_OPEN, request_ended)
             return None
         else:
             limit = min(self._message_max, limits.open_message_bytes_max)
@@ -224,14 +242,13 @@ class Admission:
         calls.live += 1
         return call
 
-    def _refuse(
-        self, stream_id: int, path: str, status: Status, message: str, request_ended: bool
-    ) -> None:
+    def _refuse(self, stream_id: int, path: str, refusal: Refusal, request_ended: bool) -> None:
         """Refuse a call of a known method before there is anything of it."""
         self._shared.calls_total += 1
+        status, message, fields = refusal
         for refused in self._shared.refused:
             refused(path, status)
-        headers = RESPONSE_HEADERS + status_fields(status, message)
+        headers = RESPONSE_HEADERS + status_fields(status, message) + fields
         self._outbox.refuse(stream_id, headers, request_ended=request_ended)
 
     def _end(

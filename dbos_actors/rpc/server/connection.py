@@ -54,6 +54,7 @@ from dbos_actors.rpc.wire.http2 import (
     WindowUpdated,
 )
 from dbos_actors.rpc.wire.keepalive import Action
+from dbos_actors.rpc.wire.peers import names_of
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +123,7 @@ class ServerConnection:
     @peer_certificate.setter
     def peer_certificate(self, certificate: dict[str, Any] | None) -> None:
         self._outbox.peer_certificate = certificate
+        self._admission.certificate_names = names_of(certificate)
 
     @property
     def unsent_bytes(self) -> int:
@@ -226,7 +228,7 @@ class ServerConnection:
             self._outbox.forget_discarded(stream_id)
 
     def reauthenticate(self) -> None:
-        """End the calls whose client the authenticator knows no longer."""
+        """End the calls whose client the authenticator knows, or allows them, no longer."""
         if not self.closed:
             self._admission.reauthenticate()
 

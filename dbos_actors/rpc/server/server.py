@@ -20,6 +20,7 @@ import trio
 
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.log_limits import log_limited
+from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
@@ -27,7 +28,6 @@ from dbos_actors.rpc.server.read_turns import ReadTurns
 from dbos_actors.rpc.server.routes import Servable
 from dbos_actors.rpc.server.shared_state import AnswerRound, SharedState
 from dbos_actors.rpc.server.socket_driver import READ_BYTES, SocketDriver
-from dbos_actors.rpc.server.strangers import Authenticator
 from dbos_actors.rpc.server.unary import UnaryMethod
 from dbos_actors.rpc.wire.deadlines import watch
 from dbos_actors.rpc.wire.peers import peer_name
@@ -68,6 +68,8 @@ class ServerStatistics:
     """Live calls that need no authentication."""
     calls_unauthenticated: int
     """Refused because they came without valid credentials."""
+    calls_denied: int
+    """Refused because their client may not make them."""
     calls_shed: int
     """Refused as they arrived, because those before them waited too long."""
     mailbox_bytes: int
@@ -83,8 +85,8 @@ class Server:
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
     wins over ``services``, grpclib's, whose handlers get a
     `dbos_actors.rpc.server.stream.ServerStream`.
-    ``authenticator`` knows the client of each call; ``open_services`` need none (see
-    `dbos_actors.rpc.server.strangers`).
+    ``authenticator`` knows the client of each call, and whether it may make it; ``open_services``
+    need none (see `dbos_actors.rpc.server.strangers`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
     says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
     ``random`` spreads the ages at which connections are drained. Nothing is opened before
@@ -172,7 +174,7 @@ class Server:
         self._running.cancel()
 
     async def reauthenticate(self) -> None:
-        """End every live call whose client the authenticator knows no longer.
+        """End every live call whose client the authenticator knows, or allows it, no longer.
 
         To be called when clients may have lost their right to call. Other tasks run between
         two connections. If cancelled, the rest of the connections was not looked at.
@@ -199,6 +201,7 @@ class Server:
             calls_total=shared.calls_total,
             calls_open=len(shared.open_calls_of_strangers) + len(shared.open_calls_of_clients),
             calls_unauthenticated=shared.calls_unauthenticated,
+            calls_denied=shared.calls_denied,
             calls_shed=shared.shed_total,
             mailbox_bytes=self._limits.unsent_bytes_shared - shared.unsent_free,
             held_bytes=self._limits.held_bytes_shared - shared.held_free,

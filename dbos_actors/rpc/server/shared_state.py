@@ -17,10 +17,11 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.routes import Servable, make_routes
-from dbos_actors.rpc.server.strangers import Authenticator, OpenCalls, Strangers
+from dbos_actors.rpc.server.strangers import OpenCalls, Strangers
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
 from dbos_actors.rpc.wire.deadlines import Deadlines
@@ -84,6 +85,7 @@ class SharedState:
 
     __slots__ = (
         "authenticator",
+        "calls_denied",
         "calls_live",
         "calls_live_max",
         "calls_total",
@@ -129,6 +131,7 @@ class SharedState:
         """The limit of `calls_live`, raised by those calls that have bounds of their own."""
         self.calls_total = 0
         self.calls_unauthenticated = 0
+        self.calls_denied = 0
         self.open_calls_of_strangers = OpenCalls(limits.open_calls_strangers_max)
         self.open_calls_of_clients = OpenCalls(limits.open_calls_clients_max)
         self.strangers = Strangers()

@@ -65,6 +65,7 @@ class SocketDriver(SocketPump):
     __slots__ = (
         "_clock",
         "_is_heavy",
+        "_is_verified",
         "_lingers",
         "_read_buffer",
         "_read_turns",
@@ -92,6 +93,7 @@ class SocketDriver(SocketPump):
         self._read_buffer = read_buffer
         self._read_turns = read_turns
         self._is_heavy = False
+        self._is_verified = False
         self._tls = None if context is None else TlsFilter(context)
         self._protocol = ServerConnection(
             shared, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
@@ -181,6 +183,9 @@ class SocketDriver(SocketPump):
         protocol = self._protocol
         try:
             for plain in tls.open(data):
+                if not self._is_verified:  # before the calls that came with the handshake's end
+                    self._is_verified = True
+                    protocol.peer_certificate = tls.peer_certificate
                 protocol.receive(plain, self._clock.monotonic_s())
         except ssl.SSLError as error:
             log_limited(
@@ -192,8 +197,6 @@ class SocketDriver(SocketPump):
         except AlpnError:
             log_limited(log.info, "TLS client without h2", peer=protocol.peer)
             return False
-        if protocol.peer_certificate is None and tls.ready:
-            protocol.peer_certificate = tls.peer_certificate
         return True
 
     async def _linger(self) -> None:

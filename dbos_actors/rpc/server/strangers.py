@@ -7,8 +7,9 @@ until its first call of a method that is not open.
 
 Rules:
 - A call is authenticated when its headers arrive. One that is not is refused at once: nothing of
-  its message is kept, and it counts as live nowhere.
-- When a client loses the right to call, its live calls are ended (`Server.reauthenticate`).
+  its message is kept, and it counts as live nowhere. The same holds for a call that its client may
+  not make (`Authenticator.admit`).
+- When a client loses the right to a call, its live calls are ended (`Server.reauthenticate`).
 - Open calls do not count towards `ServerLimits.calls_live_max`. They have bounds of their own, for
   each connection and for all. Those of strangers are counted apart from those of known clients.
 - When the bound for all is reached, the oldest call (or idle connection) makes room for the new
@@ -19,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 from grpclib.const import Status
@@ -27,18 +27,6 @@ from grpclib.const import Status
 from dbos_actors.rpc.server.stream_call import StreamCall
 
 DISPLACED = "too many calls that need no authentication: newer ones took this one's place"
-
-
-class Authenticator(Protocol):
-    """Knows a call's client by its headers."""
-
-    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
-        """The client; None: nobody who may call. Runs for every call, and must not block."""
-        ...
-
-    def is_valid(self, client: Hashable) -> bool:
-        """Whether a client that was identified before still may call."""
-        ...
 
 
 class Stranger(Protocol):

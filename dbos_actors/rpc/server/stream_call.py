@@ -9,7 +9,7 @@ A call knows its connection as a `StreamResponder` only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -124,6 +124,7 @@ class StreamCall:
     __slots__ = (
         "_responder",
         "accepts_gzip",
+        "client",
         "deadline",
         "encoding",
         "failure",
@@ -155,6 +156,8 @@ class StreamCall:
         self.stream_id = stream_id
         self.method = method
         self.headers = headers
+        self.client: Hashable | None = None
+        """As `UnaryCall.client`."""
         self.deadline: float | None = None
         self.encoding: bytes | None = None
         """The request's ``grpc-encoding``; None: identity."""

@@ -10,7 +10,7 @@ A call knows its connection as a `UnaryResponder` only: who the client is, and h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,6 +82,7 @@ class UnaryCall:
     """
 
     __slots__ = (
+        "_client",
         "_headers",
         "_metadata",
         "_responder",
@@ -131,6 +132,18 @@ class UnaryCall:
         self.request_ended = False
         self.encoding: bytes | None = None
         self.accepts_gzip = False
+
+    @property
+    def client(self) -> Hashable | None:
+        """Whom the server's `Authenticator` took the caller for; None: the server has none.
+
+        Nothing is kept where there is none: that path is the one that has to be fast.
+        """
+        return getattr(self, "_client", None)
+
+    @client.setter
+    def client(self, client: Hashable | None) -> None:
+        self._client = client
 
     @property
     def due_bytes(self) -> int:

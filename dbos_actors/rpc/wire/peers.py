@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, Final
+
+NAMES_MAX: Final = 64
+"""Of one certificate: more are not looked at."""
+
+_KINDS: Final = {"IP Address": "IP"}
+"""As Python's `ssl` calls them, where that differs."""
 
 
 class Peer:
@@ -27,6 +33,26 @@ class Peer:
     def cert(self) -> dict[str, Any] | None:
         """The certificate by which it has authenticated itself; None if there is none."""
         return self._certificate
+
+
+def names_of(certificate: dict[str, Any] | None) -> tuple[str, ...]:
+    """The names in a certificate (`ssl.SSLSocket.getpeercert`), each with its kind.
+
+    ``DNS:``, ``URI:``, ``IP:`` and ``email:`` for alternative names, in their order; then ``CN:``
+    for the subject's common names.
+    """
+    if not certificate:
+        return ()
+    names = [
+        f"{_KINDS.get(kind, kind)}:{value}" for kind, value in certificate.get("subjectAltName", ())
+    ]
+    names += [
+        f"CN:{value}"
+        for parts in certificate.get("subject", ())
+        for field, value in parts
+        if field == "commonName"
+    ]
+    return tuple(names[:NAMES_MAX])
 
 
 def peer_name(sock: socket.socket) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import trio
 from grpclib.const import Cardinality, Handler, Status
 
+from dbos_actors.rpc.server.authentication import Refusal
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.server import Server
 from dbos_actors.rpc.server.unary import UnaryCall
@@ -34,17 +35,27 @@ class Open:
 
 
 class Tokens:
-    """Knows the clients in a set by a header."""
+    """Knows the clients in a set by a header; which methods they may not call is in another."""
 
     def __init__(self, *tokens: bytes) -> None:
         self.tokens = set(tokens)
+        self.denied: set[tuple[bytes, bytes]] = set()
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
+    def identify(
+        self, headers: Mapping[bytes, bytes], certificate_names: Sequence[str]
+    ) -> Hashable | None:
         token = headers.get(b"authorization")
         return token if token in self.tokens else None
 
     def is_valid(self, client: Hashable) -> bool:
         return client in self.tokens
+
+    def admit(self, client: Hashable, path: bytes) -> Refusal | None:
+        text = self.denial(client, path)
+        return None if text is None else Refusal(Status.PERMISSION_DENIED, text, [(b"why", b"not")])
+
+    def denial(self, client: Hashable, path: bytes) -> str | None:
+        return "it is not for you" if (client, path) in self.denied else None
 
 
 def open_pipe(make_pipe: MakePipe, calls: list[UnaryCall], **limits: Any) -> Any:
@@ -68,6 +79,39 @@ def test_a_call_that_is_not_authenticated_leaves_nothing_behind(make_pipe: MakeP
     assert [call.stream_id for call in calls] == [first]
     assert pipe.core.calls_live == 1
     assert pipe.core.calls_unauthenticated == 2
+
+
+def test_a_call_that_its_client_may_not_make_leaves_nothing_behind(make_pipe: MakePipe) -> None:
+    calls: list[UnaryCall] = []
+    tokens = Tokens(b"known")
+    tokens.denied.add((b"known", b"/test.Test/Echo"))
+    pipe = make_pipe({"Echo": calls.append, "Other": calls.append}, authenticator=tokens)
+    streams = [pipe.client.request(b"x", end=end, authorization=b"known") for end in (True, False)]
+    allowed = pipe.client.request(b"x", path=b"/test.Test/Other", authorization=b"known")
+    pipe.run()
+    for stream in streams:
+        answer = pipe.client.answers[stream]
+        assert (answer.status, answer.message) == (Status.PERMISSION_DENIED, "it is not for you")
+        assert dict(answer.headers)[b"why"] == b"not"
+    assert [(call.stream_id, call.client) for call in calls] == [(allowed, b"known")]
+    assert pipe.core.calls_live == 1
+    assert pipe.core.calls_denied == 2
+    assert len(pipe.core.strangers) == 0
+
+
+def test_a_live_call_ends_when_its_client_may_make_it_no_longer(make_pipe: MakePipe) -> None:
+    calls: list[UnaryCall] = []
+    tokens = Tokens(b"known", b"other")
+    pipe = make_pipe({"Echo": calls.append}, authenticator=tokens)
+    denied = pipe.client.request(b"x", authorization=b"known")
+    kept = pipe.client.request(b"x", authorization=b"other")
+    pipe.run()
+    tokens.denied.add((b"known", b"/test.Test/Echo"))
+    pipe.server.reauthenticate()
+    pipe.flush()
+    pipe.run()
+    assert pipe.client.answers[denied].status is Status.PERMISSION_DENIED
+    assert not pipe.client.answers[kept].headers
 
 
 def test_open_calls_are_few_on_one_connection_and_take_nothing_from_others(

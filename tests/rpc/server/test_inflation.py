@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.rpc.server.authentication import Refusal
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryCall
@@ -150,11 +151,19 @@ def test_one_message_of_the_largest_size_always_has_a_place(make_pipe: MakePipe)
 class Nobody:
     """Knows no client."""
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> Hashable | None:
+    def identify(
+        self, headers: Mapping[bytes, bytes], certificate_names: Sequence[str]
+    ) -> Hashable | None:
         return None
 
     def is_valid(self, client: Hashable) -> bool:
         return False
+
+    def admit(self, client: Hashable, path: bytes) -> Refusal | None:
+        return None
+
+    def denial(self, client: Hashable, path: bytes) -> str | None:
+        return None
 
 
 def test_a_call_without_a_token_is_refused_before_its_message_is_inflated(

@@ -1,0 +1,1 @@
+"""Who may do what: roles, the token file, and the principals that it names."""
