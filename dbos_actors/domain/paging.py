@@ -71,11 +71,19 @@ class Listing:
     A sequence among the filters is a set: neither order nor repeats matter.
     """
 
-    __slots__ = ("_fingerprint",)
+    __slots__ = ("_filters", "_method")
 
     def __init__(self, method: str, *filters: str | int | bool | Sequence[str]) -> None:
-        named = [value if isinstance(value, str | int) else sorted(set(value)) for value in filters]
-        self._fingerprint = binascii.crc32(json.dumps([method, *named]).encode())
+        self._method = method
+        self._filters = filters
+
+    @property
+    def _fingerprint(self) -> int:
+        """Computed when a token is read or given out: most listings have one page."""
+        named = [
+            value if isinstance(value, str | int) else sorted(set(value)) for value in self._filters
+        ]
+        return binascii.crc32(json.dumps([self._method, *named]).encode())
 
     def token(self, score: int, identifier: str) -> str:
         """The token of the page after the entry at this position."""

@@ -21,8 +21,9 @@ from typing import Any, Final
 
 import trio
 
-from dbos_actors.actors.agents.actor import DUPLICATE, embedded
+from dbos_actors.actors.agents.actor import DUPLICATE
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
+from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain.limits import Limits, check_result, echoed
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.server.stream import ServerStream
@@ -258,7 +259,7 @@ class _Settlement:
             id=echoed(result.id, self._limits),
             error=str(error),
         )
-        part = embedded(3, rejected.SerializeToString())
+        part = encode_submessage(3, rejected.SerializeToString())
         self._unsettled_bytes -= message.size_bytes
         message.size_bytes = 0
         message.request = None

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from dbos_actors.errors import DbosError
-from dbos_actors.store.resp import INCOMPLETE, ProtocolError, ReplyError, ReplyReader, pack
+from dbos_actors.store.resp import ProtocolError, ReplyError, ReplyReader, pack
 
 # Large enough that the replies of a full batch take a handful of system calls.
 RECEIVE_BYTES = 256 * 1024
@@ -68,7 +68,7 @@ class Connection:
             ConnectionLostError: the outcome is unknown.
         """
         await self._send(payload)
-        return [await self._next_reply() for _ in range(count)]
+        return await self._next_replies(count)
 
     async def transact(self, payload: bytes, queued: int, after: int) -> tuple[Any, list[Any]]:
         """Send ``MULTI``, ``queued`` commands, ``EXEC`` and more: ``after`` replies from EXEC on.
@@ -82,8 +82,8 @@ class Connection:
         await self._send(payload)
         refused = None
         if not await self._all_queued(queued):
-            refused = [await self._next_reply() for _ in range(queued + 1)]
-        return refused, [await self._next_reply() for _ in range(after)]
+            refused = await self._next_replies(queued + 1)
+        return refused, await self._next_replies(after)
 
     async def aclose(self) -> None:
         """Close at once, without waiting for the peer."""
@@ -104,14 +104,15 @@ class Connection:
             position = end
         return True
 
-    async def _next_reply(self) -> Any:
+    async def _next_replies(self, count: int) -> list[Any]:
+        replies: list[Any] = []
         while True:
             try:
-                reply = self._replies.next_reply()
+                replies += self._replies.next_replies(count - len(replies))
             except ProtocolError as error:
                 raise ForeignReplyError(f"not a Redis reply: {error}") from error
-            if reply is not INCOMPLETE:
-                return reply
+            if len(replies) == count:
+                return replies
             self._replies.feed(await self._receive())
 
     async def _send(self, payload: bytes) -> None:

@@ -50,17 +50,19 @@ NOT_READY = ("LOADING", "MASTERDOWN", "BUSY ")
 class Read:
     """Some commands that wait for their replies."""
 
-    __slots__ = ("commands", "deadline_s", "done", "on_replies", "since_s")
+    __slots__ = ("count", "deadline_s", "done", "on_replies", "payload", "since_s")
 
     def __init__(
         self,
-        commands: Sequence[bytes],
+        payload: bytes,
+        count: int,
         on_replies: OnReplies,
         *,
         deadline_s: float | None,
         since_s: float,
     ) -> None:
-        self.commands = commands
+        self.payload = payload
+        self.count = count
         self.on_replies = on_replies
         self.deadline_s = deadline_s
         self.since_s = since_s
@@ -131,31 +133,41 @@ class Reader:
     # ------------------------------------------------------------- callers
 
     def submit(
-        self, commands: Sequence[bytes], on_replies: OnReplies, *, deadline_s: float | None = None
+        self,
+        payload: bytes,
+        count: int,
+        on_replies: OnReplies,
+        *,
+        deadline_s: float | None = None,
     ) -> Read:
-        """Queue a read; ``on_replies`` is called later, once, with its replies or an error.
+        """Queue a read of ``count`` packed commands, which are joined in ``payload``.
+
+        ``on_replies`` is called later, once, with its replies or an error.
 
         Raises:
             OverloadedError: too many wait; nothing is queued.
             UnavailableError: the store is closed.
         """
         limit = self._settings.read_queue_commands
-        if self._queued_commands + len(commands) > limit:
+        if self._queued_commands + count > limit:
             self._forget_done()
-            if self._queued_commands + len(commands) > limit:
+            if self._queued_commands + count > limit:
                 raise OverloadedError("the read queue", limit=limit, unit="commands")
         if self._state.value is _CLOSED:
             raise UnavailableError("the store is closed")
-        read = Read(commands, on_replies, deadline_s=deadline_s, since_s=self._clock.monotonic_s())
+        since_s = self._clock.monotonic_s()
+        read = Read(payload, count, on_replies, deadline_s=deadline_s, since_s=since_s)
         self._queue.append(read)
-        self._queued_commands += len(commands)
+        self._queued_commands += count
         self._work.set()
         if self._away:
             self._wait_timeouts.enrol(read, read.since_s)
         return read
 
-    async def read(self, *commands: bytes) -> list[object]:
-        """The replies to ``commands``, which join the next batch. If cancelled, not delivered.
+    async def read(self, payload: bytes, count: int) -> list[object]:
+        """The replies to ``count`` packed commands, which join the next batch.
+
+        If cancelled, they are not delivered.
 
         Raises:
             UnavailableError: Redis is away for longer than callers wait, or refuses a command.
@@ -168,7 +180,7 @@ class Reader:
             outcomes.append(outcome)
             done.set()
 
-        read = self.submit(commands, on_replies)
+        read = self.submit(payload, count, on_replies)
         try:
             await done.wait()
         except trio.Cancelled:
@@ -224,7 +236,7 @@ class Reader:
     def _forget_done(self) -> None:
         """Make room: those that have given up need not be read."""
         self._queue = deque(read for read in self._queue if not self._is_done(read))
-        self._queued_commands = sum([len(read.commands) for read in self._queue])
+        self._queued_commands = sum([read.count for read in self._queue])
 
     async def _wait_for_work(self) -> None:
         while not self._queue and not self._batch:
@@ -236,12 +248,12 @@ class Reader:
         batch = self._batch = self._take()
         if not batch:
             return
-        commands = [command for read in batch for command in read.commands]
         sequence = self._committer.history.sequence
         errors = connection.error_count
         with answered_within(self._settings.reply_timeout_s):
-            payload = self._wire.read_command + b"".join(commands)
-            value, *replies = await connection.call(payload, 1 + len(commands))
+            payload = b"".join((self._wire.read_command, *[read.payload for read in batch]))
+            count = 1 + sum([read.count for read in batch])
+            value, *replies = await connection.call(payload, count)
         if self._generation != self._committer.generation or not self._committer.history.in_sync:
             raise ConnectionLostError("the commit connection was lost meanwhile")
         self._expect_current(self._wire.key_value(value), sequence)
@@ -259,15 +271,15 @@ class Reader:
     def _take(self) -> list[Read]:
         """What was in flight on a broken connection, then more, as many as a batch may hold."""
         batch = [read for read in self._batch if not self._is_done(read)]
-        count = sum([len(read.commands) for read in batch])
+        count = sum([read.count for read in batch])
         queue = self._queue
         limit = self._settings.read_commands
-        while queue and (not batch or count + len(queue[0].commands) <= limit):
+        while queue and (not batch or count + queue[0].count <= limit):
             read = queue.popleft()
-            self._queued_commands -= len(read.commands)
+            self._queued_commands -= read.count
             if not self._is_done(read):
                 batch.append(read)
-                count += len(read.commands)
+                count += read.count
         return batch
 
     def _is_done(self, read: Read) -> bool:
@@ -279,9 +291,10 @@ class Reader:
         first = 0
         with self._listeners.outcomes:
             for read in batch:
-                after = first + len(read.commands)
-                outcome: Sequence[object] | UnavailableError = replies[first:after]
-                if failed and (error := first_error(replies[first:after])):
+                after = first + read.count
+                own = replies[first:after]
+                outcome: Sequence[object] | UnavailableError = own
+                if failed and (error := first_error(own)):
                     logger.error("read_failed", reason=str(error))
                     outcome = UnavailableError(f"Redis refused the read: {error}")
                 first = after

@@ -15,6 +15,7 @@ from dbos_actors.store.keys import Keys
 from dbos_actors.store.listeners import Listeners
 from dbos_actors.store.own_commit import OwnCommit
 from dbos_actors.store.reader import OnReplies, Reader
+from dbos_actors.store.resp import pack_each
 from dbos_actors.store.settings import StoreState, StoreStatistics, StoreWarning
 from dbos_actors.store.submission import Submission
 from dbos_actors.store.wait_timeouts import WaitTimeouts
@@ -99,7 +100,7 @@ class Store:
         ``deadline_s`` is on the monotonic clock. Raises `OverloadedError`, and
         `UnavailableError` once the store is closed; ``on_replies`` is not called then.
         """
-        self._reader.submit(commands, on_replies, deadline_s=deadline_s)
+        self._reader.submit(b"".join(commands), len(commands), on_replies, deadline_s=deadline_s)
 
     def begin_commit(
         self,
@@ -146,7 +147,14 @@ class Store:
             UnavailableError: Redis is away for longer than callers wait, or refuses a command.
             OverloadedError: too many reads wait.
         """
-        return await self._reader.read(*commands)
+        return await self._reader.read(b"".join(commands), len(commands))
+
+    async def read_each(self, head: bytes, arguments: Sequence[bytes]) -> list[Any]:
+        """The replies to one command for each of ``arguments``, which is its last one.
+
+        ``head`` is the rest of it, from `pack_head`. Raises as `read` does.
+        """
+        return await self._reader.read(pack_each(head, arguments), len(arguments))
 
     def tell_within(self, outcomes: AbstractContextManager[object]) -> None:
         """Have ``outcomes`` entered whenever the outcomes of a commit or a read are told, and left

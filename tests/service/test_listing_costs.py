@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pytest
 
+from dbos_actors.actors.pages import Page
 from tests.support.clients import GrpcioClient
 from tests.support.process import ServerProcess
 from tests.support.servers import ServerThread
@@ -114,3 +115,36 @@ def test_the_newest_result_of_a_common_module_reads_few_records(
     )
     assert len(response.results) == 1
     assert calls_of(redis, "HSTRLEN") - before <= 16
+
+
+@pytest.mark.parametrize("method", ["ListResults", "ListModuleStates", "ListAgents"])
+@pytest.mark.parametrize("page_size", [0, 9, 10, 11])
+def test_a_page_that_ends_the_listing_reads_the_index_once(
+    server: ServerThread, redis: ValkeyServer, client: GrpcioClient, method: str, page_size: int
+) -> None:
+    # Mutation: ask what follows the last entry, though fewer came than were asked for.
+    store(client, 9, agent_id="a0")
+    for number in range(9):
+        state = {"agent_id": "a0", "request_id": f"q{number}", "module_name": "m"}
+        client.call("SetModuleState", state={**state, "state": "created"})
+        client.call("RegisterAgent", agent={"id": f"a{number}"})
+    before = {name: calls_of(redis, name) for name in ("ZRANGE", "HSTRLEN", "HMGET")}
+    listed: dict[str, Any] = {"page_size": page_size}
+    if method != "ListAgents":
+        listed["agent_id"] = "a0"
+    response = client.call(method, **listed)
+    assert not response.next_page_token
+    used = {name: calls_of(redis, name) - count for name, count in before.items()}
+    assert used == {"ZRANGE": 1, "HSTRLEN": 9, "HMGET": 1}
+
+
+def test_records_added_together_make_the_page_that_they_make_one_by_one() -> None:
+    sizes = [0, 1, 127, 128, 5_000, 16_383, 16_384, 70_000]
+    records = [b"x" * size for size in sizes]
+    limits = {"page_size": len(sizes), "limit_bytes": MIB}
+    together, singly = Page(**limits), Page(**limits)
+    assert together.add_all(records)
+    assert all(singly.add(record) for record in records)
+    assert together.response("token") == singly.response("token")
+    assert not together.add_all([b""]), "the page is full"
+    assert not Page(page_size=0, limit_bytes=50_000).add_all(records), "they do not fit"

@@ -36,6 +36,7 @@ from dbos_actors.api.messages import (
     StoreResultRequest,
     StoreResultResponse,
 )
+from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain import agents, results, runs
 from dbos_actors.errors import UnavailableError
 from dbos_actors.runtime import AGAIN, DEFERRED, ActorCell, Job, JobCell, Turn
@@ -61,26 +62,12 @@ _RUNS_FAILED_AT_ONCE = 200  # in one turn; six commands each
 _SILENT: Final = "the agent fell silent"
 
 
-def embedded(field_number: int, message: bytes) -> bytes:
-    """A message field as it is inside its parent.
-
-    Protobuf encoding, "Length-Delimited Records"; the field number is below 16.
-    """
-    size = len(message)
-    prefix = bytearray((field_number << 3 | 2,))
-    while size > 0x7F:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix) + message
-
-
 _FOUND: Final = GetAgentResponse(found=True).SerializeToString()
 
 
 def found(message: bytes) -> bytes:
     """A Get response that carries ``message``; the same bytes for every Get method."""
-    return _FOUND + embedded(2, message)
+    return _FOUND + encode_submessage(2, message)
 
 
 class Lapse:

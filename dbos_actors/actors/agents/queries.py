@@ -11,12 +11,14 @@ content decodes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from dbos_actors.actors.agents.actor import embedded, found
+from dbos_actors.actors.agents.actor import found
 from dbos_actors.actors.agents.context import readable
+from dbos_actors.actors.agents.index import Entry, Index
 from dbos_actors.actors.listings import Room, reads, record_sizes
+from dbos_actors.actors.pages import STEP, Page
 from dbos_actors.api.messages import (
     GetEventsRequest,
     GetResultRequest,
@@ -28,12 +30,9 @@ from dbos_actors.api.messages import (
     ModuleState,
 )
 from dbos_actors.domain import paging
-from dbos_actors.errors import ResponseTooLargeError, UnavailableError
+from dbos_actors.errors import UnavailableError
 from dbos_actors.store import Store, pack
 from dbos_actors.store.keys import escaped
-
-_STEP = 256
-"""Entries of one step; how many of their records one read brings, their sizes decide."""
 
 _FIRST_STEP = 16
 """Entries of the first step if a filter may drop them; each further one has four times as many.
@@ -48,56 +47,6 @@ _SCANNED_BYTES_MAX: Final = 64 << 20
 _EVENTS_BYTES: Final = 4 << 20
 """Events of one step together, by the largest that the limits of ids allow."""
 
-_ENVELOPE_BYTES = 4096
-"""Kept free in a response for its page token."""
-
-
-class Page:
-    """A response under construction: repeated field 1, within the message limit."""
-
-    def __init__(self, *, page_size: int, limit_bytes: int, id_bytes: int = 0) -> None:
-        """``limit_bytes`` bounds the response, ``id_bytes`` the id in its page token."""
-        self._page_size = page_size
-        self._limit_bytes = limit_bytes
-        self._room_bytes = limit_bytes - max(_ENVELOPE_BYTES, paging.token_chars(id_bytes) + 8)
-        self._records: list[bytes] = []
-
-    @property
-    def wanted(self) -> int:
-        """Entries to read in the next step: one more than fit, to know whether it is the last."""
-        if not self._page_size:
-            return _STEP
-        return min(_STEP, self._page_size - len(self._records) + 1)
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it may end before the listing does."""
-        return self._page_size > 0
-
-    def add(self, record: bytes) -> bool:
-        """Take one more; False when the page is full.
-
-        Raises `ResponseTooLargeError` when everything was asked for, or a single
-        record is too large.
-        """
-        if self._page_size and len(self._records) >= self._page_size:
-            return False
-        framed = embedded(1, record)
-        if len(framed) > self._room_bytes:
-            if self._page_size and self._records:
-                return False
-            raise ResponseTooLargeError(limit=self._limit_bytes)
-        self._room_bytes -= len(framed)
-        self._records.append(framed)
-        return True
-
-    def response(self, next_page_token: str = "") -> bytes:
-        """The serialised list response."""
-        if next_page_token:
-            # Field 20 takes a tag of two bytes (protobuf encoding, "Message Structure").
-            self._records.append(b"\xa2\x01" + embedded(0, next_page_token.encode())[1:])
-        return b"".join(self._records)
-
 
 class Queries:
     """The reading half of the service."""
@@ -109,7 +58,7 @@ class Queries:
         # Of a state's name in the index: a letter, then the id.
         self._id_bytes = id_bytes + 1
         # An event has three ids or names, each twice, and JSON may take six bytes for one.
-        self._events_step = max(1, min(_STEP, _EVENTS_BYTES // (36 * id_bytes + 4096)))
+        self._events_step = max(1, min(STEP, _EVENTS_BYTES // (36 * id_bytes + 4096)))
 
     def get_result(
         self,
@@ -172,8 +121,9 @@ class Queries:
         last = None if after is None else after.id.encode()
         while True:
             low = b"-" if last is None else b"(" + last
+            wanted = page.wanted
             (members,) = await self._store.read(
-                pack("ZRANGE", keys.agents_index, low, "+", "BYLEX", "LIMIT", 0, page.wanted)
+                pack("ZRANGE", keys.agents_index, low, "+", "BYLEX", "LIMIT", 0, wanted)
             )
             if not members:
                 return page.response()
@@ -186,6 +136,8 @@ class Queries:
                     last = part[taken - 1]
                 if taken < len(part):
                     return page.response(listing.token(0, (last or b"").decode()))
+            if len(members) < wanted:
+                return page.response()
 
     async def list_states(self, request: ListModuleStatesRequest, room: Room) -> bytes:
         """States of an agent by time of last change, oldest first: one that changes
@@ -297,13 +249,13 @@ class Queries:
         while True:
             count = page.wanted
             if is_wanted is not None:
-                count = min(max(count, step), _STEP)
+                count = min(max(count, step), STEP)
                 step *= 4
             entries = await index.entries_after(last, count)
             if not entries:
                 return page.response()
             room.looked_at(len(entries))
-            members = [member for _, member in entries]
+            members = entries.members
             sizes = await record_sizes(self._store, records, members)
             for first, behind, size_bytes in reads(sizes):
                 part = members[first:behind]
@@ -317,6 +269,8 @@ class Queries:
                 is_long = scanned >= _SCANNED_MAX or scanned_bytes >= _SCANNED_BYTES_MAX
                 if taken < len(part) or (page.is_bounded and is_long):
                     return page.response(_token(listing, last, unit))
+            if entries.are_last:
+                return page.response()
 
     async def _take(
         self,
@@ -331,6 +285,11 @@ class Queries:
         """Read these records and add what is wanted to the page; how many of them it covers."""
         await room.reserve(size_bytes)
         (values,) = await self._store.read(pack("HMGET", records, *members))
+        if is_wanted is None and None not in values:
+            # The page may hold one less than was read, which tells that there is more.
+            fitting = values[: page.vacant]
+            if page.add_all(fitting):
+                return len(fitting)
         for number, value in enumerate(values):
             wanted = value is not None and (is_wanted is None or is_wanted(value))
             if wanted and not page.add(value):
@@ -340,87 +299,9 @@ class Queries:
         return len(members)
 
 
-Entry = tuple[float, bytes]
-"""Of a sorted set: score and member."""
-
-
-class Index:
-    """A sorted set of (score, member), read in steps that survive inserts and deletions."""
-
-    def __init__(
-        self,
-        store: Store,
-        key: str,
-        *,
-        low: str = "-inf",
-        high: str = "+inf",
-        reverse: bool = False,
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._low = low
-        self._high = high
-        self._reverse = reverse
-
-    async def entries_after(self, last: Entry | None, count: int) -> list[Entry]:
-        """At most ``count`` entries behind ``last``; none when there are no more.
-
-        Where many entries share the score of ``last``, reading begins inside that
-        group, at its rank. Only if ``last`` is still the first entry there is what
-        follows it what it should be; else the group is read from its start. Either
-        way the answer is from one moment, so whatever stays is never passed over.
-        """
-        entries = await self._read(last, 0, count)
-        if last is None or not self._all_before(entries, last, count):
-            return self._behind(entries, last)
-        offset = await self._rank_in_group(last)
-        entries = await self._read(last, offset, count + 1)
-        if entries and entries[0] == last:
-            return entries[1:]
-        size = count
-        while self._all_before(entries := await self._read(last, 0, size), last, size):
-            size *= 2
-        return self._behind(entries, last)[:count]
-
-    def _is_behind(self, entry: Entry, last: Entry) -> bool:
-        return entry < last if self._reverse else entry > last
-
-    def _all_before(self, entries: list[Entry], last: Entry, count: int) -> bool:
-        return len(entries) == count and not self._is_behind(entries[-1], last)
-
-    def _behind(self, entries: list[Entry], last: Entry | None) -> list[Entry]:
-        if last is None:
-            return entries
-        return [entry for entry in entries if self._is_behind(entry, last)]
-
-    async def _read(self, last: Entry | None, offset: int, count: int) -> list[Entry]:
-        low, high = self._low, self._high
-        if self._reverse:
-            bounds = [high if last is None else repr(last[0]), low, "BYSCORE", "REV"]
-        else:
-            bounds = [low if last is None else repr(last[0]), high, "BYSCORE"]
-        (flat,) = await self._store.read(
-            pack("ZRANGE", self._key, *bounds, "LIMIT", offset, count, "WITHSCORES")
-        )
-        return [(float(score), member) for member, score in _pairs(flat)]
-
-    async def _rank_in_group(self, last: Entry) -> int:
-        score, member = last
-        rank = "ZREVRANK" if self._reverse else "ZRANK"
-        outside = (f"({score!r}", "+inf") if self._reverse else ("-inf", f"({score!r}")
-        position, before = await self._store.read(
-            pack(rank, self._key, member), pack("ZCOUNT", self._key, *outside)
-        )
-        return 0 if position is None else max(0, int(position) - int(before))
-
-
 def _token(listing: paging.Listing, last: Entry | None, unit: int) -> str:
     score, member = last or (0.0, b"")
     return listing.token(round(score * unit), member.decode())
-
-
-def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _is_wanted_event(event: bytes, types: frozenset[str], agent_id: str) -> bool:

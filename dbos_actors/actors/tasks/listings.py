@@ -21,8 +21,8 @@ from typing import Final
 
 import trio
 
-from dbos_actors.actors.agents.queries import Page
 from dbos_actors.actors.listings import SMALL_BYTES, Room, reads
+from dbos_actors.actors.pages import Page
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.messages import Barrier, LeaseListed
 from dbos_actors.actors.tasks.responses import (

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from dbos_actors.actors.agents.actor import embedded
 from dbos_actors.api.messages import (
     AckTaskResponse,
     CancelTaskResponse,
@@ -23,6 +22,7 @@ from dbos_actors.api.messages import (
     SubscribeTasksResponse,
     Task,
 )
+from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain.tasks.limits import LEASE_LIMIT_MAX
 from dbos_actors.domain.tasks.record import TaskRecord, payload_digest
 from dbos_actors.domain.tasks.states import Status
@@ -73,8 +73,8 @@ def outcome_bytes(task_id: str, error: str = "") -> bytes:
     """A response to a subscriber with one outcome."""
     if error:
         outcome = SubscribeTasksResponse.Outcome(task_id=task_id, error=error)
-        return embedded(2, outcome.SerializeToString())
-    return embedded(2, embedded(1, task_id.encode()) + _SUCCESS)
+        return encode_submessage(2, outcome.SerializeToString())
+    return encode_submessage(2, encode_submessage(1, task_id.encode()) + _SUCCESS)
 
 
 _SUCCESS: Final = b"\x10\x01"  # field 2, true
@@ -113,7 +113,7 @@ def listed(records: Sequence[TaskRecord], kept: Sequence[Any]) -> tuple[bytes, l
         if task is None:
             continue
         if is_readable(task):
-            entries.append(embedded(1, task + _overlay(record, scratch)))
+            entries.append(encode_submessage(1, task + _overlay(record, scratch)))
         else:
             damaged.append(record)
     return b"".join(entries), damaged

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from dbos_actors.actors.agents.queries import Index
+from dbos_actors.actors.agents.index import Index
 from dbos_actors.store import Store
 from dbos_actors.store.resp import unpacked
 from tests.simulation.redis.database import Database
@@ -49,8 +49,10 @@ async def listed(
         entries = await index.entries_after(last, step)
         if not entries:
             return found
-        found += [member.decode() for _, member in entries]
-        last = entries[-1]
+        found += [member.decode() for member in entries.members]
+        last = entries[len(entries) - 1]
+        if entries.are_last:
+            assert not await index.entries_after(last, step)
         between(found)
     raise AssertionError("no end")
 
