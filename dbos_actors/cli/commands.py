@@ -16,10 +16,12 @@ from typing import Any
 import click
 import structlog
 import trio
+from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.table import Table
 
 from dbos_actors.cli.logs import configure_logs
+from dbos_actors.cli.remote import COMMANDS as REMOTE_COMMANDS
 from dbos_actors.cli.serving import Exit, exit_of, serve
 from dbos_actors.cli.tokens import token_group
 from dbos_actors.errors import ConfigurationError
@@ -200,6 +202,23 @@ def _maintained(overrides: dict[str, Any]) -> Settings:
     settings = _loaded(overrides)
     configure_logs(level="error", json=settings.log_format == "json", stream=sys.stderr)
     return settings
+
+
+for _command in REMOTE_COMMANDS:
+    main.add_command(_command)
+
+
+@main.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the script that completes this program's commands in a shell.
+
+    For bash, put into ~/.bashrc: source <(dbos-actors completion bash)
+    """
+    name = "dbos-actors"
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(main, {}, name, f"_{name.replace('-', '_').upper()}_COMPLETE").source())
 
 
 @main.command("settings")

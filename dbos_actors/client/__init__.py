@@ -80,6 +80,7 @@ from dbos_actors.api.sdk.dbos import (
     Task,
 )
 from dbos_actors.client.addresses import channel_target
+from dbos_actors.client.environment import default_address
 
 __all__ = [
     "AckTaskRequest",
@@ -151,7 +152,7 @@ DEFAULT_TIMEOUT_S = 30.0
 
 @asynccontextmanager
 async def connect(
-    address: str = "127.0.0.1:50051",
+    address: str | None = None,
     *,
     token: str | None = None,
     tls: ssl.SSLContext | bool = False,
@@ -159,7 +160,8 @@ async def connect(
 ) -> AsyncIterator[DbosStub]:
     """A stub of the service at ``address``, for the length of the block.
 
-    ``address`` is ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``; the connection is made by the
+    ``address`` is ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``, by default what the environment
+    variable ``DBOS_ADDRESS`` says, or ``localhost:50051``; the connection is made by the
     first call and made again whenever it is lost. ``token`` is sent with every call. ``tls`` is
     a context, or True for the system's authorities. ``timeout_s`` is each call's deadline unless
     the call brings its own, and None is no deadline.
@@ -169,7 +171,7 @@ async def connect(
     """
     if isinstance(tls, ssl.SSLContext):
         tls.set_alpn_protocols(["h2"])
-    host, port, path = channel_target(address)
+    host, port, path = channel_target(default_address() if address is None else address)
     metadata = {"authorization": f"Bearer {token}"} if token is not None else None
     async with Channel(host, port, path=path, ssl=tls or None) as channel:
         yield DbosStub(channel, timeout=timeout_s, metadata=metadata)

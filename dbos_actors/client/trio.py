@@ -23,6 +23,7 @@ from typing import Any
 from dbos_actors.api.sdk import dbos
 from dbos_actors.client import DEFAULT_TIMEOUT_S, GRPCError, Status
 from dbos_actors.client.addresses import channel_target
+from dbos_actors.client.environment import default_address
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
 from dbos_actors.rpc.client.stubs import TrioStub
 
@@ -43,7 +44,7 @@ class DbosStub(TrioStub, dbos.DbosStub):  # type: ignore[misc] # streams are no 
 
 @asynccontextmanager
 async def connect(
-    address: str = "127.0.0.1:50051",
+    address: str | None = None,
     *,
     token: str | None = None,
     tls: ssl.SSLContext | bool = False,
@@ -59,7 +60,7 @@ async def connect(
     At the end of the block calls still running fail, CANCELLED. Raises `ValueError` for an
     address of another form.
     """
-    host, port, path = channel_target(address)
+    host, port, path = channel_target(default_address() if address is None else address)
     metadata = {"authorization": f"Bearer {token}"} if token is not None else None
     async with Channel(host, port, path=path, ssl=tls, options=options) as channel:
         grpclib_shaped: Any = channel  # the stub names grpclib's own type

@@ -24,6 +24,7 @@ from dbos_actors.client import (
     connect,
 )
 from dbos_actors.client.addresses import channel_target
+from dbos_actors.client.environment import default_address
 
 T = TypeVar("T")
 
@@ -169,3 +170,18 @@ def test_every_message_and_the_stub_are_exported() -> None:
     }
     assert generated < set(client.__all__)
     assert all(hasattr(client, name) for name in client.__all__)
+
+
+def test_the_address_of_a_client_that_names_none_is_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DBOS_ADDRESS", raising=False)
+    assert default_address() == "localhost:50051"
+    monkeypatch.setenv("DBOS_ADDRESS", "nonsense")
+
+    async def body() -> None:
+        async with connect():
+            pytest.fail("connected")
+
+    with pytest.raises(ValueError, match="'nonsense' is not HOST:PORT"):
+        asyncio.run(body())
