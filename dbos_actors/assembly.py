@@ -22,6 +22,7 @@ from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
 from dbos_actors.actors.agents.context import AgentContext
 from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.agents.liveness import Liveness
 from dbos_actors.actors.agents.queries import Queries
 from dbos_actors.actors.agents.retention import Retention, RetentionPolicy
@@ -117,6 +118,7 @@ class Actors:
     tasks: Scheduler
     directory: RunDirectory
     changes: ChangeClock
+    known: KnownAgents
     deletions: Deletions
     liveness: Liveness | None
     retention: Retention | None
@@ -130,8 +132,16 @@ def make_actors(
     tasks = _tasks(settings, store, clock, random)
     deletions = Deletions(store)
     changes = ChangeClock(store, clock)
+    known = KnownAgents(store)
     agents = _agents(
-        settings, store, clock, directory, changes=changes, tasks=tasks, deletions=deletions
+        settings,
+        store,
+        clock,
+        directory,
+        changes=changes,
+        known=known,
+        tasks=tasks,
+        deletions=deletions,
     )
     for forget in (directory.clear, changes.lost, agents.reload_all, tasks.reload):
         store.on_reload(forget)
@@ -140,6 +150,7 @@ def make_actors(
         tasks=tasks,
         directory=directory,
         changes=changes,
+        known=known,
         deletions=deletions,
         liveness=_liveness(settings, store, agents, clock),
         retention=_retention(settings, store, agents, clock),
@@ -152,6 +163,7 @@ async def start_actors(actors: Actors, nursery: trio.Nursery) -> None:
     await nursery.start(actors.tasks.run)
     await until_available(actors.changes.load)
     await nursery.start(actors.agents.run)
+    nursery.start_soon(actors.known.load)
     await nursery.start(actors.deletions.run, actors.agents)
     if actors.liveness is not None:
         nursery.start_soon(actors.liveness.run)
@@ -188,6 +200,7 @@ def _agents(
     directory: RunDirectory,
     *,
     changes: ChangeClock,
+    known: KnownAgents,
     tasks: Scheduler,
     deletions: Deletions,
 ) -> Supervisor:
@@ -198,6 +211,7 @@ def _agents(
         changes=changes,
         runs=RunCache(settings.run_cache_bytes),
         directory=directory,
+        known=known,
         log=EventLog(store, events_max=settings.max_events),
         event_results=settings.event_results,
         forget_tasks=tasks.forget_agent,
@@ -291,7 +305,9 @@ def _service(settings: Settings, store: Store, actors: Actors) -> DbosService:
     return DbosService(
         agents=actors.agents,
         tasks=actors.tasks,
-        queries=Queries(store, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes),
+        queries=Queries(
+            store, actors.known, limit_bytes=limits.message_bytes, id_bytes=limits.id_bytes
+        ),
         directory=actors.directory,
         limits=limits,
         listing_budget=actors.listings,

@@ -128,6 +128,26 @@ class RegisterAgentResponse(_message.Message):
     error: str
     def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
 
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("agent_id", "last_seen", "total_heartbeats")
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_HEARTBEATS_FIELD_NUMBER: _ClassVar[int]
+    agent_id: str
+    last_seen: int
+    total_heartbeats: int
+    def __init__(self, agent_id: _Optional[str] = ..., last_seen: _Optional[int] = ..., total_heartbeats: _Optional[int] = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("success", "error", "found")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    error: str
+    found: bool
+    def __init__(self, success: _Optional[bool] = ..., error: _Optional[str] = ..., found: _Optional[bool] = ...) -> None: ...
+
 class GetAgentRequest(_message.Message):
     __slots__ = ("agent_id",)
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -145,12 +165,14 @@ class GetAgentResponse(_message.Message):
     def __init__(self, found: _Optional[bool] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class ListAgentsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "include_unregistered")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_UNREGISTERED_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    include_unregistered: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_unregistered: _Optional[bool] = ...) -> None: ...
 
 class ListAgentsResponse(_message.Message):
     __slots__ = ("agents", "error", "next_page_token")

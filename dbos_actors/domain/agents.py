@@ -27,6 +27,14 @@ from dbos_actors.domain import events
 from dbos_actors.domain.times import AHEAD_S_MAX, not_ahead
 
 
+class Vitals(NamedTuple):
+    """Of an agent's record, what a heartbeat without the rest of it touches."""
+
+    last_seen: int
+    total_heartbeats: int
+    alive: bool
+
+
 class AgentUpdate(NamedTuple):
     """What became of an agent's record."""
 
@@ -61,8 +69,30 @@ def heartbeat(current: Agent | None, reported: Agent, *, now_s: int) -> AgentUpd
     if record.alive == current.alive:
         return AgentUpdate(record, None)
     if record.alive:
-        return AgentUpdate(record, _event(events.AGENT_ALIVE, record, "is alive again", now_s))
+        return AgentUpdate(record, alive_again(record, now_s=now_s))
     return AgentUpdate(record, _event(events.AGENT_OFFLINE, record, "went offline", now_s))
+
+
+def beat(current: Vitals, *, last_seen: int, total_heartbeats: int, now_s: int) -> Vitals:
+    """What a heartbeat without the rest of the record makes of ``current``.
+
+    An agent that is away is alive again if this heartbeat is later than all that the record knows.
+    A copy that comes late is not, so it does not undo that the agent went offline after it.
+
+    Raises `InvalidFieldError` if ``last_seen`` is more than a day ahead of ``now_s``.
+    """
+    seen = now_s if last_seen <= 0 else not_ahead("last_seen", last_seen, now_s)
+    before = current.last_seen if current.last_seen <= now_s + AHEAD_S_MAX else 0
+    return Vitals(
+        max(seen, before),
+        max(total_heartbeats, current.total_heartbeats),
+        current.alive or seen > before,
+    )
+
+
+def alive_again(record: Agent, *, now_s: int) -> bytes:
+    """The event of an agent that is back."""
+    return _event(events.AGENT_ALIVE, record, "is alive again", now_s)
 
 
 def lapse(current: Agent, *, now_s: int) -> AgentUpdate:

@@ -59,6 +59,22 @@ STATES: Final = (CREATED, STARTED, RUNNING, COMPLETED, ERROR, FAILED)
 TERMINAL_STATES: Final = frozenset({COMPLETED, ERROR, FAILED})
 
 
+def check_filter_state(field: str, name: str) -> None:
+    """Raise `InvalidFieldError` for a name in a filter that no state can have been meant by.
+
+    A module's own state may have any name, so only what is nearly a run's state is refused.
+    """
+    if name in STATES:
+        return
+    plain = name.strip().lower()
+    if not plain or plain in STATES:
+        raise InvalidFieldError(
+            field,
+            f"has the name {name!r}: the states of a run are {', '.join(STATES)}, in lower case; "
+            "a module's own state may have any other name",
+        )
+
+
 class Step(Enum):
     """What a permitted report does to a run."""
 

@@ -32,6 +32,7 @@ from dbos_actors.domain.limits import (
     check_task,
     check_text,
 )
+from dbos_actors.domain.runs import check_filter_state
 from dbos_actors.errors import (
     DamagedKeyError,
     FieldLimitError,
@@ -126,6 +127,7 @@ class DbosService:
         """The unary methods by full path."""
         handlers: dict[str, Callable[[UnaryCall], None]] = {
             "RegisterAgent": self._register_agent,
+            "Heartbeat": self._heartbeat,
             "GetAgent": self._get_agent,
             "ListAgents": self._list_agents,
             "DeleteAgent": self._delete_agent,
@@ -179,6 +181,11 @@ class DbosService:
     def _register_agent(self, call: UnaryCall) -> None:
         self._report(check_agent(call.request, self._limits).id, call)
 
+    def _heartbeat(self, call: UnaryCall) -> None:
+        agent_id = call.request.agent_id
+        check_id("agent_id", agent_id, self._limits)
+        self._report(agent_id, call)
+
     def _get_agent(self, call: UnaryCall) -> None:
         agent_id = call.request.agent_id
         check_id("agent_id", agent_id, self._limits)
@@ -229,6 +236,7 @@ class DbosService:
             )
         for state in request.states:
             check_text("states", state, self._limits.name_bytes)
+            check_filter_state("states", state)
         self._start_listing(self._queries.list_states, call)
 
     # --------------------------------------------------------------- results

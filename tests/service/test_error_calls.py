@@ -31,6 +31,7 @@ SERVED = [
     "NackTask",
     "CancelTask",
     "RequeueTask",
+    "Heartbeat",
 ]
 
 

@@ -319,6 +319,12 @@ def test_states_are_filtered_by_module_and_by_state(client: Client) -> None:
     assert listed(module_name="dns", states=["completed"]) == {"dns-completed"}
     assert listed(module_name="traceroute") == set()
     assert listed(states=["unheard of"]) == set()
+    # What is nearly a run's state is a mistake; whatever else may be a module's own.
+    for mistaken in ("Running", " failed", "COMPLETED", "", "  "):
+        refused = client.call("ListModuleStates", agent_id="a", states=["running", mistaken])
+        assert not refused.states
+        assert refused.error.startswith(f"states has the name {mistaken!r}: the states of a run")
+        assert "created, started, running, completed, error, failed" in refused.error
 
 
 def test_the_oldest_generation_filters_by_module_too(any_client: Client) -> None:

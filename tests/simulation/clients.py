@@ -110,6 +110,7 @@ class Client:
         random = self._random
         kinds = [
             (self._register, 2.0),
+            (self._beat, 1.5),
             (self._get_agent, 1.5),
             (self._report_run, 6.0),
             (self._report_module, 1.0),
@@ -149,6 +150,13 @@ class Client:
                 "total_heartbeats": random.randint(1, 20),
                 "config": {"tag": self._tag()},
             }
+        }
+
+    def _beat(self) -> tuple[str, dict[str, Any]]:
+        return "Heartbeat", {
+            "agent_id": self._random.choice(self._universe.agents),
+            "last_seen": self._random.randint(2_000, 2_015),
+            "total_heartbeats": self._random.randint(1, 25),
         }
 
     def _get_agent(self) -> tuple[str, dict[str, Any]]:

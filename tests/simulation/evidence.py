@@ -16,6 +16,7 @@ from tests.simulation.history import Ending, History, KeyOperation, Operation, R
 from tests.simulation.linearizability import Rollback, Verdict, check
 from tests.simulation.models import (
     ABSENT,
+    BEAT,
     DELETE,
     DUPLICATE,
     MODELS,
@@ -25,6 +26,7 @@ from tests.simulation.models import (
     SETTLED,
     STORED,
     AgentState,
+    Beat,
     Report,
     RunState,
     Scheduled,
@@ -141,7 +143,7 @@ def _taken_by(operation: Operation) -> str:
             return str(request["state"]["agent_id"])
         case "StoreResult":
             return str(request["result"]["agent_id"])
-        case "GetAgent" | "GetModuleState":
+        case "GetAgent" | "GetModuleState" | "Heartbeat":
             return str(request.get("agent_id", ""))
     return ""
 
@@ -236,6 +238,12 @@ def _parts(operation: Operation, universe: Universe, *, absences: bool) -> Itera
                 agent["config"]["tag"],
             )
             yield ("agent", agent["id"]), "report", reported, _outcome(operation)
+        case "Heartbeat":
+            beat = Beat(request["last_seen"], request["total_heartbeats"])
+            said = _outcome(operation)
+            if answered and not answer.found:
+                said = ABSENT
+            yield ("agent", request["agent_id"]), BEAT, beat, said
         case "SetModuleState":
             state = request["state"]
             report = Report(state["state"], state.get("version", 0), state["details"]["tag"])

@@ -22,6 +22,7 @@ class Impossible(Exception):  # noqa: N818 - a verdict, not a failure
 
 DELETE: Final = "delete"
 READ: Final = "read"
+BEAT: Final = "beat"
 OK: Final = "ok"
 ABSENT: Final = "absent"
 """What a read answers about nothing; None would be no answer at all."""
@@ -53,6 +54,8 @@ def agent_model(state: AgentState | None, kind: str, argument: Any, result: Any)
         return _check_read(state, result)
     if kind == DELETE:
         return None
+    if kind == BEAT:
+        return _beaten(state, argument, result)
     reported: AgentState = argument
     if result not in (None, OK):
         raise Impossible
@@ -64,6 +67,25 @@ def agent_model(state: AgentState | None, kind: str, argument: Any, result: Any)
         max(state.heartbeats, reported.heartbeats),
         reported.alive,
         reported.tag,
+    )
+
+
+class Beat(NamedTuple):
+    """A heartbeat without the rest of the record."""
+
+    last_seen: int
+    heartbeats: int
+
+
+def _beaten(state: AgentState | None, beat: Beat, result: Any) -> State:
+    if result not in (None, ABSENT if state is None else OK):
+        raise Impossible
+    if state is None:
+        return None
+    return state._replace(
+        last_seen=max(state.last_seen, beat.last_seen),
+        heartbeats=max(state.heartbeats, beat.heartbeats),
+        alive=state.alive or beat.last_seen > state.last_seen,
     )
 
 

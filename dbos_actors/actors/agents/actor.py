@@ -19,7 +19,21 @@ from typing import Any, Final
 from dbos_actors.actors.agents.change_clock import score_of
 from dbos_actors.actors.agents.context import MODULE, RUN, AgentContext, readable
 from dbos_actors.actors.agents.deletion import FinishDeletion, forget_agent
+from dbos_actors.actors.agents.heartbeats import (
+    BEATEN,
+    BeatenRecord,
+    beaten,
+    not_registered,
+    taken_apart,
+)
 from dbos_actors.actors.agents.run_retention import ForgetRuns, forget_runs
+from dbos_actors.actors.agents.silence import (
+    RUNS_FAILED_AT_ONCE,
+    Lapse,
+    Written,
+    lapse_in_steps,
+    marked_silent,
+)
 from dbos_actors.api.messages import (
     Agent,
     DeleteAgentRequest,
@@ -28,6 +42,7 @@ from dbos_actors.api.messages import (
     GetAgentResponse,
     GetModuleStateRequest,
     GetModuleStateResponse,
+    HeartbeatRequest,
     ModuleState,
     RegisterAgentRequest,
     RegisterAgentResponse,
@@ -52,12 +67,11 @@ DELETED: Final = DeleteAgentResponse(success=True).SerializeToString()
 # Parts of the state besides runs, which are strings.
 _RECORD: Final = 0
 _KNOWN: Final = 1
+_BEATEN: Final = 2
 
 # More unfinished runs than this are not loaded at once but one by one as they are
 # reported, so that an agent that never finishes any cannot fill memory or stall a load.
 _RUNS_LOADED_AT_ONCE = 1_000
-
-_RUNS_FAILED_AT_ONCE = 200  # in one turn; six commands each
 
 _SILENT: Final = "the agent fell silent"
 
@@ -70,17 +84,12 @@ def found(message: bytes) -> bytes:
     return _FOUND + encode_submessage(2, message)
 
 
-class Lapse:
-    """A message to an agent's actor: the agent has not been heard from for too long."""
-
-    __slots__ = ()
-
-
 class AgentActor:
     """One incarnation of an agent actor; a `runtime.Behaviour`."""
 
     __slots__ = (
         "_agent_id",
+        "_beaten",
         "_cell",
         "_complete",
         "_context",
@@ -99,6 +108,8 @@ class AgentActor:
         self._cell = cell
         self._context = context
         self._record: bytes | None = None
+        # The same as a heartbeat has written it; None if something else wrote it last.
+        self._beaten: BeatenRecord | None = None
         # How the two commands that store a result begin.
         self._result_heads: tuple[bytes, bytes] | None = None
         # Whether the store has the agent among those that have anything stored.
@@ -171,10 +182,14 @@ class AgentActor:
 
     def apply(self, part: Hashable, value: Any) -> None:
         if part is _RECORD:
-            self._record = value
+            self._record, self._beaten = value, None
+            return
+        if part is _BEATEN:
+            self._record, self._beaten = value.record, value
             return
         if part is _KNOWN:
             self._known = value
+            self._context.known.add(self._agent_id)
             return
         assert isinstance(part, str)
         self._runs[part] = value[0]
@@ -216,6 +231,20 @@ class AgentActor:
         if update.event is not None:
             commands.append(context.log_event(update.event))
         return Turn(REGISTERED, commands=commands, changes=((_RECORD, record),))
+
+    def heartbeat(self, request: HeartbeatRequest) -> Turn:
+        record = self._record
+        if record is None:
+            return Turn(not_registered(self._agent_id))
+        context = self._context
+        update = beaten(self._beaten or taken_apart(record), request, now_s=context.now_s())
+        if update is None:
+            return Turn(BEATEN)
+        after, event = update
+        commands = [pack("HSET", context.store.keys.agents, self._agent_id, after.record)]
+        if event is not None:
+            commands.append(context.log_event(event))
+        return Turn(BEATEN, commands=commands, changes=((_BEATEN, after),))
 
     def get(self, request: GetAgentRequest) -> Turn:  # noqa: ARG002 - it names this actor
         if self._record is None:
@@ -362,8 +391,16 @@ class AgentActor:
             )
             if state is not None and not runs.is_finished(state)
         ]
-        if not self._unfinished_resident or len(unfinished) > _RUNS_FAILED_AT_ONCE:
-            return Job(self._lapse_in_steps)
+        if not self._unfinished_resident or len(unfinished) > RUNS_FAILED_AT_ONCE:
+            return Job(
+                lambda cell: lapse_in_steps(
+                    cell,
+                    self._context,
+                    self._name,
+                    failed=self._failed,
+                    marked=self._marked_silent,
+                )
+            )
         commands, changes = self._failed(unfinished)
         record_commands, record_changes = self._marked_silent()
         return Turn(
@@ -373,9 +410,7 @@ class AgentActor:
             then=self._states_changed,
         )
 
-    def _failed(
-        self, unfinished: Iterable[tuple[str, ModuleState]]
-    ) -> tuple[list[bytes], list[tuple[Hashable, Any]]]:
+    def _failed(self, unfinished: Iterable[tuple[str, ModuleState]]) -> Written:
         now_s = self._context.now_s()
         commands: list[bytes] = []
         changes: list[tuple[Hashable, Any]] = []
@@ -386,46 +421,9 @@ class AgentActor:
             changes.append(change)
         return commands, changes
 
-    def _marked_silent(self) -> tuple[list[bytes], list[tuple[Hashable, Any]]]:
-        if self._record is None:
-            return [], []
-        context = self._context
-        current = readable(Agent, self._record)
-        if current is None:
-            return [], []
-        update = agents.lapse(current, now_s=context.now_s())
-        if update.event is None:
-            return [], []
-        record = update.record.SerializeToString()
-        commands = [
-            pack("HSET", context.store.keys.agents, self._agent_id, record),
-            context.log_event(update.event),
-        ]
-        return commands, [(_RECORD, record)]
-
-    async def _lapse_in_steps(self, cell: JobCell) -> None:
-        """The same for an agent with very many unfinished runs; the agent itself comes last."""
-        context = self._context
-        store = context.store
-        keys = store.keys
-        name = self._name
-        (members,) = await store.read(pack("SMEMBERS", keys.unfinished + name))
-        parts = [RUN + request_id.decode() for request_id in members]
-        for start in range(0, len(parts), _RUNS_FAILED_AT_ONCE):
-            step = parts[start : start + _RUNS_FAILED_AT_ONCE]
-            (values,) = await store.read(pack("HMGET", keys.states + name, *step))
-            states = [
-                (part, state)
-                for part, value in zip(step, values, strict=True)
-                if (state := readable(ModuleState, value)) is not None
-                and not runs.is_finished(state)
-            ]
-            commands, _ = self._failed(states)
-            await cell.commit(*commands)
-            for part, _ in states:
-                context.directory.changed(part[1:], self._agent_id)
-        commands, _ = self._marked_silent()
-        await cell.commit(*commands)
+    def _marked_silent(self) -> Written:
+        commands, record = marked_silent(self._context, self._agent_id, self._record)
+        return commands, [] if record is None else [(_RECORD, record)]
 
     # -------------------------------------------------- retention, deletion
 
@@ -452,6 +450,7 @@ class AgentActor:
 
 _HANDLERS: Final[dict[type, Callable[[AgentActor, Any], Turn | Job]]] = {
     RegisterAgentRequest: AgentActor.register,
+    HeartbeatRequest: AgentActor.heartbeat,
     GetAgentRequest: AgentActor.get,
     SetModuleStateRequest: AgentActor.set_state,
     GetModuleStateRequest: AgentActor.get_state,

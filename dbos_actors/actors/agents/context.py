@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.clock import Clock
 from dbos_actors.store import Store
@@ -56,6 +57,7 @@ class AgentContext:
     changes: ChangeClock
     runs: RunCache
     directory: RunDirectory
+    known: KnownAgents
     log: EventLog
     event_results: bool = False
     forget_tasks: Callable[[str], Awaitable[None]] | None = None

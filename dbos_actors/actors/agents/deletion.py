@@ -104,6 +104,7 @@ async def forget_agent(
         commands.append(context.log_event(agents.deleted(agent_id, now_s=context.now_s())))
     await cell.commit(*commands, frees_memory=True)
     context.directory.forget_agent(agent_id)
+    context.known.discard(agent_id)
 
 
 class Deletions:

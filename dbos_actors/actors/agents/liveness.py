@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 import trio
 
-from dbos_actors.actors.agents.actor import Lapse
 from dbos_actors.actors.agents.context import readable
+from dbos_actors.actors.agents.silence import Lapse
 from dbos_actors.api.messages import Agent
 from dbos_actors.clock import Clock
 from dbos_actors.domain.heartbeat_timeout import SilenceIndex

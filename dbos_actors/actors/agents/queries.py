@@ -17,6 +17,7 @@ from typing import Any, Final
 from dbos_actors.actors.agents.actor import found
 from dbos_actors.actors.agents.context import readable
 from dbos_actors.actors.agents.index import Entry, Index
+from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.pages import STEP, Page
 from dbos_actors.api.messages import (
@@ -29,6 +30,7 @@ from dbos_actors.api.messages import (
     MeasurementResult,
     ModuleState,
 )
+from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain import paging
 from dbos_actors.errors import UnavailableError
 from dbos_actors.store import Store, pack
@@ -51,9 +53,12 @@ _EVENTS_BYTES: Final = 4 << 20
 class Queries:
     """The reading half of the service."""
 
-    def __init__(self, store: Store, *, limit_bytes: int, id_bytes: int) -> None:
+    def __init__(
+        self, store: Store, known: KnownAgents, *, limit_bytes: int, id_bytes: int
+    ) -> None:
         """``limit_bytes`` bounds a response, ``id_bytes`` an id or a name."""
         self._store = store
+        self._known = known
         self._limit_bytes = limit_bytes
         # Of a state's name in the index: a letter, then the id.
         self._id_bytes = id_bytes + 1
@@ -113,7 +118,9 @@ class Queries:
     # `ResponseTooLargeError`, `UnavailableError` or `OverloadedError`.
 
     async def list_agents(self, request: ListAgentsRequest, room: Room) -> bytes:
-        """Agents by id."""
+        """Agents by id: the registered ones, or all that have anything stored."""
+        if request.include_unregistered:
+            return await self._list_known_agents(request, room)
         listing = paging.Listing("ListAgents")
         after = listing.position(request.page_token)
         page = self._page(request.page_size)
@@ -138,6 +145,29 @@ class Queries:
                     return page.response(listing.token(0, (last or b"").decode()))
             if len(members) < wanted:
                 return page.response()
+
+    async def _list_known_agents(self, request: ListAgentsRequest, room: Room) -> bytes:
+        listing = paging.Listing("ListAgents known")
+        after = listing.position(request.page_token)
+        page = self._page(request.page_size)
+        last = "" if after is None else after.id
+        keys = self._store.keys
+        while names := await self._known.following(last, page.wanted):
+            room.looked_at(len(names))
+            sizes = await record_sizes(self._store, keys.agents, [name.encode() for name in names])
+            for first, behind, size_bytes in reads(sizes):
+                part = names[first:behind]
+                await room.reserve(size_bytes)
+                records, known = await self._store.read(
+                    pack("HMGET", keys.agents, *part), pack("SMISMEMBER", keys.agents_known, *part)
+                )
+                for name, record, is_known in zip(part, records, known, strict=True):
+                    # An agent without a record is shown by its id alone.
+                    shown = encode_submessage(1, name.encode()) if record is None else record
+                    if (record is not None or is_known) and not page.add(shown):
+                        return page.response(listing.token(0, last))
+                    last = name
+        return page.response()
 
     async def list_states(self, request: ListModuleStatesRequest, room: Room) -> bytes:
         """States of an agent by time of last change, oldest first: one that changes

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from dbos_actors.actors.agents import actor as actor_module
+from dbos_actors.actors.agents import heartbeats
 from dbos_actors.actors.agents.actor import AgentActor
 from dbos_actors.actors.agents.change_clock import ChangeClock
 from dbos_actors.actors.agents.deletion import Deletions
-from dbos_actors.api.messages import DeleteAgentRequest
+from dbos_actors.api.messages import Agent, DeleteAgentRequest
+from dbos_actors.domain import agents as domain_agents
 from dbos_actors.domain import runs
+from dbos_actors.domain.agents import Vitals
 from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.runtime.actor_cell import ActorCell
 from dbos_actors.runtime.turn import Turn
@@ -182,3 +186,25 @@ async def _delete(self: Deletions, agents: Supervisor, agent_id: str, pause_s: f
 def changes_are_in_the_order_of_the_wall_clock() -> Any:
     """A run that changes after a step back is put where a listing has been already."""
     return patch.object(ChangeClock, "next_us", lambda self: int(self._clock.wall_s() * 1e6))
+
+
+@planted
+def a_heartbeat_takes_the_last_numbers_reported() -> Any:
+    """A copy that comes late turns `last_seen` and `total_heartbeats` back."""
+
+    def last(_: Vitals, *, last_seen: int, total_heartbeats: int, now_s: int) -> Vitals:
+        return Vitals(last_seen, total_heartbeats, alive=True)
+
+    return patch.object(domain_agents, "beat", last)
+
+
+@planted
+def a_heartbeat_forgets_the_configuration() -> Any:
+    original = heartbeats.taken_apart
+
+    def without(record: bytes) -> Any:
+        agent = Agent.FromString(record)
+        agent.ClearField("config")
+        return original(agent.SerializeToString())
+
+    return patch.object(actor_module, "taken_apart", without)

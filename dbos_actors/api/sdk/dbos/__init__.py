@@ -260,6 +260,41 @@ class RegisterAgentResponse(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class HeartbeatRequest(betterproto.Message):
+    """A heartbeat of a registered agent. Extension."""
+
+    agent_id: str = betterproto.string_field(1)
+    """Required."""
+
+    last_seen: int = betterproto.int64_field(2)
+    """
+    The latest time at which the agent was heard of. 0 means now. A time that is
+    ahead of the server's clock becomes the server's time; one that is ahead by
+    more than a day is refused.
+    """
+
+    total_heartbeats: int = betterproto.int32_field(3)
+    """
+    How many heartbeats the sender has counted. A number that is not larger than
+    the recorded one is ignored.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class HeartbeatResponse(betterproto.Message):
+    """The outcome of a heartbeat. Extension."""
+
+    success: bool = betterproto.bool_field(1)
+    """Whether the heartbeat is recorded."""
+
+    error: str = betterproto.string_field(2)
+    """Why not."""
+
+    found: bool = betterproto.bool_field(3)
+    """Whether the agent is registered. If not, send RegisterAgent."""
+
+
+@dataclass(eq=False, repr=False)
 class GetAgentRequest(betterproto.Message):
     """Which agent is asked for."""
 
@@ -294,6 +329,12 @@ class ListAgentsRequest(betterproto.Message):
     page_token: str = betterproto.string_field(21)
     """
     The `next_page_token` of the page before. Empty means the first page.
+    """
+
+    include_unregistered: bool = betterproto.bool_field(22)
+    """
+    Also lists the agents that have states or results stored and never registered.
+    Of these, only `id` is set. Must be the same for all pages.
     """
 
 
@@ -402,7 +443,9 @@ class ListModuleStatesRequest(betterproto.Message):
 
     states: List[str] = betterproto.string_field(22)
     """
-    Only records in one of these states, at most 64 names. Empty means all.
+    Only records in one of these states, at most 64 names. Empty means all. A run's
+    state in capitals or with spaces around it is refused; so is an empty name. Any
+    other name may be the state of a module itself.
     """
 
 
@@ -1022,7 +1065,9 @@ class DbosStub(betterproto.ServiceStub):
     ) -> "RegisterAgentResponse":
         """Records a heartbeat: registers the agent, or updates its record.
 
-        Replaces `hostname`, `config` and `alive`. Keeps the earliest `first_seen`,
+        Replaces `hostname`, `config` and `alive` as a whole: a request without
+        `config` erases the one that was recorded, as the first service did. A client
+        that has nothing new to say of the agent sends Heartbeat instead. Keeps the earliest `first_seen`,
         the latest `last_seen` and the largest `total_heartbeats` ever reported, so
         that a control server that restarts does not reset them.
 
@@ -1035,6 +1080,37 @@ class DbosStub(betterproto.ServiceStub):
             "/dbos.DBOS/RegisterAgent",
             register_agent_request,
             RegisterAgentResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def heartbeat(
+        self,
+        heartbeat_request: "HeartbeatRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "HeartbeatResponse":
+        """Records that an agent is alive, and nothing else of it: `hostname`, `config`
+        and `first_seen` stay as they are. An agent that is not registered is refused
+        with `found` false.
+
+        Keeps the latest `last_seen` and the largest `total_heartbeats` ever reported.
+        An agent that is not `alive` becomes so if this heartbeat is later than the
+        `last_seen` of its record.
+
+        Sent again: changes nothing, except that a `last_seen` of 0 means the time at
+        which the copy arrived.
+
+        Extension.
+        """
+
+        return await self._unary_unary(
+            "/dbos.DBOS/Heartbeat",
+            heartbeat_request,
+            HeartbeatResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -1067,7 +1143,9 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "ListAgentsResponse":
-        """Lists the registered agents, ordered by id. Changes nothing."""
+        """Lists the registered agents, or on request all agents, ordered by id. Changes
+        nothing.
+        """
 
         return await self._unary_unary(
             "/dbos.DBOS/ListAgents",
@@ -1599,13 +1677,34 @@ class DbosBase(ServiceBase):
     ) -> "RegisterAgentResponse":
         """Records a heartbeat: registers the agent, or updates its record.
 
-        Replaces `hostname`, `config` and `alive`. Keeps the earliest `first_seen`,
+        Replaces `hostname`, `config` and `alive` as a whole: a request without
+        `config` erases the one that was recorded, as the first service did. A client
+        that has nothing new to say of the agent sends Heartbeat instead. Keeps the earliest `first_seen`,
         the latest `last_seen` and the largest `total_heartbeats` ever reported, so
         that a control server that restarts does not reset them.
 
         Sent again: changes nothing, except that a `last_seen` of 0 means the time
         at which the copy arrived. A copy that arrives behind a later heartbeat
         brings back its own `hostname`, `config` and `alive`.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def heartbeat(
+        self, heartbeat_request: "HeartbeatRequest"
+    ) -> "HeartbeatResponse":
+        """Records that an agent is alive, and nothing else of it: `hostname`, `config`
+        and `first_seen` stay as they are. An agent that is not registered is refused
+        with `found` false.
+
+        Keeps the latest `last_seen` and the largest `total_heartbeats` ever reported.
+        An agent that is not `alive` becomes so if this heartbeat is later than the
+        `last_seen` of its record.
+
+        Sent again: changes nothing, except that a `last_seen` of 0 means the time at
+        which the copy arrived.
+
+        Extension.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -1620,7 +1719,9 @@ class DbosBase(ServiceBase):
     async def list_agents(
         self, list_agents_request: "ListAgentsRequest"
     ) -> "ListAgentsResponse":
-        """Lists the registered agents, ordered by id. Changes nothing."""
+        """Lists the registered agents, or on request all agents, ordered by id. Changes
+        nothing.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -1886,6 +1987,13 @@ class DbosBase(ServiceBase):
         response = await self.register_agent(request)
         await stream.send_message(response)
 
+    async def __rpc_heartbeat(
+        self, stream: "grpclib.server.Stream[HeartbeatRequest, HeartbeatResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.heartbeat(request)
+        await stream.send_message(response)
+
     async def __rpc_get_agent(
         self, stream: "grpclib.server.Stream[GetAgentRequest, GetAgentResponse]"
     ) -> None:
@@ -2057,6 +2165,12 @@ class DbosBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 RegisterAgentRequest,
                 RegisterAgentResponse,
+            ),
+            "/dbos.DBOS/Heartbeat": grpclib.const.Handler(
+                self.__rpc_heartbeat,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                HeartbeatRequest,
+                HeartbeatResponse,
             ),
             "/dbos.DBOS/GetAgent": grpclib.const.Handler(
                 self.__rpc_get_agent,
