@@ -188,6 +188,10 @@ class Pipe:
         """As the driver, which would run a handler."""
         self.started.append(call)
 
+    def tell_over(self, call: StreamCall) -> None:
+        """As the driver, at once."""
+        call.tell_over()
+
     def flush(self) -> None:
         """As the driver of `ServerConnection`."""
         self.flushes += 1

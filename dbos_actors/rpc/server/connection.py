@@ -131,6 +131,11 @@ class ServerConnection:
         return self._responses.unsent_bytes
 
     @property
+    def streams(self) -> int:
+        """How many streams the client has open."""
+        return len(self._streams)
+
+    @property
     def is_stranger(self) -> bool:
         """Whether no client was authenticated on the connection yet."""
         return self._admission.client is None

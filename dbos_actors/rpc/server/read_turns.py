@@ -16,6 +16,9 @@ once, so a client that sends little does not wait behind those that send much.
 A connection whose client is not known yet always takes turns, and reads `STRANGER_BYTES` in each.
 So strangers can cause some milliseconds of work in a round, and no more.
 
+A connection also takes turns while handlers of its streams wait for theirs (`HandlerTurns`), and to
+end all its streams when it is lost.
+
 Refusing calls takes time as well, which the calls that are served need. After a turn in which calls
 were refused because the server is overloaded, the next turn begins after a pause of four times its
 length. So refusing takes a fifth of the time at most, however many calls are sent.

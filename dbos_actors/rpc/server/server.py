@@ -1,8 +1,9 @@
 """The gRPC server: it accepts connections, and drives all of them until it is drained.
 
-`Server.serve` runs one task for each listener, one for each connection, and three for all
+`Server.serve` runs one task for each listener, one for each connection, and four for all
 connections: one ends calls whose deadline has passed, one flushes answers that are given outside
-a connection's own read, and one looks at keepalive, idle and age limits every second.
+a connection's own read, one starts and ends handlers in turns, and one looks at keepalive, idle and
+age limits every second.
 `dbos_actors.rpc.server.socket_driver` has what is done for one connection.
 """
 
@@ -21,6 +22,7 @@ import trio
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.authentication import Authenticator
+from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
@@ -125,6 +127,7 @@ class Server:
         """To be entered by who answers many calls at once; at its end the answers are sent. All
         other answers are sent in the next round of Trio."""
         self._read_turns = ReadTurns(self._shared, overloaded)
+        self._handler_turns = HandlerTurns()
         self._connections: dict[SocketDriver, None] = {}
         self._connections_total = 0
         self._dismissed_total = 0
@@ -149,6 +152,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, self._shared.deadlines, self._clock)
                 nursery.start_soon(self._flush_dirty)
+                nursery.start_soon(self._handler_turns.run)
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._accept_all, listeners, nursery)
                 task_status.started(listeners)
@@ -272,6 +276,7 @@ class Server:
                 clock=self._clock,
                 read_buffer=self._read_buffer,
                 read_turns=self._read_turns,
+                handler_turns=self._handler_turns,
                 age_factor=self._age_factor(),
             )
         except Exception as failure:  # noqa: BLE001 - logged, and dealt with here

@@ -41,6 +41,10 @@ class Driver(Protocol):
         """Start the call's handler, in a task; `StreamCall.finished` when it has returned."""
         ...
 
+    def tell_over(self, call: StreamCall) -> None:
+        """Have the call's handler know by `StreamCall.tell_over` that the call is over."""
+        ...
+
     def dismiss(self) -> None:
         """Close the connection at once: others need its place."""
         ...

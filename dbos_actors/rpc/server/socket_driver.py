@@ -1,10 +1,11 @@
 """One connection of a server over a real socket.
 
 `SocketDriver` moves bytes between a socket and a `ServerConnection`, under TLS or not. It runs
-three kinds of tasks in a nursery of its own:
+three kinds of tasks in nurseries of its own:
 - one that reads;
-- one for each handler of a grpclib service;
-- one that writes, and only while the socket accepts no more.
+- one that writes, and only while the socket accepts no more;
+- one for each handler of a grpclib service. They are started and ended in turns with those of other
+  connections (`HandlerTurns`), so they may outlive the other two.
 
 The socket is used directly. A read that would block waits in `trio.lowlevel.wait_readable`. One
 that would not block costs one system call and no switch of tasks. `SocketPump` has the other
@@ -16,6 +17,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -25,6 +27,7 @@ from grpclib.const import Status
 from dbos_actors.clock import Clock
 from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.connection import ServerConnection
+from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream import handle
@@ -42,6 +45,9 @@ connections share one buffer of this size."""
 _LINGER_S: Final = 1.0
 """How long a connection we end is kept for its client to take our last bytes."""
 
+_STREAMS_ENDED_AT_ONCE: Final = 16
+"""A connection with more streams ends in a turn of its own: a thousand take 3 ms."""
+
 
 class _NoDriver:
     """The driver of a connection that has ended; a late answer finds nothing to do."""
@@ -50,6 +56,9 @@ class _NoDriver:
         pass
 
     def start(self, call: StreamCall) -> None:
+        pass
+
+    def tell_over(self, call: StreamCall) -> None:
         pass
 
     def dismiss(self) -> None:
@@ -64,6 +73,8 @@ class SocketDriver(SocketPump):
 
     __slots__ = (
         "_clock",
+        "_handler_turns",
+        "_handlers",
         "_is_heavy",
         "_is_verified",
         "_lingers",
@@ -76,6 +87,9 @@ class SocketDriver(SocketPump):
 
     _protocol: ServerConnection
 
+    _handlers: trio.Nursery | None
+    """Runs the handlers; None before `run` and after `let_go`."""
+
     def __init__(
         self,
         sock: socket.socket,
@@ -85,6 +99,7 @@ class SocketDriver(SocketPump):
         clock: Clock,
         read_buffer: memoryview,
         read_turns: ReadTurns,
+        handler_turns: HandlerTurns,
         age_factor: float,
     ) -> None:
         super().__init__(sock)
@@ -92,6 +107,8 @@ class SocketDriver(SocketPump):
         self._clock = clock
         self._read_buffer = read_buffer
         self._read_turns = read_turns
+        self._handler_turns = handler_turns
+        self._handlers = None
         self._is_heavy = False
         self._is_verified = False
         self._tls = None if context is None else TlsFilter(context)
@@ -107,7 +124,10 @@ class SocketDriver(SocketPump):
         the cancellation of the server, which no handler of exceptions may swallow.
         """
         try:
-            async with trio.open_nursery() as self._nursery:
+            async with (
+                trio.open_nursery() as self._handlers,
+                trio.open_nursery() as self._nursery,
+            ):
                 try:
                     if self._tls is None:
                         self.flush()
@@ -116,6 +136,9 @@ class SocketDriver(SocketPump):
                     if self._protocol.closed and self._lingers:
                         with trio.move_on_after(_LINGER_S):
                             await self._linger()
+                    if self._protocol.streams > _STREAMS_ENDED_AT_ONCE:
+                        async with self._read_turns:
+                            self._protocol.lost()
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this connection's
                     self._failed(error)
                 self._protocol.lost()
@@ -132,7 +155,7 @@ class SocketDriver(SocketPump):
         without the garbage collector.
         """
         self._protocol.let_go(_NO_DRIVER)
-        self._nursery = None
+        self._nursery = self._handlers = None
 
     def _failed(self, error: Exception) -> None:
         """The connection cannot go on."""
@@ -148,7 +171,9 @@ class SocketDriver(SocketPump):
                 await self._wait_moved()
             await trio.lowlevel.wait_readable(sock)
             is_stranger = protocol.is_stranger
-            if turns.must_wait(is_stranger=is_stranger, is_heavy=self._is_heavy):
+            if turns.must_wait(
+                is_stranger=is_stranger, is_heavy=self._is_heavy
+            ) or self._handler_turns.waits(self):
                 async with turns:
                     more = self._receive(STRANGER_BYTES if is_stranger else TURN_BYTES)
             else:
@@ -212,9 +237,19 @@ class SocketDriver(SocketPump):
                 return
 
     def start(self, call: StreamCall) -> None:
-        """Start a call's handler."""
-        assert self._nursery is not None
-        self._nursery.start_soon(handle, call, self._shared, self._clock)
+        """Start a call's handler, in its turn."""
+        self._handler_turns.take(self, partial(self._start, call))
+
+    def _start(self, call: StreamCall) -> None:
+        if call.over:  # and its connection perhaps too
+            call.finished()
+            return
+        assert self._handlers is not None
+        self._handlers.start_soon(handle, call, self._shared, self._clock)
+
+    def tell_over(self, call: StreamCall) -> None:
+        """Tell a call's handler that the call is over, in its turn."""
+        self._handler_turns.take(self, call.tell_over)
 
     def tick(self, now_s: float) -> None:
         """Look at the time."""

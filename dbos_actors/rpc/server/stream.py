@@ -239,11 +239,11 @@ class ServerStream(Generic[RequestT, ReplyT]):
 
 async def handle(call: StreamCall, shared: SharedState, clock: Clock) -> None:
     """Run a call's handler to its end, and the call to its status. Only cancellation gets out."""
-    scope = trio.CancelScope(deadline=float("inf") if call.deadline is None else call.deadline)
-    call.on_over = scope.cancel
+    scope = trio.CancelScope()
     try:
         if call.over:
             return
+        call.on_over = scope.cancel
         try:
             stream: ServerStream[Any, Any] = ServerStream(
                 call, clock=clock, compress_bytes_min=shared.limits.compress_bytes_min
@@ -252,8 +252,11 @@ async def handle(call: StreamCall, shared: SharedState, clock: Clock) -> None:
             call.end(Status.INTERNAL, str(error))
             return
         try:
-            with scope:
-                await call.method.handler(stream)
+            try:
+                with scope:
+                    await call.method.handler(stream)
+            finally:
+                call.on_over = None
         except BaseException as error:  # noqa: BLE001 - what is not to be kept goes on
             passing, failure = split_failure(error)
             if passing is not None:
@@ -268,11 +271,7 @@ async def handle(call: StreamCall, shared: SharedState, clock: Clock) -> None:
             finally:
                 del passing, failure  # they hold this frame, by their tracebacks
         else:
-            if call.over:
-                return
-            if scope.cancelled_caught:
-                call.expire()
-            else:
+            if not call.over:
                 stream.finish()
     except BaseException:
         call.cancel()

@@ -176,7 +176,8 @@ class StreamCall:
         self.state = CallState.RECEIVING
         self.on_change: Callable[[], None] = _nothing
         """Called when there may be more to take, or room to send, or the call is over."""
-        self.on_over: Callable[[], None] = _nothing
+        self.on_over: Callable[[], None] | None = None
+        """Called when the call is over. None: no handler has to be told."""
         self.observer: Observer | None = None
 
     def happened(self, event: CallEvent) -> CallState:
@@ -341,13 +342,20 @@ class StreamCall:
         """The deadline has passed."""
         self.end(Status.DEADLINE_EXCEEDED, "deadline exceeded")
 
+    def tell_over(self) -> None:
+        """Tell the handler that the call is over, if it has not returned meanwhile."""
+        if self.on_over is not None:
+            self.on_over()
+            self.on_change()
+
     def finished(self) -> None:
         """The handler has returned: it is told nothing more.
 
         What was to be told holds the call. Forgetting it frees both at once, without the garbage
         collector.
         """
-        self.on_change = self.on_over = _nothing
+        self.on_change = _nothing
+        self.on_over = None
         self._responder.stream_finished(self)
 
 

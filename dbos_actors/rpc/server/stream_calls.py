@@ -272,8 +272,8 @@ class StreamCalls:
             shared.deadlines.remove(call.deadline, call)
         if call.observer is not None:
             tell(call, status)
-        call.on_over()
-        call.on_change()
+        if call.on_over is not None:
+            self._outbox.driver.tell_over(call)
         self.live -= 1
         if not self.live:
             self._shutdown.streams_ended()

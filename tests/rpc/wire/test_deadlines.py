@@ -36,6 +36,18 @@ def test_calls_expire_at_their_deadline_and_not_before() -> None:
     assert deadlines.next_s == 3.0
 
 
+def test_calls_with_the_same_deadline_expire_a_hundred_at_once() -> None:
+    deadlines = Deadlines()
+    calls = [Call(deadlines, 1.0) for _ in range(250)]
+    expired = []
+    while deadlines.next_s <= 2.0:
+        deadlines.expire(2.0)
+        expired.append(sum(call.expired for call in calls))
+    assert expired[:3] == [100, 200, 250]
+    assert [call.ends for call in calls] == [1] * 250
+    assert len(deadlines) == 0
+
+
 def test_an_answered_call_does_not_expire() -> None:
     deadlines = Deadlines()
     call = Call(deadlines, 1.0)
