@@ -327,7 +327,7 @@ def _small_limits(constants: dict[str, int]) -> Iterator[None]:
         patch.object(
             dbos_actors.actors.agents.actor, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]
         ),
-        patch.object(dbos_actors.actors.agents.queries, "_STEP", constants["listing_step"]),
+        patch.object(dbos_actors.actors.agents.queries, "STEP", constants["listing_step"]),
         patch.object(
             dbos_actors.assembly,
             "SchedulerSettings",
