@@ -480,6 +480,6 @@ def store_settings(settings: Settings, *, take_over: bool) -> StoreSettings:
         argument_bytes=settings.max_data_bytes + settings.max_map_bytes + _RECORD_BYTES,
         argument_setting=f"DBOS_MAX_DATA_BYTES={settings.max_data_bytes}",
         queue_bytes=settings.commit_queue_bytes,
-        kept_bytes=settings.replay_bytes,
+        replay_bytes=settings.replay_bytes,
         close_timeout_s=min(StoreSettings().close_timeout_s, settings.drain_grace_s * _CLOSE_SHARE),
     )

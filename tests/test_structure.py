@@ -19,8 +19,6 @@ GENERATED: Final = frozenset({"dbos_actors/api/messages.py", "dbos_actors/api/sd
 
 EXCEPTIONS: Final[dict[str, str]] = {
     "bench/listing_costs.py::listings": "a table, one row for each listing",
-    "dbos_actors/store/commit_history.py": "what may be sent again and what may not is decided in "
-    "one place; queue, pace, effects and the commit key have left it",
 }
 """What may be longer, at most five: a module's path, or ``path::function``; and the reason."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 from grpclib.const import Status
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -29,6 +29,12 @@ from dbos_actors.service.http_pages import Page
 
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper bounds of the latency buckets: from a call answered from memory to the store's patience."""
+
+RENAMED: Final = {
+    "dbos_store_kept_batches": "dbos_store_replayable_batches",
+    "dbos_store_kept_bytes": "dbos_store_replayable_bytes",
+}
+"""Old name -> new name. The page shows both for one release."""
 
 Gauges = dict[str, tuple[str, float]]
 """Name -> (what it is, value)."""
@@ -154,8 +160,12 @@ class _Collector(Collector):
 
     def collect(self) -> Iterable[Any]:
         yield from self._calls.families()
-        for name, (text, value) in self._gauges().items():
+        gauges = self._gauges()
+        for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=value)
+        for old, new in RENAMED.items():
+            if new in gauges:
+                yield GaugeMetricFamily(old, f"Renamed: use {new}.", value=gauges[new][1])
 
 
 def metrics_page(*, calls: CallMetrics, gauges: Callable[[], Gauges]) -> Callable[[], Page]:

@@ -35,7 +35,7 @@ Entry = tuple[Submission, float]
 _MULTI = pack("MULTI")
 _UNWATCH = pack("UNWATCH")
 
-# What a kept batch costs besides its commands.
+# What a batch costs in the replay window besides its commands.
 BATCH_BYTES = 512
 
 # Lua hands at most some 8,000 arguments to one call.

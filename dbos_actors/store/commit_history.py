@@ -4,44 +4,29 @@ The history decides; `committer` talks to Redis and tells each submission its ou
 history of a partition is a chain: ``base`` (what the commit key held before
 this server took ownership), then the sequence numbers of this server's epoch.
 
-    history: [ kept, confirmed ... | acknowledged, lost by Redis ... | in flight ]
-                                   ^ position                        ^ acknowledged
+    window: [ confirmed ... | acknowledged, lost by Redis ... | in flight ]
+                            ^ position                        ^ acknowledged
 
 Invariants:
-- Sequence numbers in ``history`` are contiguous; only the last may be in flight.
+- Sequence numbers in the replay window are contiguous; only the last may be in flight.
 - ``position`` is what the store is known to contain. What lies after it in the
-  history is sent, in order, before anything new.
-- A batch stays in the history until the store has acknowledged another batch
-  ``kept_s`` seconds or more after this one. Only then is it dropped.
+  window is sent, in order, before anything new.
 - No submission is sent in two batches, unless the first one provably was not
   executed. Submissions of one owner never change their order.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from dbos_actors.errors import (
-    FencedError,
-    OverloadedError,
-    UnavailableError,
-    UnusableStoreError,
-)
-from dbos_actors.store.batch import (
-    Answer,
-    Batch,
-    Entry,
-    Form,
-    Lease,
-    check_for_script,
-)
+from dbos_actors.errors import FencedError, OverloadedError, UnavailableError, UnusableStoreError
+from dbos_actors.store.batch import Answer, Batch, Entry, Form, Lease, check_for_script
 from dbos_actors.store.commit_key import CommitKey
 from dbos_actors.store.effects import Counts, Effects, owners_of, without
-from dbos_actors.store.pace import Pace
+from dbos_actors.store.replay_window import ReplayWindow
 from dbos_actors.store.submission import Submission
 from dbos_actors.store.submission_queue import ENTRY_BYTES, SubmissionQueue
 
@@ -56,8 +41,8 @@ class HistoryLimits:
     batch_submissions: int
     batch_bytes: int
     queue_bytes: int
-    kept_s: float
-    kept_bytes: int
+    replay_s: float
+    replay_bytes: int
     lease_s: float
     renewal_s: float
     refuse_loss: bool = False
@@ -112,10 +97,11 @@ class CommitHistory:
         self._limits = limits
         first = Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW)
         first.confirmed_s = now_s
-        self._history: deque[Batch] = deque([first])
-        self._history_bytes = first.size_bytes
-        self._pace = Pace(window_bytes=limits.kept_bytes, window_s=limits.kept_s, now_s=now_s)
-        # The queue waits although nothing is in flight: the window of what is kept allows no more.
+        self.window: Final = ReplayWindow(
+            first, replay_s=limits.replay_s, replay_bytes=limits.replay_bytes, now_s=now_s
+        )
+        """What was sent and can be sent again. Others only look at it."""
+        # The queue waits although nothing is in flight: the replay window allows no more.
         self._held = False
         self._position = 0
         self._acknowledged = 0
@@ -123,7 +109,8 @@ class CommitHistory:
         self._value = self.value_at(0)
         # A CHECK or a RENEWAL that is in flight; it has no place in the history.
         self._aside: Batch | None = None
-        self._queue = SubmissionQueue()
+        self.queue: Final = SubmissionQueue()
+        """What was not sent yet. Others only look at it."""
         # The commit key lacks what was lost for good: the next commit, be it empty, says where
         # the store stands, for those who compare the key before they read.
         self._key_is_behind = False
@@ -155,13 +142,10 @@ class CommitHistory:
     @property
     def wake_s(self) -> float:
         """When `next_batch` may return something although nothing was submitted."""
-        if not self._held:
+        if not self._held or self.window.is_full:
+            # Only an accepted write makes room in a full window; a renewal is one.
             return self._renew_at_s
-        if self._history_bytes >= self._limits.kept_bytes:
-            # Only an accepted write lets the oldest go; a renewal is one.
-            return self._renew_at_s
-        portion = self._pace.portion(self._queue.size_bytes)
-        return min(self._pace.ready_at_s(portion), self._renew_at_s)
+        return min(self.window.portion_at_s(self.queue.size_bytes), self._renew_at_s)
 
     @property
     def held(self) -> bool:
@@ -179,29 +163,13 @@ class CommitHistory:
         return self._value
 
     @property
-    def queued_submissions(self) -> int:
-        return len(self._queue)
-
-    @property
-    def queued_bytes(self) -> int:
-        return self._queue.size_bytes
-
-    @property
     def oldest_queued_s(self) -> float:
         """When the oldest submission that was not sent yet was made; infinity: there is none."""
-        return self._queue.oldest_s
+        return self.queue.oldest_s
 
     @property
     def in_flight_submissions(self) -> int:
         return sum(1 for _ in self._in_flight())
-
-    @property
-    def kept_batches(self) -> int:
-        return len(self._history)
-
-    @property
-    def kept_bytes(self) -> int:
-        return self._history_bytes
 
     def includes(self, value: bytes | None, sequence: int | None = None) -> bool:
         """Whether a store with this commit key is ours and contains everything acknowledged, or
@@ -212,12 +180,18 @@ class CommitHistory:
     def waiting(self) -> Iterator[Entry]:
         """Every submission that is neither committed nor refused, oldest first."""
         yield from self._in_flight()
-        yield from self._queue
+        yield from self.queue
+
+    def _unacknowledged(self) -> Batch | None:
+        """The batch that is in flight, or was when the connection broke."""
+        window = self.window
+        return window.newest if window.newest_sequence > self._acknowledged else None
 
     def _in_flight(self) -> Iterable[Entry]:
         if self._aside is not None:
             return self._aside.entries
-        return self._history[-1].entries if self._history else ()
+        newest = self.window.newest
+        return () if newest is None else newest.entries
 
     # -------------------------------------------------------------- events
 
@@ -233,7 +207,7 @@ class CommitHistory:
         if submission.frees_memory:
             check_for_script(submission.commands)
         size_bytes = submission.size_bytes + ENTRY_BYTES
-        queue = self._queue
+        queue = self.queue
         if queue.size_bytes + size_bytes > self._limits.queue_bytes:
             raise OverloadedError("the commit queue", limit=self._limits.queue_bytes, unit="bytes")
         if self._phase is _FENCED or self._phase is _CLOSED:
@@ -246,12 +220,11 @@ class CommitHistory:
 
     def _expect_in_time(self, deadline_s: float, size_bytes: int) -> None:
         """Raise `OverloadedError` if what waits already takes longer than the caller will wait."""
-        turn_s = self._pace.ready_at_s(self._queue.size_bytes + size_bytes)
+        turn_s = self.window.all_at_s(self.queue.size_bytes + size_bytes)
         if turn_s > deadline_s:
-            limit = self._limits.kept_bytes
             raise OverloadedError(
                 "the window of writes kept to be sent again (DBOS_REPLAY_BYTES)",
-                limit=limit,
+                limit=self._limits.replay_bytes,
                 unit="bytes",
             )
 
@@ -261,33 +234,26 @@ class CommitHistory:
         The caller sends it at once and reports with `answered` or `connection_lost`.
         """
         assert self._phase is _KNOWN
-        batch = self._next_batch(now_s)
-        if batch is not None:
-            self._sent_s = now_s
-        return batch
-
-    def _next_batch(self, now_s: float) -> Batch | None:
-        history = self._history
-        if history and history[-1].sequence > self._position:
+        self._sent_s = now_s
+        window = self.window
+        if window.newest_sequence > self._position:
             self.counts.repeated += 1
-            return history[self._position + 1 - history[0].sequence]
+            return window.after(self._position)
         if self._key_is_behind:
             self._key_is_behind = False
-            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
+            return window.append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RENEW))
         if now_s >= self._renew_at_s:
             return self._beside(Form.RENEWAL, [])
-        if self._queue:
-            allowed = self._pace.allowance(now_s)
-            if self._history_bytes >= self._limits.kept_bytes:
-                allowed = 0.0
-            if allowed >= self._pace.portion(self._queue.size_bytes) > 0.0:
+        if self.queue:
+            allowed = window.allowed_bytes(now_s, self.queue.size_bytes)
+            if allowed:
                 return self._cut(allowed)
-            if self._queue.begins_with_a_barrier:
+            if self.queue.begins_with_a_barrier:
                 return self._cut(0.0)
             self._held = True
             return None
         if self.releasing:
-            return self._append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
+            return window.append(Batch(Form.SCRIPT, sequence=0, entries=[], lease=Lease.RELEASE))
         if self.check_wanted:
             return self._beside(Form.CHECK, [])
         return None
@@ -295,26 +261,19 @@ class CommitHistory:
     def _cut(self, allowed_bytes: float) -> Batch:
         """Make a batch of what waits; see `SubmissionQueue.cut`."""
         limits = self._limits
-        entries, freeing = self._queue.cut(
+        entries, freeing = self.queue.cut(
             batch_bytes=limits.batch_bytes,
             allowed_bytes=allowed_bytes,
             submissions=limits.batch_submissions,
         )
-        self._held = self._held and bool(self._queue)
+        self._held = self._held and bool(self.queue)
         if freeing is None:
             return self._beside(Form.CHECK, entries)
         form = Form.SCRIPT if freeing else Form.TRANSACTION
-        return self._append(Batch(form, sequence=0, entries=entries))
-
-    def _append(self, batch: Batch) -> Batch:
-        batch.sequence = self._acknowledged + 1
-        self._history.append(batch)
-        self._history_bytes += batch.size_bytes
-        self._pace.spend(batch.size_bytes)
-        return batch
+        return self.window.append(Batch(form, sequence=0, entries=entries))
 
     def _beside(self, form: Form, entries: list[Entry]) -> Batch:
-        """What is no commit: it is not kept, and the commit key stays as it is."""
+        """What is no commit: it is not sent again, and the commit key stays as it is."""
         if form is Form.CHECK:
             self.check_wanted = False
         self._aside = Batch(form, sequence=self._acknowledged, entries=entries)
@@ -337,7 +296,7 @@ class CommitHistory:
                 effects.committed = batch.entries
                 effects.replies = []
             else:
-                self._queue.put_back(batch.entries)
+                self.queue.put_back(batch.entries)
         elif answer.replies is not None:
             self._confirm(batch, answer.replies, effects)
             if answer.failed_commands:
@@ -352,18 +311,15 @@ class CommitHistory:
         if self._phase is _KNOWN:
             self._phase = Phase.UNKNOWN
         if self._aside is not None:
-            self._queue.put_back(self._aside.entries)
+            self.queue.put_back(self._aside.entries)
             self._aside = None
 
     def executed_in_doubt(self, value: bytes | None) -> Batch | None:
         """The batch whose replies were lost, if this value of the commit key says that it was
         executed: whether all its commands succeeded is for the caller to find out.
         """
-        history = self._history
-        if history and history[-1].sequence > self._acknowledged:
-            batch = history[-1]
-            return batch if value == self.value_at(batch.sequence) else None
-        return None
+        batch = self._unacknowledged()
+        return batch if batch is not None and value == self.value_at(batch.sequence) else None
 
     def key_read(
         self, value: bytes | None, now_s: float, failed: Sequence[tuple[int, str]] = ()
@@ -394,17 +350,14 @@ class CommitHistory:
         self.forbidden = reason
         if reason is None:
             return effects
-        history = self._history
-        if history and history[-1].sequence > self._acknowledged:
+        if self._unacknowledged() is not None:
             # It was in flight when the connection broke, and is not in the store.
-            batch = history.pop()
-            self._history_bytes -= batch.size_bytes
-            self._queue.put_back(batch.entries)
-        owners = self._queue.writers()
+            self.queue.put_back(self.window.pop().entries)
+        owners = self.queue.writers()
         if owners:
             effects.error = UnavailableError(reason)
             effects.owners = list(owners.values())
-            effects.refused += self._queue.remove_of(owners)
+            effects.refused += self.queue.remove_of(owners)
             self.counts.submissions_refused += len(effects.refused)
         return effects
 
@@ -413,7 +366,7 @@ class CommitHistory:
 
         Returns what is in flight, outcome unknown, and what was never sent.
         """
-        in_flight, queued = list(self._in_flight()), self._queue.clear()
+        in_flight, queued = list(self._in_flight()), self.queue.clear()
         if self._phase is not _FENCED:
             self._phase = Phase.CLOSED
         return in_flight, queued
@@ -433,7 +386,7 @@ class CommitHistory:
             batch.entries = []
             if batch.lease is Lease.RELEASE:
                 self._phase = Phase.CLOSED
-        self._trim()
+        self.window.trim(self._position, self._sent_s)
 
     def _renew(self, answer: Answer, now_s: float, effects: Effects) -> None:
         """A RENEWAL is answered: renewed, refused, or (no replies) the commit key has changed."""
@@ -445,27 +398,7 @@ class CommitHistory:
         elif answer.replies is not None:
             self._renewed_s = self._sent_s
             self._renew_at_s = self._sent_s + self._limits.renewal_s
-            self._trim()
-
-    def _trim(self) -> None:
-        """The store has accepted a write: what it has had for long is as safe as it will get.
-
-        That it answers is not enough. A Redis that cannot write its file (a full disk) has
-        answered for writes that are in its memory only; from then on it refuses writes, and
-        goes on to answer reads, for as long as it likes before it dies.
-        """
-        history = self._history
-        until_s = self._sent_s - self._limits.kept_s
-        while history:
-            oldest = history[0]
-            if (
-                oldest.sequence > self._position
-                or oldest.confirmed_s is None
-                or oldest.confirmed_s > until_s
-            ):
-                break
-            history.popleft()
-            self._history_bytes -= oldest.size_bytes
+            self.window.trim(self._position, self._sent_s)
 
     def _refuse(self, batch: Batch, answer: Answer, effects: Effects) -> None:
         """Redis has executed nothing of ``batch``."""
@@ -474,8 +407,7 @@ class CommitHistory:
             # Acknowledged long ago: the only way out is to try until it is accepted.
             effects.reconnect = reason
             return
-        self._history.pop()
-        self._history_bytes -= batch.size_bytes
+        self.window.pop()
         self.counts.refused += 1
         if reason.startswith(READ_ONLY):
             effects.reconnect = reason
@@ -491,8 +423,8 @@ class CommitHistory:
         effects.owners = list(owners.values())
         innocent, effects.refused = without(batch.entries, owners)
         # What they have queued was decided upon what is not in the store.
-        effects.refused += self._queue.remove_of(owners)
-        self._queue.put_back(innocent)
+        effects.refused += self.queue.remove_of(owners)
+        self.queue.put_back(innocent)
         self.counts.submissions_refused += len(effects.refused)
 
     def _take_failures(
@@ -500,31 +432,32 @@ class CommitHistory:
     ) -> None:
         """``batch`` is in the store but for these commands."""
         effects.take_failures(batch, failed)
-        effects.refused += self._queue.remove_of(effects.errors)
+        effects.refused += self.queue.remove_of(effects.errors)
         self.counts.commands_failed += len(effects.damage)
         self.counts.submissions_refused += len(effects.refused)
 
     def _place(self, value: bytes | None, now_s: float, effects: Effects) -> None:
         """The commit key has this value: find where in our history the store is."""
-        history = self._history
-        newest = history[-1].sequence if history else self._acknowledged
+        window = self.window
+        newest, oldest = window.newest, window.oldest
         try:
             position = self._key.position_of(value)
-            if position > newest:
+            if position > window.newest_sequence:
                 raise self._key.fenced(value)
         except (FencedError, UnusableStoreError):
             self._phase = Phase.FENCED
             raise
         if position > self._acknowledged:
-            batch = history[-1]
-            effects.committed, batch.entries = batch.entries, []
+            assert newest is not None
+            effects.committed, newest.entries = newest.entries, []
             effects.replies = None
             self._acknowledged = position
             self.counts.commits += 1
-            if batch.lease is Lease.RELEASE:
+            if newest.lease is Lease.RELEASE:
                 self._phase = Phase.CLOSED
-        oldest = history[0].sequence if history else self._acknowledged + 1
-        if position < oldest - 1 and self._limits.refuse_loss:
+        # The store must have this one for what can be sent again to follow on it.
+        needed = self._acknowledged if oldest is None else oldest.sequence - 1
+        if position < needed and self._limits.refuse_loss:
             self._phase = Phase.UNKNOWN
             self.counts.losses_refused += 1
             effects.reconnect = (
@@ -532,15 +465,12 @@ class CommitHistory:
                 "and DBOS_REFUSE_LOST_COMMITS is set"
             )
             return
-        if position < oldest - 1:
-            self._lose(oldest - 1 - position, effects)
-            position = oldest - 1
+        if position < needed:
+            self._lose(needed - position, effects)
+            position = needed
         self._position = position
         self._value = value or b""
-        for batch in history:
-            # A store that has come back may go again: what it has counts from now.
-            batch.confirmed_s = now_s if batch.sequence <= position else None
-        self._pace.restart(self._history_bytes, now_s)
+        window.restart(position, now_s)
 
     def _lose(self, batches: int, effects: Effects) -> None:
         """Acknowledged commits are gone for good; later decisions may depend on them."""
@@ -549,11 +479,9 @@ class CommitHistory:
         self.counts.batches_lost += batches
         self.counts.reloads += 1
         effects.error = UnavailableError("Redis came back without commits it had acknowledged")
-        if self._history and self._history[-1].sequence > self._acknowledged:
-            batch = self._history.pop()
-            self._history_bytes -= batch.size_bytes
-            effects.refused += batch.entries
-        effects.refused += self._queue.clear()
+        if self._unacknowledged() is not None:
+            effects.refused += self.window.pop().entries
+        effects.refused += self.queue.clear()
         owners = {id(submission.owner): submission.owner for submission, _ in effects.refused}
         effects.owners = list(owners.values())
         self.counts.submissions_refused += len(effects.refused)

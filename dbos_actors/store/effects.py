@@ -33,7 +33,7 @@ class Effects:
     # Why, for those owners who have a reason of their own, by the id of the owner.
     errors: dict[int, UnavailableError] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
-    # The store came back older than what is kept, by so many commits or more.
+    # The store came back older than what can be sent again, by so many commits or more.
     lost_batches: int = 0
     # Talk to Redis again, on a new connection, after a pause: it refuses for now.
     reconnect: str | None = None
@@ -54,7 +54,7 @@ class Effects:
         reasons = dict(failed)
         entries, replies = self.committed, self.replies
         self.committed = []
-        kept_replies: list[object] = []
+        replies_left: list[object] = []
         first = 0
         for entry in entries:
             submission = entry[0]
@@ -68,12 +68,12 @@ class Effects:
             else:
                 self.committed.append(entry)
                 if replies is not None:
-                    kept_replies += replies[first:after]
+                    replies_left += replies[first:after]
             first = after
         for index, reason in reasons.items():
             self._damage(commands[index], reason, None)
         if replies is not None:
-            self.replies = kept_replies
+            self.replies = replies_left
 
     def _damage(self, command: Sequence[bytes], reason: str, owner: Owner | None) -> None:
         error = DamagedKeyError(

@@ -1,4 +1,4 @@
-"""How fast may be written, so that the window of what is kept to be sent again never fills. Pure.
+"""How fast may be written, so that the replay window never fills. Pure.
 
 What is written stays in the window for ``window_s``. Were it written as fast as it comes, the
 window would be full after a while, and nothing could be written until the oldest leaves it: all
@@ -68,13 +68,13 @@ class Pace:
         """When so much may be written, as far as `allowance` was last asked for; or before."""
         return self._at_s + (size_bytes - self._tokens) / self._rate
 
-    def restart(self, kept_bytes: int, now_s: float) -> None:
-        """All that is kept now stays for a whole ``window_s`` more: spread the rest over it.
+    def restart(self, replayable_bytes: int, now_s: float) -> None:
+        """All of the window stays for a whole ``window_s`` more: spread the rest over it.
 
         The rate stays above a hundredth of what it was, so that callers can be told how long it
         will take; the window itself has the last word.
         """
-        room = max(0, self._window_bytes - kept_bytes)
+        room = max(0, self._window_bytes - replayable_bytes)
         burst_bytes = room * BURST_SHARE
         self._tokens = min(self.allowance(now_s), burst_bytes)
         rate = (room - burst_bytes) / self._window_s

@@ -50,13 +50,13 @@ class StoreSettings:
     """Waiting for their commit; beyond it submissions are refused. Four seconds of the
     design load of 15,000 results a second."""
 
-    kept_s: float = 5.0
+    replay_s: float = 5.0
     """Commits younger than this can be sent again to a Redis that lost them. ``everysec`` loses
     one second, two when the disk is slow; the rest is margin."""
 
-    kept_bytes: int = 512 << 20
-    """At most so much is kept. An eighth of it may be written at once, the rest in each ``kept_s``
-    (see `pace`): 94 MB a second, six times the design load."""
+    replay_bytes: int = 512 << 20
+    """At most so much of them. An eighth of it may be written at once, the rest in each
+    ``replay_s`` (see `pace`): 94 MB a second, six times the design load."""
 
     lease_s: float = 5.0
     """A second server that respects the lease waits this long after the owner is silent."""
@@ -131,7 +131,7 @@ class StoreStatistics:
     command_errors: int
     """Commands that failed inside successful commits: their keys are damaged."""
     batches_lost: int
-    """Acknowledged commits that Redis lost and that were no longer kept."""
+    """Acknowledged commits that Redis lost and that could no longer be sent again."""
     losses_refused: int
     """How often a Redis that came back so was refused; see `StoreSettings.refuse_loss`."""
     reloads: int
@@ -143,8 +143,9 @@ class StoreStatistics:
     """Whether writes are refused, because Redis is not as a setting demands."""
     queued_submissions: int
     queued_bytes: int
-    kept_batches: int
-    kept_bytes: int
+    replayable_batches: int
+    """Commits that can be sent again to a Redis that lost them."""
+    replayable_bytes: int
     in_flight_submissions: int
     reads: int
     read_round_trips: int

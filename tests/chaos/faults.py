@@ -15,8 +15,8 @@ from tests.chaos.disks import SmallDisk, VolatileDisk
 from tests.chaos.proxy import Proxy, Way
 from tests.chaos.scene import MOVE_S_MAX, Scene, Stage, until
 
-KEPT_S: Final = 5.0
-"""How long the server keeps what it may have to send again (`StoreSettings.kept_s`)."""
+REPLAY_S: Final = 5.0
+"""How long the server can send a commit again (`StoreSettings.replay_s`)."""
 
 LEASE_S: Final = 5.0
 
@@ -183,7 +183,7 @@ async def fill_disk_and_kill_redis(scene: Scene) -> None:
     await trio.to_thread.run_sync(scene.disk.fill)
     await scene.wait_outcome("UNAVAILABLE", 5.0)
     # What Redis had answered for, but could not write, is older by now than what is kept.
-    await trio.sleep(KEPT_S + 1.5)
+    await trio.sleep(REPLAY_S + 1.5)
     await scene.kill_redis()
     scene.disk.free()
     await scene.start_redis()

@@ -185,7 +185,7 @@ def _limits(random: Random) -> dict[str, dict[str, Any]]:
         "store": {
             "batch_submissions": pick([1, 3, 2_000]),
             "read_commands": pick([4, 5_000]),
-            "kept_bytes": pick([100_000, 256 << 20]),
+            "replay_bytes": pick([100_000, 256 << 20]),
             "patience_s": pick([0.5, 5.0]),
             "reply_timeout_s": pick([2.0, 10.0]),
         },

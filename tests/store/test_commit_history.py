@@ -14,7 +14,7 @@ from dbos_actors.store.resp import pack
 from tests.support.submissions import RecordingOwner, RecordingSubmission
 
 EPOCH = 3
-KEPT_S = 5.0
+REPLAY_S = 5.0
 
 
 def history(**changes: Any) -> CommitHistory:
@@ -22,8 +22,8 @@ def history(**changes: Any) -> CommitHistory:
         "batch_submissions": 10,
         "batch_bytes": 1_000,
         "queue_bytes": 10_000,
-        "kept_s": KEPT_S,
-        "kept_bytes": 10_000,
+        "replay_s": REPLAY_S,
+        "replay_bytes": 10_000,
         "lease_s": 5.0,
         "renewal_s": 1.0,
     }
@@ -74,11 +74,11 @@ def test_a_redis_that_refuses_writes_and_then_dies_is_sent_all_that_it_answered_
     assert books.next_batch(20.0) is last
 
 
-def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_write() -> None:
+def test_what_is_older_than_the_replay_window_goes_with_the_next_accepted_write() -> None:
     books = history()
     for second in range(20):
         commit(books, float(second))
-    assert books.kept_batches < 2 * KEPT_S + 4
+    assert len(books.window) < 2 * REPLAY_S + 4
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_is_older_than_the_time_of_keeping_goes_with_the_next_accepted_writ
     [(1, 1), (32, 32), (33, 32), (64, 32), (65, 33), (101, 51), (1_000, 300)],
 )
 def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int) -> None:
-    limits = {"batch_bytes": 100_000, "queue_bytes": 1_000_000, "kept_bytes": 1_000_000}
+    limits = {"batch_bytes": 100_000, "queue_bytes": 1_000_000, "replay_bytes": 1_000_000}
     books = history(batch_submissions=300, **limits)
     submissions = [RecordingSubmission(RecordingOwner(), pack("INCR", "n")) for _ in range(waiting)]
     for submission in submissions:
@@ -94,7 +94,7 @@ def test_a_batch_is_a_short_queue_or_half_of_a_long_one(waiting: int, sent: int)
     batch = books.next_batch(0.0)
     assert batch is not None
     assert [submission for submission, _ in batch.entries] == submissions[:sent]
-    assert books.queued_submissions == waiting - sent
+    assert len(books.queue) == waiting - sent
 
 
 def test_owners_whose_commands_were_fine_keep_their_order_when_a_batch_is_refused() -> None:
@@ -116,7 +116,7 @@ def test_owners_whose_commands_were_fine_keep_their_order_when_a_batch_is_refuse
 
 
 def test_a_full_history_is_trimmed_by_renewals_and_then_goes_on() -> None:
-    books = history(kept_bytes=100_000, queue_bytes=1_000_000)
+    books = history(replay_bytes=100_000, queue_bytes=1_000_000)
     for _ in range(2):
         books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
     first = books.next_batch(0.0)
@@ -130,7 +130,7 @@ def test_a_full_history_is_trimmed_by_renewals_and_then_goes_on() -> None:
             now_s = books.wake_s + 0.001
         else:
             accept(books, batch, now_s)
-    assert KEPT_S <= now_s <= KEPT_S + 2.0
+    assert REPLAY_S <= now_s <= REPLAY_S + 2.0
     assert batch.form is Form.TRANSACTION
 
 
@@ -173,7 +173,7 @@ class Writers:
             before, end_s = self.stored, self.now_s + 1.0
             while self.now_s < end_s:
                 self.step()
-                assert self.books.kept_bytes <= self.limit_bytes
+                assert self.books.window.size_bytes <= self.limit_bytes
             rates.append(self.stored - before)
         return rates
 
@@ -183,19 +183,19 @@ class Writers:
 
 def test_a_small_window_lets_writes_through_evenly() -> None:
     """64 writers of 4 KB. Catches two seconds of everything, and then four of nothing."""
-    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    writers = Writers(64, 4_096, replay_bytes=16 * MIB, queue_bytes=64 * MIB)
     rates = writers.rates(30)
     mean = sum(rates) / len(rates)
     assert min(rates) > 0.8 * mean
     # The rate that the window allows, but for the burst's share.
-    assert mean * 4_096 > 0.8 * 16 * MIB / KEPT_S
+    assert mean * 4_096 > 0.8 * 16 * MIB / REPLAY_S
     # No longer than the others before it take, and a portion.
-    assert max(writers.waits_s) < 64 * 4_200 / (0.8 * 16 * MIB / KEPT_S) + 0.05
+    assert max(writers.waits_s) < 64 * 4_200 / (0.8 * 16 * MIB / REPLAY_S) + 0.05
 
 
 def test_a_window_that_starts_again_is_shared_out_evenly_too() -> None:
     """After a reconnect everything kept stays for the whole time again."""
-    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    writers = Writers(64, 4_096, replay_bytes=16 * MIB, queue_bytes=64 * MIB)
     writers.rates(10)
     writers.books.connection_lost()
     writers.books.key_read(writers.books.key_value, writers.now_s)
@@ -205,7 +205,7 @@ def test_a_window_that_starts_again_is_shared_out_evenly_too() -> None:
 
 
 def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() -> None:
-    writers = Writers(64, 4_096, kept_bytes=16 * MIB, queue_bytes=64 * MIB)
+    writers = Writers(64, 4_096, replay_bytes=16 * MIB, queue_bytes=64 * MIB)
     writers.rates(3)
     books = writers.books
     while not books.held:
@@ -219,13 +219,13 @@ def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() ->
     more = [RecordingSubmission(owner, write, deadline_s=now_s + 5.0) for _ in range(10_000)]
     with pytest.raises(OverloadedError, match="DBOS_REPLAY_BYTES"):
         list(map(books.submit, more, itertools.repeat(now_s)))
-    assert books.queued_bytes / (7 / 8 * 16 * MIB / KEPT_S) == pytest.approx(5.0, rel=0.02)
+    assert books.queue.size_bytes / (7 / 8 * 16 * MIB / REPLAY_S) == pytest.approx(5.0, rel=0.02)
     # A step of something longer has no deadline, and must not be refused half-way.
     books.submit(RecordingSubmission(owner, write), now_s)
 
 
 def test_reads_do_not_wait_for_a_window_that_only_holds_up_writes() -> None:
-    books = history(kept_bytes=100_000, queue_bytes=1_000_000)
+    books = history(replay_bytes=100_000, queue_bytes=1_000_000)
     books.submit(RecordingSubmission(RecordingOwner(), pack("SET", "k", "x" * 100_000)), 0.0)
     first = books.next_batch(0.0)
     assert first is not None

@@ -21,8 +21,8 @@ LIMITS = HistoryLimits(
     batch_submissions=4,
     batch_bytes=400,
     queue_bytes=8_000,
-    kept_s=5.0,
-    kept_bytes=10_000,
+    replay_s=5.0,
+    replay_bytes=10_000,
     lease_s=5.0,
     renewal_s=1.0,
 )
@@ -145,7 +145,7 @@ class LedgerMachine(RuleBasedStateMachine):
         try:
             self.history.submit(submission, self.now_s)
         except OverloadedError:
-            full = self.history.queued_bytes + submission.size_bytes > LIMITS.queue_bytes - 300
+            full = self.history.queue.size_bytes + submission.size_bytes > LIMITS.queue_bytes - 300
             assert full or self.history.held
         except UnavailableError:
             assert self.fenced
@@ -269,9 +269,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_queue_accounts_for_its_bytes(self) -> None:
-        assert self.history.queued_bytes >= 0
-        if not self.history.queued_submissions:
-            assert self.history.queued_bytes == 0
+        assert self.history.queue.size_bytes >= 0
+        if not self.history.queue:
+            assert self.history.queue.size_bytes == 0
 
     @invariant()
     def submissions_of_an_owner_wait_in_order(self) -> None:
@@ -305,7 +305,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if self.history.phase is Phase.UNKNOWN:
                 self.reconnect()
             batch = None if self.fenced else self.history.next_batch(self.now_s)
-            if batch is None and not self.history.queued_submissions:
+            if batch is None and not self.history.queue:
                 break
             if batch is not None:
                 before, after = self.history.key_value, self.history.value_at(batch.sequence)

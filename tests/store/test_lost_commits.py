@@ -59,11 +59,11 @@ async def test_a_redis_that_comes_back_empty_is_refused_where_a_setting_says_so(
     valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And served again as soon as it has everything."""
-    settings = {"kept_s": 0.0, "renewal_s": 0.05, "refuse_loss": True, "patience_s": 0.2}
+    settings = {"replay_s": 0.0, "renewal_s": 0.05, "refuse_loss": True, "patience_s": 0.2}
     async with opened(connector_to(valkey), **settings) as store:  # type: ignore[arg-type]
         for _ in range(3):
             await (await write(store)).wait()
-        await until(lambda: not store.statistics().kept_batches)
+        await until(lambda: not store.statistics().replayable_batches)
         saved = valkey.execute("GET", COMMIT)
         valkey.execute("FLUSHALL")
         await until(lambda: store.state.value is StoreState.AWAY)
@@ -85,9 +85,9 @@ async def test_a_redis_that_comes_back_empty_is_refused_where_a_setting_says_so(
 async def test_without_the_setting_the_loss_is_shouted_about_and_counted(
     valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with opened(connector_to(valkey), kept_s=0.0, renewal_s=0.05) as store:
+    async with opened(connector_to(valkey), replay_s=0.0, renewal_s=0.05) as store:
         await (await write(store)).wait()
-        await until(lambda: not store.statistics().kept_batches)
+        await until(lambda: not store.statistics().replayable_batches)
         valkey.execute("FLUSHALL")
         await until(lambda: store.statistics().batches_lost > 0)
         assert await (await write(store)).wait() == [1]

@@ -84,7 +84,7 @@ async def test_reads_never_see_a_store_that_lacks_what_was_acknowledged(
 async def test_a_redis_older_than_what_is_kept_makes_everyone_reload(valkey: ValkeyServer) -> None:
     owner = RecordingOwner()
     reloads: list[None] = []
-    async with opened(connector_to(valkey), kept_s=0.0, renewal_s=0.05) as store:
+    async with opened(connector_to(valkey), replay_s=0.0, renewal_s=0.05) as store:
         store.on_reload(lambda: reloads.append(None))
         mark = valkey.aof_mark()
         for number in range(5):
@@ -111,13 +111,13 @@ async def test_a_redis_older_than_what_is_kept_makes_everyone_reload(valkey: Val
 
 
 async def test_a_flushed_redis_is_noticed_while_connected(valkey: ValkeyServer) -> None:
-    async with opened(connector_to(valkey), kept_s=0.0, renewal_s=0.05) as store:
+    async with opened(connector_to(valkey), replay_s=0.0, renewal_s=0.05) as store:
         for _ in range(3):
             written = RecordingSubmission(RecordingOwner(), pack("SET", "k", "v"))
             store.submit(written)
             await written.wait()
         # Trimmed by a renewal: nothing is kept that could be sent again.
-        await until(lambda: not store.statistics().kept_batches)
+        await until(lambda: not store.statistics().replayable_batches)
         reloaded = trio.Event()
         store.on_reload(reloaded.set)
         valkey.execute("FLUSHALL")

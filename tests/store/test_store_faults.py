@@ -218,14 +218,14 @@ async def test_commits_wait_while_what_is_kept_is_full_of_younger_ones(
     valkey: ValkeyServer,
 ) -> None:
     owner = RecordingOwner()
-    settings: dict[str, Any] = {"kept_bytes": 50_000, "kept_s": 0.3, "batch_bytes": 10_000}
+    settings: dict[str, Any] = {"replay_bytes": 50_000, "replay_s": 0.3, "batch_bytes": 10_000}
     submissions = [RecordingSubmission(owner, pack("SET", "k", "x" * 1_000)) for _ in range(150)]
     async with opened(connector_to(valkey), **settings) as store:
         began_s = trio.current_time()
         for submission in submissions:
             store.submit(submission)
         while not submissions[-1].outcomes:
-            assert store.statistics().kept_bytes < 60_000
+            assert store.statistics().replayable_bytes < 60_000
             await trio.sleep(0.01)
         # Three times what may be kept takes two periods of keeping it.
         assert trio.current_time() - began_s >= 0.6

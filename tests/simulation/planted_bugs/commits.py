@@ -9,6 +9,7 @@ from dbos_actors.errors import FencedError
 from dbos_actors.store.batch import Answer, Wire
 from dbos_actors.store.commit_history import CommitHistory, Phase
 from dbos_actors.store.effects import Effects
+from dbos_actors.store.replay_window import ReplayWindow
 from dbos_actors.store.resp import pack
 from tests.simulation.planted_bugs.registry import planted
 
@@ -83,12 +84,11 @@ def a_commit_in_doubt_is_sent_again_unchecked() -> Any:
     def as_if_not_executed(
         self: CommitHistory, value: bytes | None, now_s: float, effects: Effects
     ) -> None:
-        history = self._history
-        in_flight = history[-1] if history and history[-1].sequence > self._acknowledged else None
+        in_flight = self._unacknowledged()
         entries = list(in_flight.entries) if in_flight is not None else []
         place(self, value, now_s, effects)
         if in_flight is not None and effects.committed and effects.committed == entries:
-            self._queue.put_back(entries)
+            self.queue.put_back(entries)
             effects.committed = []
 
     return patch.object(CommitHistory, "_place", as_if_not_executed)
@@ -99,9 +99,8 @@ def a_commit_in_doubt_counts_as_executed() -> Any:
     lost = CommitHistory.connection_lost
 
     def assume(self: CommitHistory) -> None:
-        history = self._history
-        if history and history[-1].sequence > self._acknowledged:
-            batch = history[-1]
+        batch = self._unacknowledged()
+        if batch is not None:
             for submission, _ in batch.entries:
                 submission.committed(None)
             batch.entries = []
@@ -111,12 +110,12 @@ def a_commit_in_doubt_counts_as_executed() -> Any:
 
 
 @planted
-def kept_batches_are_dropped_at_once() -> Any:
-    def drop(self: CommitHistory) -> None:
-        while self._history and self._history[0].sequence <= self._position:
-            self._history_bytes -= self._history.popleft().size_bytes
+def batches_leave_the_replay_window_at_once() -> Any:
+    def drop(self: ReplayWindow, position: int, accepted_s: float) -> None:
+        while self._batches and self._batches[0].sequence <= position:
+            self.size_bytes -= self._batches.popleft().size_bytes
 
-    return patch.object(CommitHistory, "_trim", drop)
+    return patch.object(ReplayWindow, "trim", drop)
 
 
 @planted
@@ -125,7 +124,7 @@ def batches_are_sent_again_in_the_wrong_order() -> Any:
 
     def shuffled(self: CommitHistory, value: bytes | None, now_s: float, effects: Effects) -> None:
         place(self, value, now_s, effects)
-        missing = [b for b in self._history if b.sequence > self._position]
+        missing = [b for b in self.window._batches if b.sequence > self._position]
         if len(missing) >= 2:
             bodies = [(b.body, b.form, b.command_count, b.lease) for b in reversed(missing)]
             for batch, (body, form, count, lease) in zip(missing, bodies, strict=True):
