@@ -25,6 +25,7 @@ import dbos_actors.actors.agents.actor
 import dbos_actors.actors.agents.deletion
 import dbos_actors.actors.agents.queries
 import dbos_actors.actors.agents.run_retention
+import dbos_actors.actors.pages
 import dbos_actors.assembly
 import dbos_actors.rpc.server.server
 import dbos_actors.store.opening
@@ -328,6 +329,7 @@ def _small_limits(constants: dict[str, int]) -> Iterator[None]:
             dbos_actors.actors.agents.actor, "_RUNS_LOADED_AT_ONCE", constants["runs_loaded"]
         ),
         patch.object(dbos_actors.actors.agents.queries, "STEP", constants["listing_step"]),
+        patch.object(dbos_actors.actors.pages, "STEP", constants["listing_step"]),
         patch.object(
             dbos_actors.assembly,
             "SchedulerSettings",
