@@ -154,6 +154,7 @@ def plan_of(seed: int) -> Plan:
         one_host=random.random() < 0.7,
         **_limits(random),
     )
+    plan.constants["gathers_calls"] = stream_of_chance(seed, "gathering").choice([0, 1])
     if Fault.WALL_CLOCK_JUMP in chosen and not DEATHS.intersection(chosen):
         plan.settings["tasks_max_age_s"] = STEPPED_RETENTION_S
     workers = stream_of_chance(seed, "workers")

@@ -8,6 +8,7 @@ one is dead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -339,6 +340,14 @@ def _small_limits(constants: dict[str, int]) -> Iterator[None]:
         yield
 
 
+def _grpc_server(arguments: dict[str, Any], *, gathers_calls: bool) -> Any:
+    """A server that reads at ticks, or does not, whatever it costs: CPU time differs by run."""
+    server = dbos_actors.rpc.server.server.Server(**arguments, cpu_s=float)
+    server._read_ticks.is_on = gathers_calls
+    server._read_ticks.due_s = math.inf
+    return server
+
+
 @contextmanager
 def simulated_surroundings(
     *,
@@ -357,7 +366,7 @@ def simulated_surroundings(
     class Server(DirectServer):
         def __new__(cls, **arguments: Any) -> Any:
             if _current.get().over_grpc:
-                return dbos_actors.rpc.server.server.Server(**arguments)
+                return _grpc_server(arguments, gathers_calls=bool(constants["gathers_calls"]))
             return super().__new__(cls)
 
         def __init__(self, **arguments: Any) -> None:

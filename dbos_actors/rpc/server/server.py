@@ -1,9 +1,9 @@
 """The gRPC server: it accepts connections, and drives all of them until it is drained.
 
-`Server.serve` runs one task for each listener, one for each connection, and four for all
+`Server.serve` runs one task for each listener, one for each connection, and five for all
 connections: one ends calls whose deadline has passed, one flushes answers that are given outside
-a connection's own read, one starts and ends handlers in turns, and one looks at keepalive, idle and
-age limits every second.
+a connection's own read, one keeps the ticks at which connections are read while calls are gathered,
+one starts and ends handlers in turns, and one looks at keepalive, idle and age limits every second.
 `dbos_actors.rpc.server.socket_driver` has what is done for one connection.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import random
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -26,6 +27,7 @@ from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.listeners import Listener, TlsListener
+from dbos_actors.rpc.server.read_ticks import ReadTicks
 from dbos_actors.rpc.server.read_turns import ReadTurns
 from dbos_actors.rpc.server.routes import Servable
 from dbos_actors.rpc.server.shared_state import AnswerRound, SharedState
@@ -74,6 +76,8 @@ class ServerStatistics:
     """Refused because their client may not make them."""
     calls_shed: int
     """Refused as they arrived, because those before them waited too long."""
+    calls_gathered: bool
+    """Whether connections are read at ticks now, so that more calls come in a read."""
     mailbox_bytes: int
     """Unsent responses beyond each connection's own allowance."""
     held_bytes: int
@@ -91,8 +95,10 @@ class Server:
     need none (see `dbos_actors.rpc.server.strangers`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
     says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
-    ``random`` spreads the ages at which connections are drained. Nothing is opened before
-    `serve`; a server serves once.
+    ``random`` spreads the ages at which connections are drained. ``cpu_s`` tells the CPU time
+    that the thread of the server has used; by that it decides whether to gather calls before it
+    reads them (`dbos_actors.rpc.server.gathering`). Nothing is opened before `serve`; a server
+    serves once.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class Server:
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         random: random.Random | None = None,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
         self._limits = limits or ServerLimits()
         self._clock = clock or SystemClock()
@@ -128,6 +135,7 @@ class Server:
         other answers are sent in the next round of Trio."""
         self._read_turns = ReadTurns(self._shared, overloaded)
         self._handler_turns = HandlerTurns()
+        self._read_ticks = ReadTicks(self._shared, cpu_s)
         self._connections: dict[SocketDriver, None] = {}
         self._connections_total = 0
         self._dismissed_total = 0
@@ -151,6 +159,7 @@ class Server:
         with self._running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, self._shared.deadlines, self._clock)
+                nursery.start_soon(self._read_ticks.run)
                 nursery.start_soon(self._flush_dirty)
                 nursery.start_soon(self._handler_turns.run)
                 nursery.start_soon(self._tick)
@@ -207,6 +216,7 @@ class Server:
             calls_unauthenticated=shared.calls_unauthenticated,
             calls_denied=shared.calls_denied,
             calls_shed=shared.shed_total,
+            calls_gathered=self._read_ticks.is_on,
             mailbox_bytes=self._limits.unsent_bytes_shared - shared.unsent_free,
             held_bytes=self._limits.held_bytes_shared - shared.held_free,
             deadlines=len(shared.deadlines),
@@ -277,6 +287,7 @@ class Server:
                 read_buffer=self._read_buffer,
                 read_turns=self._read_turns,
                 handler_turns=self._handler_turns,
+                read_ticks=self._read_ticks,
                 age_factor=self._age_factor(),
             )
         except Exception as failure:  # noqa: BLE001 - logged, and dealt with here

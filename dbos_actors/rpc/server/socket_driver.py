@@ -8,8 +8,9 @@ three kinds of tasks in nurseries of its own:
   connections (`HandlerTurns`), so they may outlive the other two.
 
 The socket is used directly. A read that would block waits in `trio.lowlevel.wait_readable`. One
-that would not block costs one system call and no switch of tasks. `SocketPump` has the other
-direction.
+that would not block costs one system call and no switch of tasks. While calls are gathered, a
+connection is read at ticks (`ReadTicks`), and waits for its socket only if a tick brought nothing.
+`SocketPump` has the other direction.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.log_limits import log_limited
 from dbos_actors.rpc.server.connection import ServerConnection
 from dbos_actors.rpc.server.handler_turns import HandlerTurns
+from dbos_actors.rpc.server.read_ticks import ReadTicks
 from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream import handle
@@ -75,10 +77,12 @@ class SocketDriver(SocketPump):
         "_clock",
         "_handler_turns",
         "_handlers",
+        "_has_read",
         "_is_heavy",
         "_is_verified",
         "_lingers",
         "_read_buffer",
+        "_read_ticks",
         "_read_turns",
         "_shared",
     )
@@ -100,6 +104,7 @@ class SocketDriver(SocketPump):
         read_buffer: memoryview,
         read_turns: ReadTurns,
         handler_turns: HandlerTurns,
+        read_ticks: ReadTicks,
         age_factor: float,
     ) -> None:
         super().__init__(sock)
@@ -109,6 +114,9 @@ class SocketDriver(SocketPump):
         self._read_turns = read_turns
         self._handler_turns = handler_turns
         self._handlers = None
+        self._read_ticks = read_ticks
+        # Whether the last read brought something, so that the next one may too.
+        self._has_read = False
         self._is_heavy = False
         self._is_verified = False
         self._tls = None if context is None else TlsFilter(context)
@@ -164,12 +172,16 @@ class SocketDriver(SocketPump):
         self._protocol.lost()
 
     async def _read(self) -> None:
-        protocol, sock, turns = self._protocol, self._sock, self._read_turns
+        protocol, sock = self._protocol, self._sock
+        turns, ticks = self._read_turns, self._read_ticks
         unsent_max = self._shared.limits.unsent_bytes_max
         while not protocol.closed:
             while self._unsent is not None and protocol.unsent_bytes > unsent_max:
                 await self._wait_moved()
-            await trio.lowlevel.wait_readable(sock)
+            if not (ticks.is_on and self._has_read):
+                await trio.lowlevel.wait_readable(sock)
+            if ticks.is_on:
+                await ticks.wait()
             is_stranger = protocol.is_stranger
             if turns.must_wait(
                 is_stranger=is_stranger, is_heavy=self._is_heavy
@@ -187,14 +199,21 @@ class SocketDriver(SocketPump):
         try:
             size = self._sock.recv_into(buffer, limit_bytes)
         except (BlockingIOError, InterruptedError):
+            self._has_read = False
             return True
         if size == 0:
             return False
+        self._has_read = True
+        ticks = self._read_ticks
+        ticks.reads += 1
+        now_s = self._clock.monotonic_s()
+        if now_s >= ticks.due_s:
+            ticks.look(now_s)
         if self._is_heavy is not (size >= TURN_BYTES):
             self._weigh(not self._is_heavy)
         if tls is None:
-            self._protocol.receive(buffer[:size], self._clock.monotonic_s())
-        elif not self._receive_sealed(tls, buffer[:size]):
+            self._protocol.receive(buffer[:size], now_s)
+        elif not self._receive_sealed(tls, buffer[:size], now_s):
             return False
         self.flush()
         return True
@@ -203,7 +222,7 @@ class SocketDriver(SocketPump):
         self._is_heavy = is_heavy
         self._read_turns.count_heavy(1 if is_heavy else -1)
 
-    def _receive_sealed(self, tls: TlsFilter, data: memoryview) -> bool:
+    def _receive_sealed(self, tls: TlsFilter, data: memoryview, now_s: float) -> bool:
         """Take bytes under TLS; False: the connection is not worth going on with."""
         protocol = self._protocol
         try:
@@ -211,7 +230,7 @@ class SocketDriver(SocketPump):
                 if not self._is_verified:  # before the calls that came with the handshake's end
                     self._is_verified = True
                     protocol.peer_certificate = tls.peer_certificate
-                protocol.receive(plain, self._clock.monotonic_s())
+                protocol.receive(plain, now_s)
         except ssl.SSLError as error:
             log_limited(
                 log.info, "TLS failed", peer=protocol.peer, error=error.reason or str(error)
