@@ -25,15 +25,15 @@ class ReloadingFiles(Generic[T]):
         self.value = load()
         """What was loaded last, with success."""
 
-    def reload(self, *, settled: bool = False) -> bool:
+    def reload(self, *, stable: bool = False) -> bool:
         """Load the files again if they have changed since they were loaded; whether it was done.
 
-        With ``settled``, files are loaded only if they are the same as at the last look, because a
+        With ``stable``, files are loaded only if they are the same as at the last look, because a
         file that is being written may be empty at first. Raises what ``load`` raises; the value
         then stays as it was, and the files are not loaded again before their next change.
         """
         before, self._seen = self._seen, self._stamps()
-        if self._seen == self._loaded or (settled and self._seen != before):
+        if self._seen == self._loaded or (stable and self._seen != before):
             return False
         self._loaded = self._seen
         self.value = self._load()

@@ -39,13 +39,13 @@ def test_files_that_cannot_be_loaded_leave_the_value_as_it_is(tmp_path: Path) ->
     assert (files.reload(), files.value) == (True, 23456)
 
 
-def test_a_file_that_is_being_written_is_loaded_once_it_has_settled(tmp_path: Path) -> None:
+def test_a_file_that_is_being_written_is_loaded_once_it_stays_the_same(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("old")
     files = ReloadingFiles(path.read_text, path)
     path.write_text("")
-    assert not files.reload(settled=True)
+    assert not files.reload(stable=True)
     path.write_text("new text")
-    assert (files.reload(settled=True), files.value) == (False, "old")
-    assert (files.reload(settled=True), files.value) == (True, "new text")
-    assert not files.reload(settled=True)
+    assert (files.reload(stable=True), files.value) == (False, "old")
+    assert (files.reload(stable=True), files.value) == (True, "new text")
+    assert not files.reload(stable=True)

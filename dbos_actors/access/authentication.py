@@ -75,7 +75,7 @@ class TokenFile:
             with trio.move_on_after(_LOOK_S):
                 await self._asked.wait()
             try:
-                is_new = self._file.reload(settled=not self._asked.is_set())
+                is_new = self._file.reload(stable=not self._asked.is_set())
             except ConfigurationError as error:
                 logger.error("tokens_not_reloaded", error=str(error))  # noqa: TRY400 - it says all
                 is_new = False

@@ -65,7 +65,7 @@ class Exit(IntEnum):
     """``check`` has found damage, or ``repair`` has left some."""
 
 
-class Supervisor(Protocol):
+class Server(Protocol):
     """What is needed of `dbos_actors.server.RunningServer`."""
 
     @property
@@ -79,12 +79,12 @@ class Supervisor(Protocol):
     async def drain(self, grace_s: float) -> None: ...
 
 
-class OpenSupervisor(Protocol):
+class OpenServer(Protocol):
     """What is needed of `dbos_actors.server.open_supervisor`."""
 
     def __call__(
         self, settings: Settings, *, connector: Connector, take_over: bool
-    ) -> AbstractAsyncContextManager[Supervisor]: ...
+    ) -> AbstractAsyncContextManager[Server]: ...
 
 
 class StoppedAtOnceError(Exception):
@@ -100,7 +100,7 @@ class _Signals:
         self.stop_by_s = math.inf
         """When everything must have ended, on `trio.current_time`'s scale."""
         self.starting = trio.CancelScope()
-        self.serving: Supervisor | None = None
+        self.serving: Server | None = None
         """The server, once it is ready."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -133,7 +133,7 @@ class _Signals:
 async def serve(
     settings: Settings,
     *,
-    open_supervisor: OpenSupervisor,
+    open_supervisor: OpenServer,
     announce: Callable[[str], None],
     take_over: bool = False,
 ) -> None:
@@ -162,7 +162,7 @@ async def serve(
     _log.info("stopped")
 
 
-def _ready_line(supervisor: Supervisor, connector: Connector) -> str:
+def _ready_line(supervisor: Server, connector: Connector) -> str:
     line = f"ready address={','.join(supervisor.addresses)} redis={connector.address}"
     metrics = supervisor.metrics_address
     return line if metrics is None else f"{line} metrics={metrics}"
@@ -184,11 +184,11 @@ async def _open_store(stack: AsyncExitStack, settings: Settings, signals: _Signa
 async def _open_supervisor(
     stack: AsyncExitStack,
     settings: Settings,
-    open_supervisor: OpenSupervisor,
+    open_supervisor: OpenServer,
     connector: Connector,
     *,
     take_over: bool,
-) -> Supervisor:
+) -> Server:
     delay_s = _REDIS_WAIT_MIN_S
     while True:
         try:

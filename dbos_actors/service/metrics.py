@@ -28,7 +28,7 @@ from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.service.http_pages import Page
 
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Upper bounds of the latency buckets: from a call answered from memory to the store's patience."""
+"""Upper bounds of the latency buckets: from an answer from memory to the longest wait for Redis."""
 
 RENAMED: Final = {
     "dbos_store_kept_batches": "dbos_store_replayable_batches",

@@ -2,12 +2,12 @@
 
 A message of the stream goes the way of a StoreResult call, without the cost of
 a call. The stream says how many of its messages, counted from its start, are
-settled: stored, known before, or rejected for what they say. So a client that
+resolved: stored, known before, or rejected for what they say. So a client that
 loses the stream sends again whatever lies behind that count.
 
-Bounded by what may be unsettled at once: beyond it nothing is read, flow control
+Bounded by what may be unresolved at once: beyond it nothing is read, flow control
 stops the client, and memory does not grow however slow Redis is. A rejected message
-counts as unsettled until its rejection is on its way, so a client that does not read its
+counts as unresolved until its rejection is on its way, so a client that does not read its
 responses is stopped too. An infrastructure error ends the stream with its status.
 
 `durable` passes a rejected message only with the response that names it or a later one.
@@ -31,10 +31,10 @@ from dbos_actors.runtime import Call
 from dbos_actors.service.draining import DRAINING, Draining
 from dbos_actors.service.on_demand import OnDemand
 
-_UNSETTLED_MESSAGES_MAX: Final = 4_000
+_UNRESOLVED_MESSAGES_MAX: Final = 4_000
 """Two full commits: one in flight and one that gathers meanwhile."""
 
-_UNSETTLED_BYTES_MAX: Final = 16 << 20
+_UNRESOLVED_BYTES_MAX: Final = 16 << 20
 """Likewise, in bytes of two full commits."""
 
 _REJECTED_BYTES_MAX: Final = 32 << 10
@@ -66,25 +66,25 @@ async def store_results(
 ) -> None:
     """Serve one StoreResults stream; ``deliver`` hands a message to an agent's actor.
 
-    Once ``draining`` has begun, nothing more is read; what was read is settled and reported, and
-    the stream ends with UNAVAILABLE. What is not settled when draining is overdue is not waited
+    Once ``draining`` has begun, nothing more is read; what was read is resolved and reported, and
+    the stream ends with UNAVAILABLE. What is not resolved when draining is overdue is not waited
     for.
     """
-    settlement = _Settlement(stream, limits, deliver)
+    intake = _Intake(stream, limits, deliver)
     async with trio.open_nursery() as nursery:
-        settlement.run_in(nursery)
+        intake.run_in(nursery)
         try:
             with draining.begun.until():
                 count = _READ_MESSAGES
                 while messages := await stream.recv_messages(count):
-                    rejected = sum([settlement.take(message) for message in messages])
+                    rejected = sum([intake.take(message) for message in messages])
                     count = _READ_MESSAGES_REFUSED if rejected else _READ_MESSAGES
                     del messages  # or they would stay while it waits
-                    await settlement.wait_for_room()
+                    await intake.wait_for_room()
             with draining.overdue.until():
-                await settlement.wait_until_reported()
+                await intake.wait_until_reported()
         finally:
-            settlement.stop()
+            intake.stop()
         nursery.cancel_scope.cancel()
     if draining.begun.has_come:
         raise UnavailableError(DRAINING)
@@ -98,9 +98,9 @@ class _Message:
         "deadline",
         "duplicate",
         "index",
-        "is_settled",
+        "intake",
+        "is_resolved",
         "request",
-        "settlement",
         "size_bytes",
     )
 
@@ -108,35 +108,35 @@ class _Message:
     """None once the message is rejected: the client has it."""
 
     def __init__(
-        self, settlement: _Settlement, index: int, request: StoreResultRequest, size_bytes: int
+        self, intake: _Intake, index: int, request: StoreResultRequest, size_bytes: int
     ) -> None:
-        self.settlement = settlement
+        self.intake = intake
         self.index = index
         self.deadline: float | None = None
         self.request = request
         self.size_bytes = size_bytes
         self.answered = False
         # Not when it failed with the stream: it may be stored or not.
-        self.is_settled = False
+        self.is_resolved = False
         self.duplicate = False
 
     def reply(self, answer: Any) -> None:
         if not self.answered:
             self.answered = True
             self.duplicate = answer == DUPLICATE
-            self.settlement.settled(self)
+            self.intake.resolved(self)
 
     def fail(self, error: Exception) -> None:
         if self.answered:
             return
         if isinstance(error, OverloadedError):
-            self.settlement.postpone(self)
+            self.intake.postpone(self)
             return
         self.answered = True
-        self.settlement.failed(self, error)
+        self.intake.failed(self, error)
 
 
-class _Settlement:
+class _Intake:
     """The state of one stream."""
 
     def __init__(
@@ -149,14 +149,14 @@ class _Settlement:
         self._limits = limits
         self._deliver = deliver
         self._taken = 0
-        # In the stream's order, from the first that is not settled.
-        self._unsettled: deque[_Message] = deque()
-        self._unsettled_bytes = 0
+        # In the stream's order, from the first that is not resolved.
+        self._unresolved: deque[_Message] = deque()
+        self._unresolved_bytes = 0
         # Found a queue full; delivered again before anything more is read.
         self._postponed: list[_Message] = []
         self._durable = 0
         self._duplicates = 0
-        # Each with its part of a response. They are settled as that is taken from here.
+        # Each with its part of a response. They are resolved as that is taken from here.
         self._rejected: deque[tuple[_Message, bytes]] = deque()
         self._rejected_bytes = 0
         self._reported = 0
@@ -182,8 +182,8 @@ class _Settlement:
         size_bytes = request.ByteSize()
         message = _Message(self, self._taken, request, size_bytes)
         self._taken += 1
-        self._unsettled.append(message)
-        self._unsettled_bytes += size_bytes
+        self._unresolved.append(message)
+        self._unresolved_bytes += size_bytes
         try:
             agent_id = check_result(request, self._limits).agent_id
         except RefusedError as error:
@@ -210,15 +210,15 @@ class _Settlement:
         """Wait until more may be read."""
         while (
             self._postponed
-            or len(self._unsettled) >= _UNSETTLED_MESSAGES_MAX
-            or self._unsettled_bytes >= _UNSETTLED_BYTES_MAX
+            or len(self._unresolved) >= _UNRESOLVED_MESSAGES_MAX
+            or self._unresolved_bytes >= _UNRESOLVED_BYTES_MAX
             or self._rejected_bytes >= _REJECTED_BYTES_MAX
         ):
             await self._wait_for_progress()
 
     async def wait_until_reported(self) -> None:
-        """Wait until every message taken is settled and the client has been told."""
-        while self._unsettled or self._rejected or self._reported < self._durable:
+        """Wait until every message taken is resolved and the client has been told."""
+        while self._unresolved or self._rejected or self._reported < self._durable:
             await self._wait_for_progress()
 
     async def _wait_for_progress(self) -> None:
@@ -227,17 +227,17 @@ class _Settlement:
 
     # ---------------------------------------------------------------- outcomes
 
-    def settled(self, message: _Message) -> None:
-        """A message has its outcome: count what is settled now from the stream's start.
+    def resolved(self, message: _Message) -> None:
+        """A message has its outcome: count what is resolved now from the stream's start.
 
         A message that failed has none, so nothing behind it is counted any more.
         """
-        message.is_settled = True
-        unsettled = self._unsettled
-        if message is unsettled[0]:
-            while unsettled and unsettled[0].is_settled:
-                first = unsettled.popleft()
-                self._unsettled_bytes -= first.size_bytes
+        message.is_resolved = True
+        unresolved = self._unresolved
+        if message is unresolved[0]:
+            while unresolved and unresolved[0].is_resolved:
+                first = unresolved.popleft()
+                self._unresolved_bytes -= first.size_bytes
                 self._durable += 1
                 self._duplicates += first.duplicate
             self._responses.wake()
@@ -260,16 +260,16 @@ class _Settlement:
             error=str(error),
         )
         part = encode_submessage(3, rejected.SerializeToString())
-        self._unsettled_bytes -= message.size_bytes
+        self._unresolved_bytes -= message.size_bytes
         message.size_bytes = 0
         message.request = None
         self._rejected.append((message, part))
         self._rejected_bytes += len(part) + _REJECTION_BYTES
 
     async def _send_responses(self) -> None:
-        """Report what has settled, all of it at once.
+        """Report what has resolved, all of it at once.
 
-        Raises what the stream is to fail with, after a report of what was settled before.
+        Raises what the stream is to fail with, after a report of what was resolved before.
         """
         while self._durable > self._reported or self._rejected:
             response = self._response()
@@ -292,7 +292,7 @@ class _Settlement:
             size += len(part)
             self._rejected_bytes -= len(part) + _REJECTION_BYTES
             parts.append(part)
-            self.settled(message)
+            self.resolved(message)
         counts = StoreResultsResponse(durable=self._durable, duplicates=self._duplicates)
         parts[0] = counts.SerializeToString()
         return b"".join(parts)

@@ -330,7 +330,7 @@ class Committer(Sleeper):
         self._state.value = StoreState.CONNECTED
 
     async def _reconnect(self) -> None:
-        """Connect, with pauses, and settle what is in doubt."""
+        """Connect, with pauses, and find out what became of the batch in flight."""
         refusals = self.history.counts.losses_refused
         while True:
             await trio.sleep(backoff_s(self._failures, self._settings, self._random))

@@ -166,7 +166,7 @@ class _Opening:
 
     async def open(self) -> _Parts:
         """Retries a Redis that answers but does not serve yet; see `open_store` for errors."""
-        give_up_at_s = self._clock.monotonic_s() + self._settings.patience_s
+        give_up_at_s = self._clock.monotonic_s() + self._settings.wait_timeout_s
         failures = 0
         while True:
             try:
@@ -273,7 +273,7 @@ class _Opening:
 
     def _wait_timeouts(self) -> WaitTimeouts:
         return WaitTimeouts(
-            patience_s=self._settings.patience_s,
+            wait_timeout_s=self._settings.wait_timeout_s,
             clock=self._clock,
             address=self._connector.address,
         )

@@ -64,7 +64,7 @@ class StoreSettings:
     renewal_s: float = 1.0
     """How often the lease is renewed, and so how soon a fenced server notices."""
 
-    patience_s: float = 5.0
+    wait_timeout_s: float = 5.0
     """How long a call without a nearer deadline waits for a Redis that is away."""
 
     stall_s: float = 0.5

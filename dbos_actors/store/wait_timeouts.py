@@ -30,9 +30,9 @@ class Waiting(Protocol):
     def give_up(self, error: UnavailableError, /) -> None: ...
 
 
-def give_up_at_s(since_s: float, deadline_s: float | None, patience_s: float) -> float:
+def give_up_at_s(since_s: float, deadline_s: float | None, wait_timeout_s: float) -> float:
     """When to answer someone who waits since ``since_s``, so that the answer arrives in time."""
-    latest_s = since_s + patience_s
+    latest_s = since_s + wait_timeout_s
     if deadline_s is None:
         return latest_s
     return min(latest_s, deadline_s - max(ANSWER_S, ANSWER_SHARE * (deadline_s - since_s)))
@@ -41,8 +41,8 @@ def give_up_at_s(since_s: float, deadline_s: float | None, patience_s: float) ->
 class WaitTimeouts:
     """Tells those who wait, each once, when it is time to give up."""
 
-    def __init__(self, *, patience_s: float, clock: Clock, address: str) -> None:
-        self._patience_s = patience_s
+    def __init__(self, *, wait_timeout_s: float, clock: Clock, address: str) -> None:
+        self._wait_timeout_s = wait_timeout_s
         self._clock = clock
         self._address = address
         self._heap: list[tuple[float, int, Waiting]] = []
@@ -58,7 +58,7 @@ class WaitTimeouts:
         """Redis is away: have ``waiting`` give up in due time, unless it did already."""
         if id(waiting) in self._given_up:
             return
-        at_s = give_up_at_s(since_s, waiting.deadline_s, self._patience_s)
+        at_s = give_up_at_s(since_s, waiting.deadline_s, self._wait_timeout_s)
         self._enrolled += 1
         heapq.heappush(self._heap, (at_s, self._enrolled, waiting))
         if self._heap[0][2] is waiting:

@@ -13,8 +13,8 @@ import trio
 
 from dbos_actors.cli.serving import (
     Exit,
+    Server,
     StoppedAtOnceError,
-    Supervisor,
     exit_of,
     leaves,
     serve,
@@ -54,7 +54,7 @@ class FakeSupervisor:
     @asynccontextmanager
     async def open(
         self, settings: Settings, *, connector: Connector, take_over: bool
-    ) -> AsyncIterator[Supervisor]:
+    ) -> AsyncIterator[Server]:
         self.connector = connector
         self.take_over = take_over
         self.events.append("open")

@@ -1,4 +1,4 @@
-"""StoreResults: bulk ingest on one stream."""
+"""StoreResults: many results on one stream."""
 
 from __future__ import annotations
 

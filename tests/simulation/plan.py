@@ -187,7 +187,7 @@ def _limits(random: Random) -> dict[str, dict[str, Any]]:
             "batch_submissions": pick([1, 3, 2_000]),
             "read_commands": pick([4, 5_000]),
             "replay_bytes": pick([100_000, 256 << 20]),
-            "patience_s": pick([0.5, 5.0]),
+            "wait_timeout_s": pick([0.5, 5.0]),
             "reply_timeout_s": pick([2.0, 10.0]),
         },
         "constants": {

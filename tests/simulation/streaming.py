@@ -99,7 +99,7 @@ class BulkClient:
         told = _Told(len(requests))
         server = ""
         slowness = self._random.choice([0.0, 0.0, 0.5, 1.0])
-        patience_s = self._random.choice([1.0, 8.0, 60.0])
+        wait_timeout_s = self._random.choice([1.0, 8.0, 60.0])
         try:
             stream, server = await self._service.open_stream("StoreResults")
         except StreamEndedError:
@@ -122,7 +122,7 @@ class BulkClient:
                 await trio.sleep_forever()  # the receiver is told why
 
         ended = "no patience"
-        with trio.move_on_after(patience_s):
+        with trio.move_on_after(wait_timeout_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send_until_refused)
                 try:

@@ -59,7 +59,7 @@ async def test_a_redis_that_comes_back_empty_is_refused_where_a_setting_says_so(
     valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And served again as soon as it has everything."""
-    settings = {"replay_s": 0.0, "renewal_s": 0.05, "refuse_loss": True, "patience_s": 0.2}
+    settings = {"replay_s": 0.0, "renewal_s": 0.05, "refuse_loss": True, "wait_timeout_s": 0.2}
     async with opened(connector_to(valkey), **settings) as store:  # type: ignore[arg-type]
         for _ in range(3):
             await (await write(store)).wait()

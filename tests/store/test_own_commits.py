@@ -17,7 +17,7 @@ from tests.support.valkey import ValkeyServer
 @asynccontextmanager
 async def away(valkey: ValkeyServer) -> AsyncIterator[Store]:
     """A store whose Redis has gone; callers wait for it for 0.2 seconds."""
-    async with opened(connector_to(valkey), patience_s=0.2) as store:
+    async with opened(connector_to(valkey), wait_timeout_s=0.2) as store:
         valkey.kill()
         await store.state.wait_value(StoreState.AWAY)
         yield store

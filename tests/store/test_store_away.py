@@ -21,7 +21,7 @@ async def test_callers_of_a_dead_redis_are_answered_in_time_and_the_writes_come_
     valkey: ValkeyServer,
 ) -> None:
     owner = RecordingOwner()
-    async with opened(connector_to(valkey), patience_s=0.4, renewal_s=0.05) as store:
+    async with opened(connector_to(valkey), wait_timeout_s=0.4, renewal_s=0.05) as store:
         valkey.kill()
         with trio.fail_after(5):
             await store.state.wait_value(StoreState.AWAY)
@@ -56,7 +56,7 @@ async def test_a_stalled_redis_is_away_and_its_server_answers_nothing_from_memor
 ) -> None:
     owner = RecordingOwner()
     settings: dict[str, Any] = {"stall_s": 0.1, "renewal_s": 0.05, "lease_s": 0.3}
-    settings["patience_s"] = 0.5
+    settings["wait_timeout_s"] = 0.5
     async with opened(connector_to(valkey), **settings) as store:
         assert store.is_current
         valkey.pause()

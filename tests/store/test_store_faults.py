@@ -160,7 +160,7 @@ async def test_a_read_whose_connection_breaks_at_any_byte_is_read_again(
 async def test_reads_without_a_connection_of_their_own_give_up_though_commits_work(
     valkey: ValkeyServer,
 ) -> None:
-    async with opened(connector_to(valkey), patience_s=0.2) as store:
+    async with opened(connector_to(valkey), wait_timeout_s=0.2) as store:
         # Ourselves and the client that sets it.
         valkey.execute("CONFIG", "SET", "maxclients", "1")
         with pytest.raises(UnavailableError, match="is away"):
@@ -172,7 +172,11 @@ async def test_reads_without_a_connection_of_their_own_give_up_though_commits_wo
 
 
 async def test_reads_that_have_given_up_make_room_for_others(valkey: ValkeyServer) -> None:
-    settings: dict[str, Any] = {"patience_s": 0.05, "renewal_s": 0.02, "read_queue_commands": 10}
+    settings: dict[str, Any] = {
+        "wait_timeout_s": 0.05,
+        "renewal_s": 0.02,
+        "read_queue_commands": 10,
+    }
     async with opened(connector_to(valkey), **settings) as store:
         valkey.kill()
         await until(lambda: store.state.value is StoreState.AWAY)

@@ -197,7 +197,7 @@ async def test_everyone_who_waits_gives_up_once_and_in_due_time(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     clock = SystemClock()
-    wait_timeouts = WaitTimeouts(patience_s=5.0, clock=clock, address="here")
+    wait_timeouts = WaitTimeouts(wait_timeout_s=5.0, clock=clock, address="here")
     wait_timeouts.reason = "gone"
     nursery.start_soon(wait_timeouts.run)
     now_s = clock.monotonic_s()
@@ -223,7 +223,7 @@ async def test_nobody_gives_up_once_redis_is_back(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     clock = SystemClock()
-    wait_timeouts = WaitTimeouts(patience_s=5.0, clock=clock, address="here")
+    wait_timeouts = WaitTimeouts(wait_timeout_s=5.0, clock=clock, address="here")
     nursery.start_soon(wait_timeouts.run)
     submission = RecordingSubmission(RecordingOwner())
     wait_timeouts.enrol(submission, clock.monotonic_s())

@@ -34,6 +34,7 @@ from dbos_actors.actors.agents.silence import (
     lapse_in_steps,
     marked_silent,
 )
+from dbos_actors.actors.answers import found, guarded
 from dbos_actors.api.messages import (
     Agent,
     DeleteAgentRequest,
@@ -51,7 +52,6 @@ from dbos_actors.api.messages import (
     StoreResultRequest,
     StoreResultResponse,
 )
-from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain import agents, results, runs
 from dbos_actors.errors import UnavailableError
 from dbos_actors.runtime import AGAIN, DEFERRED, ActorCell, Job, JobCell, Turn
@@ -74,14 +74,6 @@ _BEATEN: Final = 2
 _RUNS_LOADED_AT_ONCE = 1_000
 
 _SILENT: Final = "the agent fell silent"
-
-
-_FOUND: Final = GetAgentResponse(found=True).SerializeToString()
-
-
-def found(message: bytes) -> bytes:
-    """A Get response that carries ``message``; the same bytes for every Get method."""
-    return _FOUND + encode_submessage(2, message)
 
 
 class AgentActor:
@@ -471,15 +463,3 @@ def no_such_run(request_id: str, agent_id: str = "") -> GetModuleStateResponse:
     """The answer about a run that nobody has reported."""
     where = f" of agent {agent_id!r}" if agent_id else ""
     return GetModuleStateResponse(error=f"no run {request_id!r}{where}")
-
-
-def guarded(call: Any, callback: Callable[[Any], None]) -> Callable[[Any], None]:
-    """``callback``, whose error is its call's and not the store's that runs it."""
-
-    def run(argument: Any) -> None:
-        try:
-            callback(argument)
-        except Exception as error:  # noqa: BLE001 - the call's outcome, whatever it is
-            call.fail(error)
-
-    return run

@@ -14,10 +14,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from dbos_actors.actors.agents.actor import found
 from dbos_actors.actors.agents.context import readable
 from dbos_actors.actors.agents.index import Entry, Index
 from dbos_actors.actors.agents.known_agents import KnownAgents
+from dbos_actors.actors.answers import found
 from dbos_actors.actors.listings import Room, reads, record_sizes
 from dbos_actors.actors.pages import STEP, Page
 from dbos_actors.api.messages import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dbos_actors.actors.agents.actor import found, guarded
+from dbos_actors.actors.answers import found, guarded
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.messages import GetAgain, RedirectedCall
 from dbos_actors.actors.tasks.responses import is_of, listed, overlaid

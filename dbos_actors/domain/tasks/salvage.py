@@ -143,7 +143,7 @@ class Readable:
         row = self.rows.get(task_id)
         if row is None:
             return None
-        flows = self.flows if other is None else _AnyLane(self.flows, other)
+        flows = self.flows if other is None else _AnyFlow(self.flows, other)
         try:
             record = TaskRecord.decode(task_id, row, flows)
         except ROW_ERRORS:
@@ -300,7 +300,7 @@ class Salvager:
         return Ledger(completed + others, completed, max(ledger.deleted, 0))
 
 
-class _AnyLane(Mapping[int, Flow]):
+class _AnyFlow(Mapping[int, Flow]):
     """The known flows, and for every other number the flow that the record names."""
 
     def __init__(self, flows: Mapping[int, Flow], other: Flow) -> None:

@@ -363,7 +363,7 @@ class ServerConnection:
         self.closed = True
         for call in list(self._streams.values()):
             if isinstance(call, UnaryCall):
-                self._unary.settle(call, None)
+                self._unary.forget(call, None)
             elif isinstance(call, StreamCall):
                 self._stream_calls.gone(call)
         self._streams.clear()

@@ -224,7 +224,7 @@ class StreamCalls:
         """Queue the status of a call that is not over."""
         stream_id = call.stream_id
         outbox = self._outbox
-        before = self._settle(call, status)
+        before = self._forget(call, status)
         if before is not CallState.ANSWERING:
             headers = RESPONSE_HEADERS + fields
             outbox.refuse(stream_id, headers, request_ended=call.request_ended)
@@ -237,7 +237,7 @@ class StreamCalls:
 
     def cancel_stream(self, call: StreamCall) -> None:
         """Reset the stream of a call that is not over."""
-        self._settle(call, None)
+        self._forget(call, None)
         with suppress(*StreamError):
             self._outbox.engine.reset(call.stream_id, ErrorCode.CANCEL)
             self._outbox.has_reset = True
@@ -247,7 +247,7 @@ class StreamCalls:
 
     def gone(self, call: StreamCall) -> None:
         """The client has reset the stream of a call, or the connection is lost."""
-        self._settle(call, None)
+        self._forget(call, None)
 
     def stream_finished(self, call: StreamCall) -> None:
         """The handler of a call has returned; the call is over."""
@@ -255,7 +255,7 @@ class StreamCalls:
         self.handlers -= 1
         self._finished(call)
 
-    def _settle(self, call: StreamCall, status: Status | None) -> CallState:
+    def _forget(self, call: StreamCall, status: Status | None) -> CallState:
         """The call is over. Returns the state in which it was before."""
         before = call.happened(CallEvent.END)
         self._outbox.streams.pop(call.stream_id, None)

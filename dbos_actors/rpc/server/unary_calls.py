@@ -245,7 +245,7 @@ class UnaryCalls:
             return
         responses.unsent_bytes = unsent_bytes
         self._keepalive.responded = True  # although an empty message adds nothing to that
-        self.settle(call, _OK)
+        self.forget(call, _OK)
         stream_id = call.stream_id
         headers = RESPONSE_HEADERS
         if call.accepts_gzip and size >= self._compress_bytes_min:
@@ -281,7 +281,7 @@ class UnaryCalls:
         fields: Fields | None = None,
     ) -> None:
         """Answer with a status alone."""
-        self.settle(call, status)
+        self.forget(call, status)
         self._release(call)
         self._outbox.refuse(
             call.stream_id,
@@ -291,10 +291,10 @@ class UnaryCalls:
 
     def gone(self, call: UnaryCall) -> None:
         """The client has reset the stream of a call, or it closed."""
-        self.settle(call, None)
+        self.forget(call, None)
         self._release(call)
 
-    def settle(self, call: UnaryCall, status: Status | None) -> None:
+    def forget(self, call: UnaryCall, status: Status | None) -> None:
         """The call is over: nothing about it is kept but what its holder has."""
         call.answered = True
         self._streams.pop(call.stream_id, None)
