@@ -28,8 +28,8 @@ from dbos_actors.domain.limits import Limits, check_result, echoed
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
 from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.runtime import Call
+from dbos_actors.service.answering import AnsweringStream
 from dbos_actors.service.draining import DRAINING, Draining
-from dbos_actors.service.on_demand import OnDemand
 
 _UNRESOLVED_MESSAGES_MAX: Final = 4_000
 """Two full commits: one in flight and one that gathers meanwhile."""
@@ -52,9 +52,6 @@ _READ_MESSAGES: Final = 500
 
 _READ_MESSAGES_REFUSED: Final = 50
 """Likewise, after messages of which some were rejected: each may leave a rejection to be sent."""
-
-_OVERLOAD_PAUSE_S: Final = 0.02
-"""Before a message that found a queue full is tried again."""
 
 
 async def store_results(
@@ -136,7 +133,7 @@ class _Message:
         self.intake.failed(self, error)
 
 
-class _Intake:
+class _Intake(AnsweringStream[_Message]):
     """The state of one stream."""
 
     def __init__(
@@ -145,6 +142,7 @@ class _Intake:
         limits: Limits,
         deliver: Callable[[str, Call], None],
     ) -> None:
+        super().__init__()
         self._stream = stream
         self._limits = limits
         self._deliver = deliver
@@ -152,8 +150,6 @@ class _Intake:
         # In the stream's order, from the first that is not resolved.
         self._unresolved: deque[_Message] = deque()
         self._unresolved_bytes = 0
-        # Found a queue full; delivered again before anything more is read.
-        self._postponed: list[_Message] = []
         self._durable = 0
         self._duplicates = 0
         # Each with its part of a response. They are resolved as that is taken from here.
@@ -161,19 +157,6 @@ class _Intake:
         self._rejected_bytes = 0
         self._reported = 0
         self._error: Exception | None = None
-        self._responses = OnDemand(self._send_responses)
-        self._deliveries = OnDemand(self._deliver_postponed)
-        self._progress = trio.Event()
-
-    def run_in(self, nursery: trio.Nursery) -> None:
-        """Send responses there; it gets what the stream is to fail with. `stop` before it ends."""
-        self._responses.run_in(nursery)
-        self._deliveries.run_in(nursery)
-
-    def stop(self) -> None:
-        """Send nothing more, however what was taken turns out."""
-        self._responses.stop()
-        self._deliveries.stop()
 
     # ---------------------------------------------------------------- messages
 
@@ -192,19 +175,9 @@ class _Intake:
         self._deliver(agent_id, message)
         return False
 
-    def postpone(self, message: _Message) -> None:
-        """A queue was full: the message is delivered again soon."""
-        self._postponed.append(message)
-        self._deliveries.wake()
-
-    async def _deliver_postponed(self) -> None:
-        """Deliver again what found a queue full."""
-        await trio.sleep(_OVERLOAD_PAUSE_S)
-        postponed, self._postponed = self._postponed, []
-        for message in postponed:
-            assert message.request is not None
-            self._deliver(message.request.result.agent_id, message)
-        self._progress.set()
+    def _deliver_again(self, taken: _Message) -> None:
+        assert taken.request is not None
+        self._deliver(taken.request.result.agent_id, taken)
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -220,10 +193,6 @@ class _Intake:
         """Wait until every message taken is resolved and the client has been told."""
         while self._unresolved or self._rejected or self._reported < self._durable:
             await self._wait_for_progress()
-
-    async def _wait_for_progress(self) -> None:
-        self._progress = trio.Event()
-        await self._progress.wait()
 
     # ---------------------------------------------------------------- outcomes
 

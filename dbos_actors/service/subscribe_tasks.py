@@ -37,8 +37,8 @@ from dbos_actors.errors import (
     UnavailableError,
 )
 from dbos_actors.rpc.server.stream import ServerStream
+from dbos_actors.service.answering import AnsweringStream
 from dbos_actors.service.draining import DRAINING, Draining
-from dbos_actors.service.on_demand import OnDemand
 
 _READ_MESSAGES: Final = 100
 """Settled in one turn: 3 ms."""
@@ -52,9 +52,6 @@ what the transport queues for a stream before its handler has to wait."""
 
 _RESPONSE_BYTES: Final = 32 << 10
 """Parts are joined into one message up to about this size."""
-
-_OVERLOAD_PAUSE_S: Final = 0.02
-"""Before a turn that found a queue full is tried again."""
 
 
 async def subscribe_tasks(
@@ -154,7 +151,7 @@ class _Batch:
         self.subscription.fail(error)
 
 
-class _Subscription:
+class _Subscription(AnsweringStream[_Batch]):
     """The state of one stream."""
 
     subscriber: Subscriber
@@ -165,6 +162,7 @@ class _Subscription:
         limits: Limits,
         stream: ServerStream[SubscribeTasksRequest, SubscribeTasksResponse],
     ) -> None:
+        super().__init__()
         self._tasks = tasks
         self._limits = limits
         self._stream = stream
@@ -177,21 +175,7 @@ class _Subscription:
         self._unsettled = 0
         # Of what is unsettled, and of the outcomes in the outbox.
         self._unsettled_bytes = 0
-        self._postponed: list[_Batch] = []
         self._error: Exception | None = None
-        self._responses = OnDemand(self._send_responses)
-        self._deliveries = OnDemand(self._deliver_postponed)
-        self._progress = trio.Event()
-
-    def run_in(self, nursery: trio.Nursery) -> None:
-        """Send responses there; it gets what the stream is to fail with. `stop` before it ends."""
-        self._responses.run_in(nursery)
-        self._deliveries.run_in(nursery)
-
-    def stop(self) -> None:
-        """Send nothing more."""
-        self._responses.stop()
-        self._deliveries.stop()
 
     # ---------------------------------------------------------------- messages
 
@@ -223,18 +207,8 @@ class _Subscription:
             self._unsettled_bytes += batch.size_bytes
             self._tasks.deliver(batch)
 
-    def postpone(self, batch: _Batch) -> None:
-        """A queue was full: the batch is delivered again soon."""
-        self._postponed.append(batch)
-        self._deliveries.wake()
-
-    async def _deliver_postponed(self) -> None:
-        """Deliver again what found a queue full."""
-        await trio.sleep(_OVERLOAD_PAUSE_S)
-        postponed, self._postponed = self._postponed, []
-        for batch in postponed:
-            self._tasks.deliver(batch)
-        self._progress.set()
+    def _deliver_again(self, taken: _Batch) -> None:
+        self._tasks.deliver(taken)
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -256,10 +230,6 @@ class _Subscription:
             await self._wait_for_progress()
         if self.subscriber.closed:
             await self._stream.wait_handed_over()
-
-    async def _wait_for_progress(self) -> None:
-        self._progress = trio.Event()
-        await self._progress.wait()
 
     # --------------------------------------------------------------- responses
 
