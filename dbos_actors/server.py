@@ -33,14 +33,13 @@ from dbos_actors.assembly import (
     Front,
     Operators,
     listen,
-    make_actors,
     make_front,
     make_operators,
-    start_actors,
     start_pages,
     start_rpc,
     store_of,
 )
+from dbos_actors.assembly.actors import make_actors, start_actors
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.errors import raise_sole_cause
 from dbos_actors.rpc.server.health import OVERALL, Health

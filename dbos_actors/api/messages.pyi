@@ -592,6 +592,131 @@ class SubscribeTasksResponse(_message.Message):
     outcomes: _containers.RepeatedCompositeFieldContainer[SubscribeTasksResponse.Outcome]
     def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[SubscribeTasksResponse.Outcome, _Mapping]]] = ...) -> None: ...
 
+class StatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatisticsResponse(_message.Message):
+    __slots__ = ("server", "error", "store", "agents", "results", "tasks")
+    class Server(_message.Message):
+        __slots__ = ("version", "server_id", "uptime_seconds", "time", "memory_bytes", "memory_limit_bytes", "calls_per_second")
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+        UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        TIME_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+        CALLS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        version: str
+        server_id: str
+        uptime_seconds: int
+        time: int
+        memory_bytes: int
+        memory_limit_bytes: int
+        calls_per_second: int
+        def __init__(self, version: _Optional[str] = ..., server_id: _Optional[str] = ..., uptime_seconds: _Optional[int] = ..., time: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., calls_per_second: _Optional[int] = ...) -> None: ...
+    class Store(_message.Message):
+        __slots__ = ("state", "epoch", "sequence", "durability", "warnings", "writes_refused", "commit_seconds_p50", "commit_seconds_p99", "queued_bytes", "replay_bytes", "replay_limit_bytes", "written_bytes_per_second", "memory_bytes", "memory_limit_bytes", "commits_lost")
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        EPOCH_FIELD_NUMBER: _ClassVar[int]
+        SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+        DURABILITY_FIELD_NUMBER: _ClassVar[int]
+        WARNINGS_FIELD_NUMBER: _ClassVar[int]
+        WRITES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+        COMMIT_SECONDS_P50_FIELD_NUMBER: _ClassVar[int]
+        COMMIT_SECONDS_P99_FIELD_NUMBER: _ClassVar[int]
+        QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+        REPLAY_BYTES_FIELD_NUMBER: _ClassVar[int]
+        REPLAY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+        WRITTEN_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+        COMMITS_LOST_FIELD_NUMBER: _ClassVar[int]
+        state: str
+        epoch: int
+        sequence: int
+        durability: str
+        warnings: _containers.RepeatedScalarFieldContainer[str]
+        writes_refused: str
+        commit_seconds_p50: float
+        commit_seconds_p99: float
+        queued_bytes: int
+        replay_bytes: int
+        replay_limit_bytes: int
+        written_bytes_per_second: int
+        memory_bytes: int
+        memory_limit_bytes: int
+        commits_lost: int
+        def __init__(self, state: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., durability: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., writes_refused: _Optional[str] = ..., commit_seconds_p50: _Optional[float] = ..., commit_seconds_p99: _Optional[float] = ..., queued_bytes: _Optional[int] = ..., replay_bytes: _Optional[int] = ..., replay_limit_bytes: _Optional[int] = ..., written_bytes_per_second: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., commits_lost: _Optional[int] = ...) -> None: ...
+    class Agents(_message.Message):
+        __slots__ = ("known", "alive", "silent", "counting", "resident")
+        KNOWN_FIELD_NUMBER: _ClassVar[int]
+        ALIVE_FIELD_NUMBER: _ClassVar[int]
+        SILENT_FIELD_NUMBER: _ClassVar[int]
+        COUNTING_FIELD_NUMBER: _ClassVar[int]
+        RESIDENT_FIELD_NUMBER: _ClassVar[int]
+        known: int
+        alive: int
+        silent: int
+        counting: bool
+        resident: int
+        def __init__(self, known: _Optional[int] = ..., alive: _Optional[int] = ..., silent: _Optional[int] = ..., counting: _Optional[bool] = ..., resident: _Optional[int] = ...) -> None: ...
+    class Results(_message.Message):
+        __slots__ = ("stored", "duplicates", "conflicts", "stored_per_second", "deleted", "horizon")
+        STORED_FIELD_NUMBER: _ClassVar[int]
+        DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+        CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+        STORED_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        DELETED_FIELD_NUMBER: _ClassVar[int]
+        HORIZON_FIELD_NUMBER: _ClassVar[int]
+        stored: int
+        duplicates: int
+        conflicts: int
+        stored_per_second: int
+        deleted: int
+        horizon: int
+        def __init__(self, stored: _Optional[int] = ..., duplicates: _Optional[int] = ..., conflicts: _Optional[int] = ..., stored_per_second: _Optional[int] = ..., deleted: _Optional[int] = ..., horizon: _Optional[int] = ...) -> None: ...
+    class Tasks(_message.Message):
+        __slots__ = ("scheduled", "pending", "inflight", "completed", "dead", "cancelled", "deleted", "due", "late", "oldest_due_seconds", "subscribers", "unreadable")
+        SCHEDULED_FIELD_NUMBER: _ClassVar[int]
+        PENDING_FIELD_NUMBER: _ClassVar[int]
+        INFLIGHT_FIELD_NUMBER: _ClassVar[int]
+        COMPLETED_FIELD_NUMBER: _ClassVar[int]
+        DEAD_FIELD_NUMBER: _ClassVar[int]
+        CANCELLED_FIELD_NUMBER: _ClassVar[int]
+        DELETED_FIELD_NUMBER: _ClassVar[int]
+        DUE_FIELD_NUMBER: _ClassVar[int]
+        LATE_FIELD_NUMBER: _ClassVar[int]
+        OLDEST_DUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+        SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
+        UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+        scheduled: int
+        pending: int
+        inflight: int
+        completed: int
+        dead: int
+        cancelled: int
+        deleted: int
+        due: int
+        late: int
+        oldest_due_seconds: int
+        subscribers: int
+        unreadable: str
+        def __init__(self, scheduled: _Optional[int] = ..., pending: _Optional[int] = ..., inflight: _Optional[int] = ..., completed: _Optional[int] = ..., dead: _Optional[int] = ..., cancelled: _Optional[int] = ..., deleted: _Optional[int] = ..., due: _Optional[int] = ..., late: _Optional[int] = ..., oldest_due_seconds: _Optional[int] = ..., subscribers: _Optional[int] = ..., unreadable: _Optional[str] = ...) -> None: ...
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    server: StatisticsResponse.Server
+    error: str
+    store: StatisticsResponse.Store
+    agents: StatisticsResponse.Agents
+    results: StatisticsResponse.Results
+    tasks: StatisticsResponse.Tasks
+    def __init__(self, server: _Optional[_Union[StatisticsResponse.Server, _Mapping]] = ..., error: _Optional[str] = ..., store: _Optional[_Union[StatisticsResponse.Store, _Mapping]] = ..., agents: _Optional[_Union[StatisticsResponse.Agents, _Mapping]] = ..., results: _Optional[_Union[StatisticsResponse.Results, _Mapping]] = ..., tasks: _Optional[_Union[StatisticsResponse.Tasks, _Mapping]] = ...) -> None: ...
+
 class GetEventsRequest(_message.Message):
     __slots__ = ("limit", "page_token", "types", "agent_id")
     LIMIT_FIELD_NUMBER: _ClassVar[int]

@@ -46,6 +46,7 @@ from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.runtime import Call, Supervisor
 from dbos_actors.service.draining import Draining
+from dbos_actors.service.statistics import ServerReport
 from dbos_actors.service.store_results import store_results
 from dbos_actors.service.subscribe_tasks import subscribe_tasks
 
@@ -93,6 +94,7 @@ class DbosService:
         directory: RunDirectory,
         limits: Limits,
         listing_budget: ListingBudget,
+        report: ServerReport,
         heard: Callable[[str], None] | None = None,
     ) -> None:
         """``heard`` is called with the agent id of everything that agents report."""
@@ -105,6 +107,7 @@ class DbosService:
         self._nursery: trio.Nursery | None = None
         self._listing_budget = listing_budget
         self._listings = 0
+        self._report_of_server = report
         self._draining = Draining()
 
     async def drain(self, *, overdue: bool = False) -> None:
@@ -120,6 +123,7 @@ class DbosService:
         """Be the parent of the listings' tasks, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._report_of_server.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -147,6 +151,7 @@ class DbosService:
             "NackTask": self._nack_task,
             "CancelTask": self._nack_task,
             "RequeueTask": self._requeue_task,
+            "Statistics": self._statistics,
             "GetEvents": self._get_events,
         }
         return {
@@ -319,7 +324,10 @@ class DbosService:
             stream, limits=self._limits, tasks=self._tasks, draining=self._draining
         )
 
-    # ---------------------------------------------------------------- events
+    # ---------------------------------------------------- statistics, events
+
+    def _statistics(self, call: UnaryCall) -> None:
+        call.reply(self._report_of_server.response())
 
     def _get_events(self, call: UnaryCall) -> None:
         check_text("agent_id", call.request.agent_id, self._limits.id_bytes)

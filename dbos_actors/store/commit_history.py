@@ -381,6 +381,7 @@ class CommitHistory:
         if batch.sequence > self._acknowledged:
             self._acknowledged = batch.sequence
             self.counts.commits += 1
+            self.counts.committed_bytes += batch.size_bytes
             effects.committed = batch.entries
             effects.replies = replies
             batch.entries = []

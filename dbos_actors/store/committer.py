@@ -24,6 +24,7 @@ from dbos_actors.store.connection import (
 )
 from dbos_actors.store.damage import Marks, failures
 from dbos_actors.store.effects import Effects
+from dbos_actors.store.latencies import Latencies
 from dbos_actors.store.listeners import Listeners
 from dbos_actors.store.safety import Findings, Requirements, inspect
 from dbos_actors.store.settings import StoreSettings, StoreState
@@ -97,6 +98,7 @@ class Committer(Sleeper):
         self.generation = 0
         self.reconnects = 0
         self.commit_seconds = 0.0
+        self.latencies = Latencies()
         self.findings = findings
         self.forbidden = AsyncValue(None)
         """Why writes are refused: Redis is not as a setting demands; None: they are not."""
@@ -226,6 +228,7 @@ class Committer(Sleeper):
         effects = history.answered(batch, answer, now_s)
         if answer.replies is not None:
             self.commit_seconds += now_s - sent_s
+            self.latencies.add(now_s - sent_s)
             self._failures = 0
         self._apply(effects)
         if effects.reconnect is not None:

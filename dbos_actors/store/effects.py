@@ -95,6 +95,7 @@ class Counts:
     commits: int = 0
     repeated: int = 0
     refused: int = 0
+    committed_bytes: int = 0
     submissions_committed: int = 0
     submissions_refused: int = 0
     batches_lost: int = 0

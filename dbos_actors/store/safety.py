@@ -8,7 +8,7 @@ next look was not protected as the settings say; nothing can tell the moment of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dbos_actors.store.connection import Connection
@@ -41,6 +41,9 @@ class Findings:
     """What makes acknowledged writes unsafe, each by name."""
     violation: str | None = None
     """Why nothing may be written to it under the settings; names the setting."""
+    memory_bytes: int = 0
+    memory_max_bytes: int = 0
+    """What it uses and what it may use; 0: no limit, or not told."""
 
 
 async def inspect(connection: Connection, requirements: Requirements) -> Findings:
@@ -48,7 +51,12 @@ async def inspect(connection: Connection, requirements: Requirements) -> Finding
 
     Raises `ConnectionLostError`.
     """
-    return judge(await _configuration(connection), requirements)
+    found = await _configuration(connection)
+    return replace(
+        judge(found, requirements),
+        memory_bytes=_number(found.get("used_memory")),
+        memory_max_bytes=_number(found.get("maxmemory")),
+    )
 
 
 def judge(found: dict[str, str], requirements: Requirements) -> Findings:
@@ -106,10 +114,17 @@ async def _configuration(connection: Connection) -> dict[str, str]:
         found["appendonly"] = "yes" if info["aof_enabled"] == "1" else "no"
     if "maxmemory_policy" in info:
         found["maxmemory-policy"] = info["maxmemory_policy"]
+    for name in ("used_memory", "maxmemory"):
+        if name in info:
+            found[name] = info[name]
     for name, value in zip(names, values, strict=True):
         if isinstance(value, list) and len(value) == 2:
             found[name] = value[1].decode()
     return found
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 def _info(reply: object) -> dict[str, str]:

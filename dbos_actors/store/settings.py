@@ -122,6 +122,8 @@ class StoreStatistics:
     commits: int
     commit_seconds: float
     """From sending a commit to its answer, over all of them."""
+    committed_bytes: int
+    """Of these commits, as they were sent."""
     commits_repeated: int
     commits_refused: int
     submissions_committed: int

@@ -169,6 +169,16 @@ class Store:
         """
         self._listeners.of_losses.append(callback)
 
+    def commit_percentiles(self, *shares: float) -> list[float]:
+        """Within how many seconds these shares of the last commits were answered."""
+        return self._committer.latencies.percentiles(*shares)
+
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """What Redis uses, and what it may use, as last seen; 0: no limit, or not known."""
+        findings = self._committer.findings
+        return findings.memory_bytes, findings.memory_max_bytes
+
     def statistics(self) -> StoreStatistics:
         """Figures since the start, and what is held now."""
         committer, reader = self._committer, self._reader
@@ -180,6 +190,7 @@ class Store:
             sequence=history.sequence,
             commits=counts.commits,
             commit_seconds=committer.commit_seconds,
+            committed_bytes=counts.committed_bytes,
             commits_repeated=counts.repeated,
             commits_refused=counts.refused,
             submissions_committed=counts.submissions_committed,

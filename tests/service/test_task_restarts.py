@@ -70,7 +70,7 @@ def test_the_journal_is_bounded_in_bytes_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = partial(SchedulerSettings, journal_bytes_min=20_000)
-    monkeypatch.setattr("dbos_actors.assembly.SchedulerSettings", small)
+    monkeypatch.setattr("dbos_actors.assembly.actors.SchedulerSettings", small)
     server = start_server()
     with GrpcioClient(server.address) as client:
         schedule(client, "t", max_attempts=1_000)

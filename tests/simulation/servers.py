@@ -28,6 +28,7 @@ import dbos_actors.actors.agents.queries
 import dbos_actors.actors.agents.run_retention
 import dbos_actors.actors.pages
 import dbos_actors.assembly
+import dbos_actors.assembly.actors
 import dbos_actors.rpc.server.server
 import dbos_actors.store.opening
 import dbos_actors.store.ownership
@@ -332,7 +333,7 @@ def _small_limits(constants: dict[str, int]) -> Iterator[None]:
         patch.object(dbos_actors.actors.agents.queries, "STEP", constants["listing_step"]),
         patch.object(dbos_actors.actors.pages, "STEP", constants["listing_step"]),
         patch.object(
-            dbos_actors.assembly,
+            dbos_actors.assembly.actors,
             "SchedulerSettings",
             partial(SchedulerSettings, journal_entries_min=constants["journal_entries"]),
         ),

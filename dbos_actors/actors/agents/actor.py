@@ -222,7 +222,9 @@ class AgentActor:
             commands.append(pack("ZADD", keys.agents_index, 0, self._agent_id))
         if update.event is not None:
             commands.append(context.log_event(update.event))
-        return Turn(REGISTERED, commands=commands, changes=((_RECORD, record),))
+        is_new = current is None or current.alive is not update.record.alive
+        then = self._presence_changed if is_new else None
+        return Turn(REGISTERED, commands=commands, changes=((_RECORD, record),), then=then)
 
     def heartbeat(self, request: HeartbeatRequest) -> Turn:
         record = self._record
@@ -234,9 +236,20 @@ class AgentActor:
             return Turn(BEATEN)
         after, event = update
         commands = [pack("HSET", context.store.keys.agents, self._agent_id, after.record)]
-        if event is not None:
-            commands.append(context.log_event(event))
-        return Turn(BEATEN, commands=commands, changes=((_BEATEN, after),))
+        if event is None:
+            return Turn(BEATEN, commands=commands, changes=((_BEATEN, after),))
+        commands.append(context.log_event(event))
+        changes = ((_BEATEN, after),)
+        return Turn(BEATEN, commands=commands, changes=changes, then=self._presence_changed)
+
+    def _presence_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002
+        """The record that a turn has written is committed: count the agent by it."""
+        for part, value in turn.changes:
+            if part is _RECORD or part is _BEATEN:
+                record = value if part is _RECORD else value.record
+                alive = Agent.FromString(record).alive
+                self._context.known.registered(self._agent_id, alive=alive)
+        return turn.answer
 
     def get(self, request: GetAgentRequest) -> Turn:  # noqa: ARG002 - it names this actor
         if self._record is None:
@@ -296,6 +309,8 @@ class AgentActor:
     def _states_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002
         context = self._context
         for part, value in turn.changes:
+            if part is _RECORD:  # of an agent that fell silent
+                context.known.registered(self._agent_id, alive=False)
             if not isinstance(part, str):
                 continue
             if part[0] == RUN:

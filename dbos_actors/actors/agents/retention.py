@@ -132,7 +132,12 @@ class Retention:
         self._policy = policy
         self._age_clock = AgeClock(clock)
         self.results_deleted = 0
+        self._horizon_s = 0
         self.runs_deleted = 0
+
+    def horizon_s(self) -> int:
+        """Results that were received before this second have been deleted; 0: none were."""
+        return self._horizon_s
 
     async def run(self) -> NoReturn:
         """Sweep until cancelled."""
@@ -378,6 +383,7 @@ class Retention:
                     frees_memory=True,
                 )
                 self.results_deleted += len(members)
+                self._horizon_s = max(self._horizon_s, before_s)
                 if excess is not None:
                     excess.deleted(name, len(members))
             if len(members) == _RESULTS_AT_ONCE:

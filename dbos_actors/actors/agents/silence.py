@@ -75,3 +75,5 @@ async def lapse_in_steps(
             context.directory.changed(part[1:], cell.key)
     commands, _ = marked()
     await cell.commit(*commands)
+    if commands:
+        context.known.registered(cell.key, alive=False)

@@ -133,6 +133,11 @@ class Scheduler:
         """Whether the tasks in the store can be read; if not, every call is refused."""
         return self._context.readability.value
 
+    @property
+    def refusal(self) -> str:
+        """Why the tasks are not served; empty if they are."""
+        return self._context.readability.refusal
+
     def require_readable(self) -> None:
         """Raise `UnavailableError` if the tasks in the store cannot be read."""
         self._context.readability.require()
@@ -338,7 +343,8 @@ class Scheduler:
         """The ledger now, and counts since the start; all 0 while the book is read back."""
         actor = self._host.actor
         book = TaskBook() if actor is None else actor.book
-        counters, counts, stored = book.counters(), self._context.counts, self._context.stored
+        counters = book.counters(self._clock.now().wall_s)
+        counts, stored = self._context.counts, self._context.stored
         return SchedulerStatistics(
             **counters._asdict(),
             imbalance=imbalance(counters),

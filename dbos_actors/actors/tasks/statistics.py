@@ -17,6 +17,10 @@ class SchedulerStatistics:
     cancelled: int
     deleted: int
     due: int
+    late: int
+    """Of `due`, those whose time came more than a minute ago."""
+    oldest_due_s: int
+    """How long ago the time of the oldest of them came."""
     completed_kept: int
     imbalance: int
     """By how much the ledger is off balance; anything but 0 is a defect."""

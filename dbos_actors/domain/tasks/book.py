@@ -57,6 +57,8 @@ class Counters(NamedTuple):
     cancelled: int
     deleted: int
     due: int
+    late: int
+    oldest_due_s: int
     completed_kept: int
 
     @property
@@ -91,9 +93,10 @@ class TaskBook:
         row = self._rows.get(task_id)
         return None if row is None else TaskRecord.decode(task_id, row, self._flows)
 
-    def counters(self) -> Counters:
-        """The ledger and the counts it must equal."""
+    def counters(self, wall_s: float = 0.0) -> Counters:
+        """The ledger and the counts it must equal; how late due tasks are at ``wall_s``."""
         sizes = self.index.sizes()
+        late, oldest_due_s = self.index.lateness(int(wall_s))
         return Counters(
             scheduled=self.ledger.scheduled,
             pending=sizes[Place.WAITING] + sizes[Place.DELAYED] + sizes[Place.DUE],
@@ -103,6 +106,8 @@ class TaskBook:
             cancelled=sizes[Place.CANCELLED],
             deleted=self.ledger.deleted,
             due=sizes[Place.DUE],
+            late=late,
+            oldest_due_s=oldest_due_s,
             completed_kept=sizes[Place.RETAINED],
         )
 

@@ -39,6 +39,9 @@ MONOTONIC_TICKS_PER_S = 16
 WALL_CHECK_S = 1.0
 """While anything waits for a time of day, the clock is looked at this often: it may have jumped."""
 
+LATE_S = 60
+"""A due task that nobody has taken for longer counts as late."""
+
 RETENTION_BATCH_S = 60.0
 """Nobody waits for an old outcome to be dropped: a minute's worth goes together."""
 
@@ -190,6 +193,14 @@ class TaskIndex:
             Place.DEAD: len(self.dead),
             Place.CANCELLED: len(self.cancelled),
         }
+
+    def lateness(self, wall_s: int) -> tuple[int, int]:
+        """How many due tasks are late, and for how many seconds the oldest has been due."""
+        first = self.due_order.first_tick()
+        if first is None:
+            return 0, 0
+        on_time = self.due_order.count_from(wall_s - LATE_S)
+        return len(self.due_order) - on_time, max(0, wall_s - first)
 
     def may_be_early(self, now: Now) -> bool:
         """Whether a task in `due` may be early, since the wall clock has gone back."""

@@ -185,6 +185,21 @@ class TimerHeap:
             heappop(ticks)
         return ticks[0]
 
+    def count_from(self, tick: int) -> int:
+        """How many timers there are of ``tick`` and later ones. Looks at their periods only."""
+        count = 0
+        for at in range(len(self._numbers) - 1, -1, -1):
+            number = self._numbers[at]
+            if number < tick >> PERIOD_BITS:
+                break
+            period = self._periods[number]
+            if number > tick >> PERIOD_BITS:
+                count += period.size
+                continue
+            count += sum(one >= tick for one in period.single)
+            count += sum(len(ids) for one, ids in period.many.items() if one >= tick)
+        return count
+
     def pop(self, until: int, limit: int) -> list[tuple[int, str]]:
         """Remove and return up to ``limit`` timers of ticks up to and with ``until``, in order."""
         taken: list[tuple[int, str]] = []

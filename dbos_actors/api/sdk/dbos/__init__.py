@@ -1010,6 +1010,212 @@ class SubscribeTasksResponseOutcome(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class StatisticsRequest(betterproto.Message):
+    """Asks for everything. Extension."""
+
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponse(betterproto.Message):
+    """The state of the server. Extension."""
+
+    server: "StatisticsResponseServer" = betterproto.message_field(1)
+    """The process."""
+
+    error: str = betterproto.string_field(2)
+    """What was wrong with the request."""
+
+    store: "StatisticsResponseStore" = betterproto.message_field(3)
+    """Redis, and what is on its way there."""
+
+    agents: "StatisticsResponseAgents" = betterproto.message_field(4)
+    """Agents."""
+
+    results: "StatisticsResponseResults" = betterproto.message_field(5)
+    """Results since the start of the server."""
+
+    tasks: "StatisticsResponseTasks" = betterproto.message_field(6)
+    """Tasks."""
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponseServer(betterproto.Message):
+    """The process. Extension."""
+
+    version: str = betterproto.string_field(1)
+    """Of the package."""
+
+    server_id: str = betterproto.string_field(2)
+    """Its DBOS_SERVER_ID."""
+
+    uptime_seconds: int = betterproto.int64_field(3)
+    """Since the start."""
+
+    time: int = betterproto.int64_field(4)
+    """Now, by the server's clock."""
+
+    memory_bytes: int = betterproto.int64_field(5)
+    """What the process has in memory."""
+
+    memory_limit_bytes: int = betterproto.int64_field(6)
+    """What its container may use. 0 means no limit."""
+
+    calls_per_second: int = betterproto.int64_field(7)
+    """
+    Calls that were committed, over the last ten seconds. Reads that were answered
+    from memory are not counted.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponseStore(betterproto.Message):
+    """Redis, and what is on its way there. Extension."""
+
+    state: str = betterproto.string_field(1)
+    """connected, away or closed."""
+
+    epoch: int = betterproto.int64_field(2)
+    """Rises whenever a server takes the store."""
+
+    sequence: int = betterproto.int64_field(3)
+    """Of the last commit of this server."""
+
+    durability: str = betterproto.string_field(4)
+    """The setting DBOS_DURABILITY."""
+
+    warnings: List[str] = betterproto.string_field(5)
+    """
+    What makes acknowledged writes unsafe in this Redis. Empty if nothing does.
+    """
+
+    writes_refused: str = betterproto.string_field(6)
+    """Why writes are refused. Empty if they are not."""
+
+    commit_seconds_p50: float = betterproto.double_field(7)
+    """Half of the last 1,024 commits were answered within this time."""
+
+    commit_seconds_p99: float = betterproto.double_field(8)
+    """99 of 100 of them were answered within this time."""
+
+    queued_bytes: int = betterproto.int64_field(9)
+    """What waits for its commit."""
+
+    replay_bytes: int = betterproto.int64_field(10)
+    """What is kept to be sent again to a Redis that lost its last seconds."""
+
+    replay_limit_bytes: int = betterproto.int64_field(11)
+    """The setting DBOS_REPLAY_BYTES."""
+
+    written_bytes_per_second: int = betterproto.int64_field(12)
+    """Commands and data sent to Redis, over the last ten seconds."""
+
+    memory_bytes: int = betterproto.int64_field(13)
+    """
+    What Redis uses, as it told within the last ten seconds. 0 means not told.
+    """
+
+    memory_limit_bytes: int = betterproto.int64_field(14)
+    """Its `maxmemory`. 0 means no limit, or not told."""
+
+    commits_lost: int = betterproto.int64_field(15)
+    """Acknowledged commits that Redis lost for good since the start."""
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponseAgents(betterproto.Message):
+    """Agents. Extension."""
+
+    known: int = betterproto.int64_field(1)
+    """Those that have anything stored, registered or not."""
+
+    alive: int = betterproto.int64_field(2)
+    """Registered agents that are `alive`."""
+
+    silent: int = betterproto.int64_field(3)
+    """Registered agents that are not `alive`."""
+
+    counting: bool = betterproto.bool_field(4)
+    """
+    Whether these numbers are still being counted after a start, and too low.
+    """
+
+    resident: int = betterproto.int64_field(5)
+    """Those whose record is in the server's memory."""
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponseResults(betterproto.Message):
+    """Results since the start of the server. Extension."""
+
+    stored: int = betterproto.int64_field(1)
+    """Stored for the first time."""
+
+    duplicates: int = betterproto.int64_field(2)
+    """Sent again."""
+
+    conflicts: int = betterproto.int64_field(3)
+    """Of these, those whose data or module differed."""
+
+    stored_per_second: int = betterproto.int64_field(4)
+    """Over the last ten seconds."""
+
+    deleted: int = betterproto.int64_field(5)
+    """Deleted by retention."""
+
+    horizon: int = betterproto.int64_field(6)
+    """
+    Retention has deleted the results that were received before this time. 0 means
+    that it has deleted none.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponseTasks(betterproto.Message):
+    """
+    Tasks. scheduled = pending + inflight + completed + dead + cancelled. Extension.
+    """
+
+    scheduled: int = betterproto.int64_field(1)
+    """All that were scheduled and not deleted."""
+
+    pending: int = betterproto.int64_field(2)
+    """Waiting for their time, or for a worker."""
+
+    inflight: int = betterproto.int64_field(3)
+    """Leased to a worker."""
+
+    completed: int = betterproto.int64_field(4)
+    """Also those that retention has dropped."""
+
+    dead: int = betterproto.int64_field(5)
+    """Out of deliveries, and kept."""
+
+    cancelled: int = betterproto.int64_field(6)
+    """By an operator, and kept."""
+
+    deleted: int = betterproto.int64_field(7)
+    """With their agent, or when they were dead or cancelled by retention."""
+
+    due: int = betterproto.int64_field(8)
+    """Pending tasks whose time has come."""
+
+    late: int = betterproto.int64_field(9)
+    """Of these, those whose time came more than a minute ago."""
+
+    oldest_due_seconds: int = betterproto.int64_field(10)
+    """How long ago the time of the oldest of them came."""
+
+    subscribers: int = betterproto.int64_field(11)
+    """Streams of SubscribeTasks."""
+
+    unreadable: str = betterproto.string_field(12)
+    """
+    Why tasks are not served. Empty if they are; if not, all counts are 0.
+    """
+
+
+@dataclass(eq=False, repr=False)
 class GetEventsRequest(betterproto.Message):
     """Which events are asked for."""
 
@@ -1639,6 +1845,30 @@ class DbosStub(betterproto.ServiceStub):
         ):
             yield response
 
+    async def statistics(
+        self,
+        statistics_request: "StatisticsRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "StatisticsResponse":
+        """Tells how the server, its store and what it keeps are doing. Changes nothing,
+        and costs the same however much there is: every number is one that the server
+        keeps anyway.
+
+        Extension.
+        """
+
+        return await self._unary_unary(
+            "/dbos.DBOS/Statistics",
+            statistics_request,
+            StatisticsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def get_events(
         self,
         get_events_request: "GetEventsRequest",
@@ -1970,6 +2200,18 @@ class DbosBase(ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield SubscribeTasksResponse()
 
+    async def statistics(
+        self, statistics_request: "StatisticsRequest"
+    ) -> "StatisticsResponse":
+        """Tells how the server, its store and what it keeps are doing. Changes nothing,
+        and costs the same however much there is: every number is one that the server
+        keeps anyway.
+
+        Extension.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def get_events(
         self, get_events_request: "GetEventsRequest"
     ) -> "GetEventsResponse":
@@ -2151,6 +2393,13 @@ class DbosBase(ServiceBase):
             request,
         )
 
+    async def __rpc_statistics(
+        self, stream: "grpclib.server.Stream[StatisticsRequest, StatisticsResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.statistics(request)
+        await stream.send_message(response)
+
     async def __rpc_get_events(
         self, stream: "grpclib.server.Stream[GetEventsRequest, GetEventsResponse]"
     ) -> None:
@@ -2297,6 +2546,12 @@ class DbosBase(ServiceBase):
                 grpclib.const.Cardinality.STREAM_STREAM,
                 SubscribeTasksRequest,
                 SubscribeTasksResponse,
+            ),
+            "/dbos.DBOS/Statistics": grpclib.const.Handler(
+                self.__rpc_statistics,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StatisticsRequest,
+                StatisticsResponse,
             ),
             "/dbos.DBOS/GetEvents": grpclib.const.Handler(
                 self.__rpc_get_events,
