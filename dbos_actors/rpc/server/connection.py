@@ -37,6 +37,7 @@ from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.stream_calls import StreamCalls
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.server.unary_calls import UnaryCalls
+from dbos_actors.rpc.wire.frame_order import FrameOrder
 from dbos_actors.rpc.wire.http2 import (
     HEADER_BYTES_MAX,
     ConnectionClosed,
@@ -67,6 +68,7 @@ class ServerConnection:
     __slots__ = (
         "_admission",
         "_engine",
+        "_frame_order",
         "_keepalive",
         "_outbox",
         "_requests",
@@ -99,6 +101,7 @@ class ServerConnection:
         inflation = Inflation(shared)
         self._outbox = outbox
         self._engine = outbox.engine
+        self._frame_order: FrameOrder | None = FrameOrder()
         self._streams = outbox.streams
         self._requests = requests
         self._responses = responses
@@ -150,7 +153,10 @@ class ServerConnection:
         outbox = self._outbox
         outbox.is_receiving = True
         try:
-            self._engine.receive(data)
+            if self._frame_order is not None:
+                self._receive_checked(self._frame_order, data, now_s)
+            else:
+                self._engine.receive(data)
             self._handle_events(now_s)
         except Http2Error as error:
             log_limited(
@@ -162,6 +168,20 @@ class ServerConnection:
             self.lost()
         finally:
             outbox.is_receiving = False
+
+    def _receive_checked(
+        self, order: FrameOrder, data: bytes | bytearray | memoryview, now_s: float
+    ) -> None:
+        """Take bytes of a connection that has just begun, up to a frame that must not be."""
+        violation = order.check(data)
+        if violation is None:
+            self._engine.receive(data)
+            if order.is_done:
+                self._frame_order = None
+        else:
+            self._engine.receive(data[: violation.offset])
+            self._handle_events(now_s)
+            self._shutdown.refuse(violation.code, violation.reason)
 
     def _handle_events(self, now_s: float) -> None:
         streams = self._streams

@@ -9,7 +9,8 @@ A graceful end has these steps:
 3. When the client has answered the PING, or after `UNANSWERED_SHUTDOWN_S`, the server sends the
    final GOAWAY. Calls that are live by then finish; the engine then ends the connection.
 
-A client that asks too much gets one GOAWAY (ENHANCE_YOUR_CALM), and nothing more is read from it.
+A client that asks too much (ENHANCE_YOUR_CALM), or breaks the rules of HTTP/2, gets one GOAWAY, and
+nothing more is read from it.
 """
 
 from __future__ import annotations
@@ -112,12 +113,16 @@ class Shutdown:
 
     def calm_down(self, reason: str) -> None:
         """End the connection of a client that asks too much."""
+        self.refuse(ErrorCode.ENHANCE_YOUR_CALM, reason)
+
+    def refuse(self, code: ErrorCode, reason: str) -> None:
+        """End the connection of a client that does what it must not."""
         if self.is_ending:
             return
         outbox = self._outbox
         log_limited(log.warning, "connection closed", reason=reason, peer=outbox.peer)
         with suppress(Http2Error):
-            outbox.engine.shut_down(ErrorCode.ENHANCE_YOUR_CALM, reason.encode("ascii"))
+            outbox.engine.shut_down(code, reason.encode("ascii"))
         self.is_ending = True
         outbox.wants_flush()
 
