@@ -9,7 +9,6 @@ agent, stay on one connection, so they arrive in the order in which they were is
 from __future__ import annotations
 
 import itertools
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 import trio
 from hpack import Decoder
 
+from bench.load import frames
 from dbos_actors.api import messages
 from dbos_actors.api.messages import (
     Agent,
@@ -33,10 +33,6 @@ ACKNOWLEDGED = "acknowledged"
 UNKNOWN = "unknown"
 """Its connection ended before its answer came."""
 
-_FRAME = struct.Struct(">HBBBI")
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _STATUS_NAMES = {"14": "UNAVAILABLE", "4": "DEADLINE_EXCEEDED", "8": "RESOURCE_EXHAUSTED"}
 
 
@@ -133,7 +129,7 @@ def _writes(name: str) -> Iterator[Write]:
         agent = f"agent-{name}-{number % 5}"
         turn = number // 5
         match number % 4:
-            case 0:
+            case frames.DATA:
                 run = f"run-{name}-{number % 5}-{turn // 200}"
                 state = ModuleState(
                     agent_id=agent,
@@ -147,7 +143,7 @@ def _writes(name: str) -> Iterator[Write]:
                     state.request_id = run = f"{run}-{turn}"
                 request: Any = SetModuleStateRequest(state=state)
                 yield Write("SetModuleState", request.SerializeToString(), agent, run, number)
-            case 1:
+            case frames.HEADERS:
                 record = Agent(id=agent, hostname="h", alive=True, total_heartbeats=number)
                 request = RegisterAgentRequest(agent=record)
                 yield Write("RegisterAgent", request.SerializeToString(), agent, "", number)
@@ -180,10 +176,10 @@ class _Connection:
         self._open: dict[int, Write] = {}
         self._bodies: dict[int, bytes] = {}
         self._next_stream = 1
-        self._window = 65_535
+        self._window = frames.DEFAULT_WINDOW_BYTES
         self._may_issue = True
         self._all_settled = trio.Event()
-        self._buffer = b""
+        self._frames = frames.FrameReader()
         self._replies = b""
         self._statuses: dict[bytes, str | None] = {}
         self._decoder = Decoder()
@@ -218,16 +214,14 @@ class _Connection:
         scope.cancel()
 
     async def _exchange(self, stream: trio.SocketStream) -> None:
-        # No header table and no limits on what comes in; then nothing need be remembered.
-        settings = struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)
-        grant = struct.pack(">I", 2**31 - 1 - 65_535)
-        opening = _PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, grant)
-        await stream.send_all(opening)
+        # No limits on what comes in; then nothing need be remembered.
+        await stream.send_all(frames.client_preface(frames.MAX_WINDOW_BYTES))
         while True:
             data = await stream.receive_some(256 * 1024)
             if not data:
                 return
-            self._take(bytes(data))
+            for frame in self._frames.feed(bytes(data)):
+                self._take(*frame)
             await stream.send_all(self._replies + self._more_calls())
             self._replies = b""
 
@@ -240,71 +234,41 @@ class _Connection:
                 self._stop.set()
                 break
             write.issued_s = now
-            body = b"\x00" + len(write.request).to_bytes(4, "big") + write.request
-            self._window -= len(body)
+            self._window -= frames.GRPC_PREFIX_BYTES + len(write.request)
             stream = self._next_stream
             self._next_stream += 2
             self._open[stream] = write
             if self._load.keeps_history:
                 self._load.history.append(write)
             self._load.in_flight += 1
-            parts.append(_frame(_HEADERS, _END_HEADERS, stream, self._headers(write.method)))
-            parts.append(_frame(_DATA, _END_STREAM, stream, body))
+            parts.append(frames.unary_call(stream, self._headers(write.method), write.request))
         return b"".join(parts)
 
     def _headers(self, method: str) -> bytes:
         block = self._blocks.get(method)
         if block is None:
-            headers = {
-                ":method": "POST",
-                ":scheme": "http",
-                ":path": f"/dbos.DBOS/{method}",
-                ":authority": self._address,
-                "content-type": "application/grpc",
-                "te": "trailers",
-            }
-            if self._timeout:
-                headers["grpc-timeout"] = self._timeout
-            # Literal, not indexed (RFC 7541, 6.2.2); every length here is below 127.
-            block = self._blocks[method] = b"".join(
-                b"\x00"
-                + bytes((len(name),))
-                + name.encode()
-                + bytes((len(value),))
-                + value.encode()
-                for name, value in headers.items()
-            )
+            more = [("grpc-timeout", self._timeout)] if self._timeout else []
+            headers = frames.RequestHeaders(f"/dbos.DBOS/{method}", self._address, 0, more=more)
+            block = self._blocks[method] = headers.later
         return block
 
-    def _take(self, data: bytes) -> None:
-        buffer = self._buffer + data
-        at = 0
-        while len(buffer) - at >= 9:
-            high, low, kind, flags, stream = _FRAME.unpack_from(buffer, at)
-            end = at + 9 + (high << 8 | low)
-            if end > len(buffer):
-                break
-            self._take_frame(kind, flags, stream, buffer[at + 9 : end])
-            at = end
-        self._buffer = buffer[at:]
-
-    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         match kind:
-            case 1:
+            case frames.HEADERS:
                 status = self._status(payload)
-                if flags & _END_STREAM:
+                if flags & frames.END_STREAM:
                     self._settle(stream, status)
-            case 0:
+            case frames.DATA:
                 self._bodies[stream] = self._bodies.get(stream, b"") + payload
-            case 3:
+            case frames.RST_STREAM:
                 self._settle(stream, f"reset {int.from_bytes(payload, 'big')}")
-            case 4 if not flags & _ACK:
-                self._replies += _frame(_SETTINGS, _ACK, 0, b"")
-            case 6 if not flags & _ACK:
-                self._replies += _frame(_PING, _ACK, 0, payload)
-            case 7:
+            case frames.SETTINGS if not flags & frames.ACK:
+                self._replies += frames.frame(frames.SETTINGS, frames.ACK, 0)
+            case frames.PING if not flags & frames.ACK:
+                self._replies += frames.frame(frames.PING, frames.ACK, 0, payload)
+            case frames.GOAWAY:
                 self._may_issue = False
-            case 8 if stream == 0:
+            case frames.WINDOW_UPDATE if stream == 0:
                 self._window += int.from_bytes(payload, "big")
 
     def _status(self, block: bytes) -> str | None:
@@ -331,8 +295,3 @@ class _Connection:
         else:
             response = getattr(messages, f"{write.method}Response").FromString(body[5:])
             write.outcome = f"refused: {response.error}"
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload

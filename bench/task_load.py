@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Self
 import trio
 from hpack import Decoder
 
+from bench.load import frames
 from bench.recorded_writes import Load, Write
 from bench.servers import OURS, Process, scratch_directory, start_server, start_valkey
 from dbos_actors.api.messages import (
@@ -33,16 +33,7 @@ from dbos_actors.api.messages import (
     Task,
 )
 
-_FRAME = struct.Struct(">HBBBI")
-_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
-_FRAME_BYTES_MAX = 16_384
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PAYLOAD = b'{"target":"192.0.2.1","packets":3,"size":64,"interval":1000}'
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
 class RawStream:
@@ -50,9 +41,9 @@ class RawStream:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._buffer = b""
+        self._frames = frames.FrameReader()
         self._body = b""
-        self._connection_window = self._window = 65_535
+        self._connection_window = self._window = frames.DEFAULT_WINDOW_BYTES
         self._granted = trio.Event()
         self._ungranted = 0
         self._decoder = Decoder()
@@ -64,42 +55,28 @@ class RawStream:
     async def open(cls, address: str, method: str) -> Self:
         host, _, port = address.rpartition(":")
         call = cls(await trio.open_tcp_stream(host, int(port)))
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": f"/dbos.DBOS/{method}",
-            ":authority": address,
-            "content-type": "application/grpc",
-            "te": "trailers",
-        }
-        # Literal, not indexed (RFC 7541, 6.2.2); every length here is below 127.
-        block = b"".join(
-            b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-            for name, value in headers.items()
-        )
-        settings = struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)
-        grant = struct.pack(">I", 2**31 - 1 - 65_535)
+        block = frames.RequestHeaders(f"/dbos.DBOS/{method}", address, 0).later
         await call._stream.send_all(
-            _PREFACE
-            + _frame(_SETTINGS, 0, 0, settings)
-            + _frame(_WINDOW_UPDATE, 0, 0, grant)
-            + _frame(_HEADERS, 4, 1, block)
+            frames.client_preface(frames.MAX_WINDOW_BYTES)
+            + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
         )
         return call
 
     async def send(self, messages: Sequence[bytes]) -> None:
         """Send messages, several to a frame."""
-        data = b"".join(b"\x00" + len(body).to_bytes(4, "big") + body for body in messages)
+        data = b"".join(map(frames.message, messages))
         async with self._outgoing:
             while data:
-                size = min(len(data), _FRAME_BYTES_MAX, self._window, self._connection_window)
+                size = min(
+                    len(data), frames.DEFAULT_FRAME_BYTES, self._window, self._connection_window
+                )
                 if size <= 0:
                     self._granted = trio.Event()
                     await self._granted.wait()
                     continue
                 self._window -= size
                 self._connection_window -= size
-                await self._stream.send_all(_frame(_DATA, 0, 1, data[:size]))
+                await self._stream.send_all(frames.frame(frames.DATA, 0, 1, data[:size]))
                 data = data[size:]
 
     async def receive(self) -> list[bytes]:
@@ -110,7 +87,8 @@ class RawStream:
             if not data:
                 self.status = "closed"
                 break
-            self._take(bytes(data))
+            for frame in self._frames.feed(bytes(data)):
+                self._take(*frame)
             if self._control:
                 async with self._outgoing:
                     control, self._control = self._control, b""
@@ -125,44 +103,30 @@ class RawStream:
             self._body = self._body[at:]
         return messages
 
-    def _take(self, data: bytes) -> None:
-        buffer = self._buffer + data
-        at = 0
-        while len(buffer) - at >= 9:
-            high, low, kind, flags, stream = _FRAME.unpack_from(buffer, at)
-            end = at + 9 + (high << 8 | low)
-            if end > len(buffer):
-                break
-            self._take_frame(kind, flags, stream, buffer[at + 9 : end])
-            at = end
-        self._buffer = buffer[at:]
-
-    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         match kind:
-            case 0:
+            case frames.DATA:
                 self._body += payload
                 self._ungranted += len(payload)
                 if self._ungranted > 1 << 28:
-                    grant = struct.pack(">I", self._ungranted)
-                    self._control += _frame(_WINDOW_UPDATE, 0, 0, grant)
-                    self._control += _frame(_WINDOW_UPDATE, 0, 1, grant)
+                    self._control += frames.window_update(0, self._ungranted)
+                    self._control += frames.window_update(1, self._ungranted)
                     self._ungranted = 0
-            case 1:
+            case frames.HEADERS:
                 headers: dict[Any, Any] = dict(self._decoder.decode(payload))
-                if flags & 1:
+                if flags & frames.END_STREAM:
                     self.status = headers.get("grpc-status", "?")
-            case 3 | 7:
+            case frames.RST_STREAM | frames.GOAWAY:
                 self.status = f"frame {kind}"
-            case 4 if not flags & 1:
-                for position in range(0, len(payload), 6):
-                    name, value = struct.unpack_from(">HI", payload, position)
-                    if name == 4:
-                        self._window += value - 65_535
-                self._control += _frame(_SETTINGS, 1, 0, b"")
+            case frames.SETTINGS if not flags & frames.ACK:
+                window = frames.parse_settings(payload).get(frames.SETTING_INITIAL_WINDOW_SIZE)
+                if window is not None:
+                    self._window += window - frames.DEFAULT_WINDOW_BYTES
+                self._control += frames.frame(frames.SETTINGS, frames.ACK, 0)
                 self._granted.set()
-            case 6 if not flags & 1:
-                self._control += _frame(_PING, 1, 0, payload)
-            case 8:
+            case frames.PING if not flags & frames.ACK:
+                self._control += frames.frame(frames.PING, frames.ACK, 0, payload)
+            case frames.WINDOW_UPDATE:
                 increment = int.from_bytes(payload, "big")
                 if stream:
                     self._window += increment

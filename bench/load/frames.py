@@ -36,6 +36,7 @@ SETTING_MAX_FRAME_SIZE: Final = 0x5
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES: Final = 9
 DEFAULT_WINDOW_BYTES: Final = 65_535  # RFC 9113, 6.9.2
+DEFAULT_FRAME_BYTES: Final = 16_384  # RFC 9113, 4.2
 DEFAULT_TABLE_BYTES: Final = 4_096  # RFC 7541 through RFC 9113, 6.5.2
 MAX_WINDOW_BYTES: Final = 2**31 - 1
 GRPC_PREFIX_BYTES: Final = 5
@@ -57,6 +58,55 @@ pack_word = _WORD.pack
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """One frame, header and payload."""
     return _FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+class FrameReader:
+    """Cuts what a connection receives into frames."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """The frames that are complete now: type, flags, stream id and payload of each."""
+        buffer = self._rest + data
+        found = []
+        at = 0
+        while len(buffer) - at >= FRAME_HEADER_BYTES:
+            length_kind, flags, stream_id = unpack_header(buffer, at)
+            end = at + FRAME_HEADER_BYTES + (length_kind >> 8)
+            if end > len(buffer):
+                break
+            payload = buffer[at + FRAME_HEADER_BYTES : end]
+            found.append((length_kind & 0xFF, flags, stream_id, payload))
+            at = end
+        self._rest = buffer[at:]
+        return found
+
+
+def message(body: bytes, *, compressed: bool = False) -> bytes:
+    """A message with the five bytes that gRPC puts before it."""
+    return bytes((compressed,)) + pack_word(len(body)) + body
+
+
+def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
+    """A body in DATA frames of the size that every peer allows."""
+    pieces = [
+        body[start : start + DEFAULT_FRAME_BYTES]
+        for start in range(0, len(body), DEFAULT_FRAME_BYTES)
+    ] or [b""]
+    ends = [0] * (len(pieces) - 1) + [END_STREAM if end else 0]
+    return b"".join(
+        frame(DATA, flags, stream_id, piece) for flags, piece in zip(ends, pieces, strict=True)
+    )
+
+
+def unary_call(stream_id: int, block: bytes, request: bytes) -> bytes:
+    """A whole call: its header block, and its one message."""
+    return frame(HEADERS, END_HEADERS, stream_id, block) + data(
+        stream_id, message(request), end=True
+    )
 
 
 def frame_start(kind: int, flags: int, length: int) -> bytes:
@@ -81,11 +131,11 @@ def window_update(stream_id: int, increment: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, stream_id, pack_word(increment))
 
 
-def client_preface() -> bytes:
+def client_preface(stream_window_bytes: int = STREAM_WINDOW_BYTES) -> bytes:
     """What a client says first: preface, settings, and a connection window it never exhausts."""
     return (
         PREFACE
-        + settings({SETTING_ENABLE_PUSH: 0, SETTING_INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES})
+        + settings({SETTING_ENABLE_PUSH: 0, SETTING_INITIAL_WINDOW_SIZE: stream_window_bytes})
         + window_update(0, MAX_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
     )
 

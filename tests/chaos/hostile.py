@@ -48,22 +48,6 @@ def guarded_stage() -> Iterator[Stage]:
 # ------------------------------------------------------------------- clients
 
 
-def message(request: bytes, *, compressed: bool = False) -> bytes:
-    """A gRPC message."""
-    return bytes([compressed]) + len(request).to_bytes(4, "big") + request
-
-
-def data(stream_id: int, body: bytes, *, end: bool = False) -> bytes:
-    """A body in DATA frames of the size that every peer allows."""
-    pieces = [body[start : start + 16_384] for start in range(0, len(body), 16_384)] or [b""]
-    return b"".join(
-        frames.frame(
-            frames.DATA, frames.END_STREAM if end and piece is pieces[-1] else 0, stream_id, piece
-        )
-        for piece in pieces
-    )
-
-
 def headers(
     path: str, stream_id: int = 1, *, more: Sequence[tuple[str, str]] = AUTHORIZATION
 ) -> bytes:
@@ -84,7 +68,7 @@ class Sender:
         self._piece = piece
         self._position = 0
         self._windows = {0: frames.DEFAULT_WINDOW_BYTES, 1: frames.DEFAULT_WINDOW_BYTES}
-        self._received = b""
+        self._frames = frames.FrameReader()
         self._unsent = (
             frames.PREFACE
             + frames.settings({frames.SETTING_INITIAL_WINDOW_SIZE: 0})
@@ -129,16 +113,8 @@ class Sender:
         except BlockingIOError:
             return
         self.is_over = not received
-        data = self._received + received
-        start = 0
-        while len(data) - start >= frames.FRAME_HEADER_BYTES:
-            word, flags, stream = frames.unpack_header(data, start)
-            end = start + frames.FRAME_HEADER_BYTES + (word >> 8)
-            if end > len(data):
-                break
-            self._take(word & 0xFF, flags, stream, data[start + frames.FRAME_HEADER_BYTES : end])
-            start = end
-        self._received = data[start:]
+        for frame in self._frames.feed(received):
+            self._take(*frame)
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
@@ -206,19 +182,19 @@ def unread(path: str, first: bytes, piece: bytes, clients: int, limit_bytes: int
 def refused_results() -> bytes:
     """Messages of StoreResults that are refused for their long ids."""
     result = messages.MeasurementResult(id="i" * 300, agent_id="a" * 200_000, module_name="m")
-    return message(messages.StoreResultRequest(result=result).SerializeToString())
+    return frames.message(messages.StoreResultRequest(result=result).SerializeToString())
 
 
 def unknown_acknowledgements() -> bytes:
     """Messages of SubscribeTasks that are each answered with a failed outcome."""
     acknowledge = messages.SubscribeTasksRequest.Ack(task_id="t" * 250, lease_token="x" * 250)
     request = messages.SubscribeTasksRequest(ack=acknowledge).SerializeToString()
-    return message(request) * 100
+    return frames.message(request) * 100
 
 
 def subscription() -> bytes:
     start = messages.SubscribeTasksRequest.Start(max_in_flight=10)
-    return message(messages.SubscribeTasksRequest(start=start).SerializeToString())
+    return frames.message(messages.SubscribeTasksRequest(start=start).SerializeToString())
 
 
 def watchers(connections: int, each: int) -> Report:
@@ -235,7 +211,7 @@ def watchers(connections: int, each: int) -> Report:
             one.sendall(
                 b"".join(
                     headers("/grpc.health.v1.Health/Watch", stream, more=())
-                    + data(stream, message(b""), end=True)
+                    + frames.data(stream, frames.message(b""), end=True)
                     for stream in streams
                 )
             )
@@ -261,7 +237,7 @@ def cut_subscriptions(waves: int, streams: int) -> Report:
                     one.sendall(
                         b"".join(
                             headers("/dbos.DBOS/SubscribeTasks", stream)
-                            + data(stream, subscription())
+                            + frames.data(stream, subscription())
                             for stream in range(1, 2 * each, 2)
                         )
                     )
@@ -304,7 +280,7 @@ def idle_strangers(descriptors: int) -> Report:
 def bombs(streams: int, unpacked_bytes: int) -> Report:
     """Small messages that become large when they are decompressed."""
     report = Report(f"{streams} streams of messages that unpack to {unpacked_bytes / MB:.0f} MB")
-    packed = message(gzip.compress(bytes(unpacked_bytes)), compressed=True)
+    packed = frames.message(gzip.compress(bytes(unpacked_bytes)), compressed=True)
     with guarded_stage() as on, ExitStack() as stack:
         calm = on.baseline()
         report.add("alone", told(calm))

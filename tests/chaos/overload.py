@@ -165,7 +165,6 @@ def slow_clients(duration_s: float) -> Report:
         calm = on.baseline()
         report.add("alone", told(calm))
         request = messages.ListResultsRequest(agent_id="big").SerializeToString()
-        body = b"\0" + len(request).to_bytes(4, "big") + request
         headers = frames.RequestHeaders("/dbos.DBOS/ListResults", "slow", 0)
         slow = []
         begin = time.perf_counter()
@@ -174,8 +173,7 @@ def slow_clients(duration_s: float) -> Report:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             data = frames.client_preface()
             for stream in range(1, 21, 2):
-                data += frames.frame(frames.HEADERS, frames.END_HEADERS, stream, headers.first)
-                data += frames.frame(frames.DATA, frames.END_STREAM, stream, body)
+                data += frames.unary_call(stream, headers.first, request)
             one.sendall(data)
             slow.append(one)
         time.sleep(duration_s)
@@ -200,10 +198,8 @@ def idle_connections(count: int) -> Report:
         idle = []
         # One call each: a connection whose client never calls has to make room for others.
         request = messages.GetAgentRequest(agent_id="nobody").SerializeToString()
-        body = b"\0" + len(request).to_bytes(4, "big") + request
         headers = frames.RequestHeaders("/dbos.DBOS/GetAgent", "idle", 0)
-        call = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, headers.first)
-        call += frames.frame(frames.DATA, frames.END_STREAM, 1, body)
+        call = frames.unary_call(1, headers.first, request)
         for _ in range(count):
             one = connected(on.address)
             one.sendall(frames.client_preface() + call)

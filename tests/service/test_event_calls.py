@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.support.clients import Client, GrpcioClient, open_client
+from tests.support.runs import start_runs
 from tests.support.servers import ServerThread, SteppedClock
 from tests.support.valkey import ValkeyServer
 
@@ -16,24 +17,6 @@ STREAM = "dbos:{p0}:events"
 def run(client: Client, request_id: str, state: str = "running", agent_id: str = "a") -> None:
     fields = {"agent_id": agent_id, "module_name": "m", "request_id": request_id, "state": state}
     assert client.call("SetModuleState", state=fields).success
-
-
-def runs(client: Client, count: int) -> None:
-    outcomes = client.call_many(
-        "SetModuleState",
-        (
-            {
-                "state": {
-                    "agent_id": "a",
-                    "module_name": "m",
-                    "request_id": f"r{number}",
-                    "state": "running",
-                }
-            }
-            for number in range(count)
-        ),
-    )
-    assert all(outcome.success for outcome in outcomes)
 
 
 def events(client: Client, **fields: Any) -> list[dict[str, Any]]:
@@ -59,7 +42,7 @@ def test_events_come_newest_first_as_json_of_four_members(
 
 
 def test_a_limit_of_nothing_means_a_hundred(client: Client) -> None:
-    runs(client, 150)
+    start_runs(client, 150)
     for limit in (0, -1, -(2**40)):
         assert len(events(client, limit=limit)) == 100
     assert len(events(client, limit=1)) == 1
@@ -95,7 +78,7 @@ def test_the_event_log_is_bounded(
     start_server: Callable[..., ServerThread], redis: ValkeyServer
 ) -> None:
     with GrpcioClient(start_server(max_events=200).address) as client:
-        runs(client, 1_000)
+        start_runs(client, 1_000)
         assert redis.execute("XLEN", STREAM) <= 200 + 100  # whole nodes are trimmed
         newest = events(client, limit=1)[0]["metadata"]["request_id"]
         assert newest == "r999"

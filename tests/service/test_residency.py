@@ -17,6 +17,7 @@ from dbos_actors.actors.agents.caches import RUN_OVERHEAD_BYTES
 from dbos_actors.domain.runs import STATES, TERMINAL_STATES
 from tests.support.clients import CallError, Client, GrpcioClient, outcome_of
 from tests.support.keyspace import Keyspace
+from tests.support.runs import start_runs
 from tests.support.servers import ServerThread, SteppedClock
 from tests.support.valkey import ValkeyServer
 
@@ -120,21 +121,7 @@ def test_an_agent_with_thousands_of_unfinished_runs_is_served_after_a_restart(
     first = start_server()
     count = 1_500  # more than are loaded at once
     with GrpcioClient(first.address) as client:
-        outcomes = client.call_many(
-            "SetModuleState",
-            (
-                {
-                    "state": {
-                        "agent_id": "a",
-                        "module_name": "m",
-                        "request_id": f"r{number}",
-                        "state": "running",
-                    }
-                }
-                for number in range(count)
-            ),
-        )
-        assert all(outcome.success for outcome in outcomes)
+        start_runs(client, count)
     first.stop()
     with GrpcioClient(start_server().address) as client:
         for number in (0, 7, count - 1):

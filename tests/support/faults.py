@@ -7,17 +7,18 @@ from collections.abc import Callable
 import trio
 
 from dbos_actors.store import Connector
+from tests.support.passing import PassingConnector, PassingStream
 
 
 def _nothing() -> None:
     """The default for what happens when a stream breaks."""
 
 
-class BreakingStream(trio.abc.Stream):
+class BreakingStream(PassingStream):
     """A stream that passes everything on until `break_after` is due."""
 
     def __init__(self, inner: trio.abc.Stream) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._send_left: int | None = None
         self._receive_left: int | None = None
         self._on_break: Callable[[], None] = _nothing
@@ -47,9 +48,6 @@ class BreakingStream(trio.abc.Stream):
         await self._inner.send_all(bytes(data)[: self._send_left])
         await self._break()
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self.broken:
             raise trio.BrokenResourceError
@@ -64,9 +62,6 @@ class BreakingStream(trio.abc.Stream):
             self._receive_left -= len(data)
         return data
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
     async def _break(self) -> None:
         self.broken = True
         await trio.aclose_forcefully(self._inner)
@@ -74,29 +69,13 @@ class BreakingStream(trio.abc.Stream):
         raise trio.BrokenResourceError
 
 
-class BreakingConnector:
+class BreakingConnector(PassingConnector):
     """A connector whose streams can be broken; `streams` are those it opened, in order."""
 
     def __init__(self, inner: Connector) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.streams: list[BreakingStream] = []
         self.on_connect: Callable[[BreakingStream], None] = lambda _: None
-
-    @property
-    def address(self) -> str:
-        return self._inner.address
-
-    @property
-    def username(self) -> str | None:
-        return self._inner.username
-
-    @property
-    def password(self) -> str | None:
-        return self._inner.password
-
-    @property
-    def database(self) -> int:
-        return self._inner.database
 
     def break_first(self, **plan: int) -> None:
         """Break the first stream it will open, as `BreakingStream.break_after` does."""

@@ -7,36 +7,21 @@ import threading
 import trio
 
 from dbos_actors.store import Connector
+from tests.support.passing import PassingConnector, PassingStream
 
 
-class StallingConnector:
+class StallingConnector(PassingConnector):
     """Passes everything on, except transactions while `stall` is in force; reads go through.
 
     `stall` and `release` are to be called in the server's loop.
     """
 
     def __init__(self, inner: Connector) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._open = trio.Event()
         self._open.set()
         self.has_stalled = threading.Event()
         """Set once a transaction is held back."""
-
-    @property
-    def address(self) -> str:
-        return self._inner.address
-
-    @property
-    def username(self) -> str | None:
-        return self._inner.username
-
-    @property
-    def password(self) -> str | None:
-        return self._inner.password
-
-    @property
-    def database(self) -> int:
-        return self._inner.database
 
     async def connect(self) -> trio.abc.Stream:
         return _StallingStream(await self._inner.connect(), self)
@@ -54,20 +39,11 @@ class StallingConnector:
             await self._open.wait()
 
 
-class _StallingStream(trio.abc.Stream):
+class _StallingStream(PassingStream):
     def __init__(self, inner: trio.abc.Stream, connector: StallingConnector) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._connector = connector
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._connector.pass_or_wait(bytes(data))
-        await self._inner.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._inner.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+        await super().send_all(data)

@@ -19,20 +19,12 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from dbos_actors.rpc.client.channel import Channel
 from dbos_actors.rpc.server.server import Server
 from dbos_actors.rpc.server.stream import ServerStream
+from tests.support.blob import Blob
 
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 
 PATH = "/test.Test/Both"
 STREAMS = 40
-
-
-class Blob(bytes):
-    @classmethod
-    def FromString(cls, data: bytes) -> Blob:  # noqa: N802
-        return cls(data)
-
-    def SerializeToString(self) -> bytes:  # noqa: N802
-        return bytes(self)
 
 
 class Both:

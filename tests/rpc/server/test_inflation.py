@@ -14,21 +14,13 @@ from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.wire.framing import frame
+from tests.support.blob import Blob
 
 MakePipe = Callable[..., Any]
 
 MESSAGE_BYTES = 4 << 20
 BOMB = frame(gzip.compress(bytes(MESSAGE_BYTES)), compressed=True)
 """4 KB that become a message of the largest size."""
-
-
-class Blob(bytes):
-    @classmethod
-    def FromString(cls, data: bytes) -> Blob:  # noqa: N802
-        return cls(data)
-
-    def SerializeToString(self) -> bytes:  # noqa: N802
-        return bytes(self)
 
 
 class Collect:

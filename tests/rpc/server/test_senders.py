@@ -13,21 +13,13 @@ from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Options
+from tests.support.blob import Blob
 
 MakePipe = Callable[..., Any]
 
 STALLED = 900
 CHUNK = bytes(6_000)
 QUEUED_MAX = 4_000
-
-
-class Blob(bytes):
-    @classmethod
-    def FromString(cls, data: bytes) -> Blob:  # noqa: N802
-        return cls(data)
-
-    def SerializeToString(self) -> bytes:  # noqa: N802
-        return bytes(self)
 
 
 class Pour:
