@@ -4,7 +4,8 @@ The actor runs in a cell of the actor runtime, which applies its turns. A turn i
 sealed into a journal entry, submitted, and applied to the book, in one synchronous step. The book
 is then ahead of the store by what is submitted and not yet committed. Every answer waits for its
 own commit, and a read waits for all commits before it, so nobody is shown what a crash could undo.
-When the store refuses a commit, the whole incarnation is dropped and read back.
+When the store refuses a commit, the incarnation ends. The next one takes its book over and undoes
+what was refused (`rewind`), or reads everything back where that is not enough.
 
 Payloads are not resident. The commit that leases tasks also reads their payloads.
 
@@ -33,7 +34,7 @@ from dbos_actors.actors.tasks.messages import (
     Retire,
 )
 from dbos_actors.actors.tasks.reads import TaskReads
-from dbos_actors.actors.tasks.recovery import recover
+from dbos_actors.actors.tasks.recovery import Recovered, recover
 from dbos_actors.actors.tasks.responses import (
     DEFAULT_LEASE_S,
     DEFAULT_LEASES,
@@ -43,6 +44,7 @@ from dbos_actors.actors.tasks.responses import (
     listed,
     room_for_tasks,
 )
+from dbos_actors.actors.tasks.rewind import undo
 from dbos_actors.actors.tasks.turn_maker import CHANGE, TurnMaker
 from dbos_actors.api.messages import (
     GetTaskRequest,
@@ -137,26 +139,48 @@ class SchedulerActor:
         context = self._context
         began_s, began_cpu_s = context.clock.monotonic_s(), process_time()
         await context.stored.wait_written()
+        book = await self._rewound()
+        if book is None:
+            recovered = await self._recovered()
+            book = recovered.book
+            context.counts.recovery_s = context.clock.monotonic_s() - began_s
+            logger.info(
+                "tasks_recovered",
+                tasks=len(book),
+                journal_entries=book.sequence - recovered.sequence,
+                seconds=round(context.counts.recovery_s, 3),
+                cpu_seconds=round(process_time() - began_cpu_s, 3),
+            )
+        self._take(book)
+        self._is_loaded = True
+        context.subscribers.reloaded(book)
+        context.alarm.ring()
+
+    async def _rewound(self) -> TaskBook | None:
+        """The book of the incarnation before, if without what was refused it is the store's."""
+        context = self._context
+        stored = context.stored
+        undoing = context.rewind.take()
+        if undoing is None:
+            return None
+        (generation,) = await context.store.read(self._commands.generation())
+        if generation != (b"%d" % stored.generation if stored.generation else None):
+            return None
+        stored.journal_bytes -= await undo(undoing, context.clock.now)
+        context.counts.rewinds += 1
+        logger.info("tasks_rewound", changes=len(undoing.changes))
+        return undoing.book
+
+    async def _recovered(self) -> Recovered:
+        context = self._context
         try:
             recovered = await recover(context.store, context.limits, context.clock.now())
         except JournalError as error:
             context.alarm.ring()
             raise context.readability.refuse(error) from error
-        book = recovered.book
-        self._take(book)
-        self._is_loaded = True
         context.stored.recovered(recovered)
         context.counts.recoveries += 1
-        context.counts.recovery_s = context.clock.monotonic_s() - began_s
-        context.subscribers.reloaded(book)
-        logger.info(
-            "tasks_recovered",
-            tasks=len(book),
-            journal_entries=book.sequence - recovered.sequence,
-            seconds=round(context.counts.recovery_s, 3),
-            cpu_seconds=round(process_time() - began_cpu_s, 3),
-        )
-        context.alarm.ring()
+        return recovered
 
     def _take(self, book: TaskBook) -> None:
         self._book = book
@@ -181,7 +205,8 @@ class SchedulerActor:
 
     def apply(self, part: Hashable, value: Any) -> None:
         if part is CHANGE:
-            self._book.apply(value)
+            with self._context.rewind:
+                self._book.apply(value)
             self._applied(value)
         elif part is _READING:
             self._reading_bytes += value
@@ -206,6 +231,8 @@ class SchedulerActor:
                 context.alarm.ring()
 
     def released(self) -> None:
+        if self._is_loaded:
+            self._context.rewind.leave(self._book)
         self._is_loaded = False
         # A store that has just refused a commit would refuse a push too.
         self._context.subscribers.pause()
@@ -214,10 +241,11 @@ class SchedulerActor:
     # ----------------------------------------------------------------- turns
 
     def handle(self, request: Any) -> Turn:
-        handler = _HANDLERS.get(type(request))
-        if handler is not None:
-            return handler(self, request)
-        return _TURNS[type(request)](self._turns, request)
+        with self._context.rewind:
+            handler = _HANDLERS.get(type(request))
+            if handler is not None:
+                return handler(self, request)
+            return _TURNS[type(request)](self._turns, request)
 
     def barrier(self, request: Barrier) -> Turn:
         if request.book is not None and request.book is not self._book:

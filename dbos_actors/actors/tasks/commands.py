@@ -44,6 +44,10 @@ class TaskCommands:
         """Read what `keep` has written; one value or None for each."""
         return pack("HMGET", self._keys.tasks, *(record.task_id for record in records))
 
+    def generation(self) -> bytes:
+        """Read which snapshot is in force."""
+        return pack("HGET", self._keys.tasks_snapshot, "generation")
+
     def add_chunk(self, generation: int, chunk: bytes, *, is_first: bool) -> list[bytes]:
         """Append a chunk to the snapshot of a generation."""
         key = f"{self._keys.tasks_snapshots}{generation}"

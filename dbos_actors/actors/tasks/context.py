@@ -17,6 +17,7 @@ from trio_util import AsyncValue
 from dbos_actors.actors.tasks.alarm import Alarm
 from dbos_actors.actors.tasks.clocks import TaskClock
 from dbos_actors.actors.tasks.recovery import Recovered
+from dbos_actors.actors.tasks.rewind import Rewind
 from dbos_actors.actors.tasks.subscribers import Subscribers
 from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.journal import JournalError
@@ -49,6 +50,8 @@ class TaskCounts:
     recoveries: int = 0
     recovery_s: float = 0.0
     """What the last one took."""
+    rewinds: int = 0
+    """Times that changes which the store had refused were undone, instead of a recovery."""
 
     def applied(self, change: Change) -> None:
         """Take note of the outcomes of a change."""
@@ -146,6 +149,7 @@ class SchedulerContext:
     counts: TaskCounts = field(default_factory=TaskCounts)
     stored: StoredBook = field(default_factory=StoredBook)
     readability: Readability = field(default_factory=Readability)
+    rewind: Rewind = field(default_factory=Rewind)
 
     def found_damaged(self, records: list[TaskRecord]) -> None:
         """These are to be handed out and cannot be read: the scheduler will have them die.

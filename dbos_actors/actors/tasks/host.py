@@ -74,6 +74,7 @@ class ActorHost:
     def reload(self) -> None:
         """The store is not where we left it: start again from it."""
         self._context.readability.reset()
+        self._context.rewind.spoil()
         self._context.alarm.ring()
         self._supervisor.reload_all()
 

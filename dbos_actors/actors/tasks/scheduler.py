@@ -371,6 +371,7 @@ class Scheduler:
             snapshot_slice_ms_max=self._snapshots.slice_s_max * 1000,
             recoveries=counts.recoveries,
             recovery_s=counts.recovery_s,
+            rewinds=counts.rewinds,
             audits=self._audits.audits,
             audit_misplaced=self._audits.misplaced,
             audit_strangers=self._audits.strangers,

@@ -53,6 +53,8 @@ class SchedulerStatistics:
     recoveries: int
     recovery_s: float
     """What the last one took."""
+    rewinds: int
+    """Times that what the store had refused was undone, which needs no recovery."""
     audits: int
     audit_misplaced: int
     audit_strangers: int

@@ -8,6 +8,7 @@ from typing import Any, Final
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.context import SchedulerContext
+from dbos_actors.actors.tasks.rewind import RewindableTurn
 from dbos_actors.api.messages import Task
 from dbos_actors.domain import events
 from dbos_actors.domain.tasks.book import TaskBook
@@ -47,13 +48,15 @@ class TurnMaker:
         entry = self.book.seal(change)
         written = [*commands, self._commands.journal(change.sequence, entry)]
         written += self._events(change)
-        return Turn(
+        turn = RewindableTurn(
             answer,
             commands=written,
             changes=((CHANGE, change), *changes),
             then=then,
             frees_memory=frees_memory,
         )
+        turn.change, turn.rewind = change, self.context.rewind
+        return turn
 
     def _events(self, change: Change) -> Iterable[bytes]:
         now_s = int(change.now.wall_s)

@@ -12,6 +12,8 @@ A turn is one `Change`:
 3. `seal` turns the change into a journal entry. Nothing may be added afterwards.
 4. `apply` makes the change real.
 
+`undo` takes the last applied change back, when the store has refused it.
+
 Only one change may be under way between two applies. `begin` and `advance` also move tasks from
 index to index as time passes. That is not journalled: nobody can observe it, and a restart does it
 anew.
@@ -31,11 +33,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from dbos_actors.domain.tasks.change import Change
+from dbos_actors.domain.tasks.change import Before, Change
 from dbos_actors.domain.tasks.claims import ClaimRecovery, Claims
 from dbos_actors.domain.tasks.fair_queue import Flow
 from dbos_actors.domain.tasks.id_table import BLOCK_MAX, IdTable
-from dbos_actors.domain.tasks.index import Place, TaskIndex, monotonic_ticks_passed
+from dbos_actors.domain.tasks.index import (
+    MONOTONIC_TICKS_PER_S,
+    Place,
+    TaskIndex,
+    monotonic_ticks_passed,
+)
 from dbos_actors.domain.tasks.journal import Ledger, encode_entry
 from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord
@@ -255,23 +262,78 @@ class TaskBook:
         for claim, task_ids in change.claims:
             self.claims.remember(claim, task_ids, change.now.monotonic_s + claim.span_s)
         touched = list(change.flows.values())
+        deadlines = self.index.deadlines
+        before = change.before = []
         for task_id, row in change.rows.items():
-            record = change.records[task_id]
+            tick = deadlines.get(task_id)
             # The key, the timer and the queue share one string.
-            replaced = self._rows.put(task_id, row) if row else self._rows.pop(task_id)
-            old = None if replaced is None else self.record(task_id, replaced)
-            if old is not None:
-                self.index.remove(old)
-                if record is None or record.flow is not old.flow:
-                    old.flow.ids.remove(task_id)
-                    touched.append(old.flow)
-            if record is not None:
-                if old is None or record.flow is not old.flow:
-                    record.flow.ids.add(task_id)
-                self.index.place(record, change.deadlines.get(task_id), change.now)
-        for flow in touched:
-            if not flow.ids:
-                self._forget_flow(flow)
+            replaced = self._set(
+                task_id,
+                row,
+                change.records[task_id],
+                deadline_s=change.deadlines.get(task_id),
+                now=change.now,
+                touched=touched,
+            )
+            before.append(Before(task_id, replaced, tick))
+        change.emptied = self._forget_empty(touched)
+
+    def undo(self, change: Change, now: Now) -> None:
+        """Take the last applied change back.
+
+        Every task has the row and the deadline that it had before. Due tasks queue behind those
+        of their flow that are due already, as if a lease of theirs had ended. What was forgotten
+        for the change's sake, the oldest claims, stays forgotten.
+        """
+        assert change.sequence == self.sequence, "the last one"
+        for flow in change.emptied:
+            self._remember_flow(flow)
+        touched = list(change.flows.values())
+        for task_id, row, tick in reversed(change.before):
+            record = None if row is None else self.record(task_id, row)
+            deadline_s = None if tick is None else tick / MONOTONIC_TICKS_PER_S
+            self._set(task_id, row or b"", record, deadline_s=deadline_s, now=now, touched=touched)
+        self._forget_empty(touched)
+        for flow in change.flows.values():
+            self.next_flow = min(self.next_flow, flow.number)
+        for claim, _ in change.claims:
+            self.claims.forget(claim)
+        self.ledger = self.ledger.minus(change.added)
+        self.sequence -= 1
+
+    def _set(
+        self,
+        task_id: str,
+        row: bytes,
+        record: TaskRecord | None,
+        *,
+        deadline_s: float | None,
+        now: Now,
+        touched: list[Flow],
+    ) -> bytes | None:
+        """Give a task a row, empty if it goes, and its place; the row before, None if it is new.
+
+        Flows that it leaves are added to ``touched``.
+        """
+        replaced = self._rows.put(task_id, row) if row else self._rows.pop(task_id)
+        old = None if replaced is None else self.record(task_id, replaced)
+        if old is not None:
+            self.index.remove(old)
+            if record is None or record.flow is not old.flow:
+                old.flow.ids.remove(task_id)
+                touched.append(old.flow)
+        if record is not None:
+            if old is None or record.flow is not old.flow:
+                record.flow.ids.add(task_id)
+            self.index.place(record, deadline_s, now)
+        return replaced
+
+    def _forget_empty(self, touched: list[Flow]) -> list[Flow]:
+        """Forget those of these flows that have no task; which they are."""
+        empty = [flow for flow in touched if not flow.ids]
+        for flow in empty:
+            self._forget_flow(flow)
+        return empty
 
     # -------------------------------------------- for recovery and the auditor
 

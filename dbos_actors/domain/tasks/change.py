@@ -29,17 +29,31 @@ class Outcome(NamedTuple):
     error: str
 
 
+class Before(NamedTuple):
+    """What a task was before a change, so that the change can be undone."""
+
+    task_id: str
+    row: bytes | None
+    """None: there was no such task."""
+    tick: int | None
+    """When its lease or its delay would have ended; None: it had none."""
+
+
 class Change:
     """What one turn is going to do; owned by whoever began it until it is applied or dropped.
 
     ``records`` holds every task touched, as it will be (None: gone); ``outcomes``
-    what came to an end, in order.
+    what came to an end, in order. Once applied, ``before`` and ``emptied`` say what was
+    replaced. A turn keeps its change until its commit has an outcome, so what can be undone is
+    bounded as the queue of commits is: it is the old rows of tasks whose new rows wait there.
     """
 
     __slots__ = (
         "added",
+        "before",
         "claims",
         "deadlines",
+        "emptied",
         "flows",
         "now",
         "outcomes",
@@ -62,6 +76,8 @@ class Change:
         self.sequence = 0  # 0 until sealed
         self.size_bytes = 0  # of its journal entry, likewise
         self.rows: dict[str, bytes] = {}  # from sealing on; empty: gone
+        self.before: list[Before] = []  # from applying on
+        self.emptied: list[Flow] = []  # forgotten since their last task left them, likewise
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""

@@ -77,6 +77,12 @@ class Claims:
         while len(self._by_identity) > CLAIMS_MAX or self._tasks > CLAIMED_TASKS_MAX:
             self._forget(next(iter(self._by_identity)))
 
+    def forget(self, claim: Claim) -> None:
+        """The claim was never made."""
+        remembered = self._by_identity.get(claim.identity)
+        if remembered is not None and remembered.claim == claim:
+            self._forget(claim.identity)
+
     def find(self, identity: bytes, now: Now) -> tuple[Claim, tuple[str, ...]] | None:
         """A claim and its tasks, None if it is not remembered."""
         found = self._by_identity.get(identity)

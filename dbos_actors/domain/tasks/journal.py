@@ -59,6 +59,13 @@ class Ledger(NamedTuple):
             self.deleted + other.deleted,
         )
 
+    def minus(self, other: Ledger) -> Ledger:
+        return Ledger(
+            self.scheduled - other.scheduled,
+            self.completed - other.completed,
+            self.deleted - other.deleted,
+        )
+
 
 class Entry(NamedTuple):
     """A journal entry, decoded."""

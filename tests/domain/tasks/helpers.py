@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dbos_actors.domain.tasks import (
@@ -13,6 +14,7 @@ from dbos_actors.domain.tasks import (
     scheduling,
     settling,
 )
+from dbos_actors.domain.tasks.audit import Audit
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.change import Change
 from dbos_actors.domain.tasks.journal import Ledger
@@ -37,6 +39,9 @@ class Driver:
         self.wall_s = WALL_S
         self.monotonic_s = MONOTONIC_S
         self.journal: list[bytes] = []
+        self.applied: list[Change] = []
+        """Since the last restart."""
+        self.rehearses = False
         self.last = Change(self.now)
         self._token = 0x1000
 
@@ -50,14 +55,42 @@ class Driver:
         self.book.advance(self.now, limit=10**9)
 
     def turn(self, operation: Callable[[Change], T]) -> T:
-        """One operation, journalled and applied."""
+        """One operation, journalled and applied; with `rehearses`, applied and undone before."""
         self.book.advance(self.now, limit=10**9)
         self.last = self.book.begin(self.now)
         result = operation(self.last)
         if self.last:
             self.journal.append(self.book.seal(self.last))
+            if self.rehearses:
+                before = whole_state(self.book)
+                self.book.apply(self.last)
+                self.book.undo(self.last, self.now)
+                assert whole_state(self.book) == before
             self.book.apply(self.last)
+            self.applied.append(self.last)
         return result
+
+    def undo(self, changes: int) -> list[Change]:
+        """Take the last changes back; they are returned, in order, and may be applied again."""
+        undone = self.applied[len(self.applied) - changes :]
+        del self.applied[len(self.applied) - changes :]
+        for change in reversed(undone):
+            self.book.undo(change, self.now)
+        return undone
+
+    @contextmanager
+    def without_the_last(self, changes: int) -> Iterator[None]:
+        """Within the block the last changes are undone; so far the book is what it was then."""
+        live = durable_state(self.book)
+        undone = self.undo(min(changes, len(self.applied)))
+        journal = self.journal[: len(self.journal) - len(undone)]
+        before = recovered([], journal, self.now, self.limits)
+        assert durable_state(self.book) == durable_state(before)
+        yield
+        for change in undone:
+            self.book.apply(change)
+        self.applied += undone
+        assert durable_state(self.book) == live
 
     def schedule(
         self,
@@ -133,9 +166,11 @@ class Driver:
         assert record is not None
         return record
 
-    def restart(self) -> None:
-        """Recover from the journal alone."""
-        self.book = recovered([], self.journal, self.now, self.limits)
+    def restart(self, chunks: Sequence[bytes] = (), journal: list[bytes] | None = None) -> None:
+        """Recover from a snapshot and the journal after it; from the whole journal alone."""
+        self.applied = []
+        entries = self.journal if journal is None else journal
+        self.book = recovered(list(chunks), entries, self.now, self.limits)
 
 
 def recovered(
@@ -171,3 +206,22 @@ def durable_state(book: TaskBook) -> tuple[int, Ledger, dict[str, bytes], dict[i
         for number, flow in book.flows.items()
     }
     return book.sequence, book.ledger, rows, flows
+
+
+def whole_state(book: TaskBook) -> tuple[Any, ...]:
+    """All that a book holds but the order of turns and the claims."""
+    places = {
+        task_id: (book.index.places(book.known(task_id)), book.index.deadlines.get(task_id))
+        for task_id, _ in all_rows(book)
+    }
+    flows = {flow.number: list(flow.ids.following("", 10**6)) for flow in book.flows_of()}
+    sizes = book.index.sizes()
+    return durable_state(book), places, flows, sizes, book.next_flow, dict(book.index.deadlines)
+
+
+def assert_audited(driver: Driver) -> None:
+    """An audit of the whole book finds nothing."""
+    audit = Audit(driver.book)
+    while audit.step(driver.now):
+        pass
+    assert audit.findings.clean, audit.findings

@@ -117,3 +117,14 @@ def test_the_oldest_keys_are_forgotten_beyond_the_limits() -> None:
     assert len(claims) == 11
     claims.remember(Claim(b"all", 1, 11, 60), many[:11], 60.0)
     assert [claim.identity for claim in claims.all()] == [b"all"]
+
+
+def test_an_undone_lease_leaves_no_claim() -> None:
+    driver = Driver()
+    driver.schedule("t1")
+    identity = identity_of("key")
+    assert driver.lease(identity=identity)
+    assert leasing.leased_again(driver.book, identity, driver.now)
+    driver.undo(1)
+    assert leasing.leased_again(driver.book, identity, driver.now) is None
+    assert [record.task_id for record in driver.lease(identity=identity)] == ["t1"]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from dbos_actors.actors.tasks.rewind import Undoing
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.actors.tasks.subscribers import Subscriber
 from dbos_actors.domain.tasks import cancelling, scheduling
@@ -84,3 +85,26 @@ def a_requeued_task_keeps_its_deliveries() -> Any:
         return record
 
     return patch.object(cancelling, "requeue", keep)
+
+
+@planted
+def a_refused_change_is_undone_in_the_ledger_alone() -> Any:
+    """What the store has refused stays in the rows and indexes of the book."""
+    original = TaskBook.undo
+
+    def keep_rows(self: TaskBook, change: Any, now: Now) -> None:
+        change.before = []
+        original(self, change, now)
+
+    return patch.object(TaskBook, "undo", keep_rows)
+
+
+@planted
+def refused_changes_are_taken_for_committed_ones() -> Any:
+    """The next incarnation takes the book over as it is."""
+
+    async def nothing(undoing: Undoing, _: Any) -> int:
+        undoing.changes.clear()
+        return 0
+
+    return patch("dbos_actors.actors.tasks.actor.undo", nothing)
