@@ -20,6 +20,7 @@ from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.table import Table
 
+from dbos_actors.cli.lazy_group import LazyGroup
 from dbos_actors.cli.logs import configure_logs
 from dbos_actors.cli.remote import COMMANDS as REMOTE_COMMANDS
 from dbos_actors.cli.serving import Exit, exit_of, serve
@@ -36,7 +37,11 @@ from dbos_actors.settings import (
 _log = structlog.get_logger(__name__)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    lazy_commands=REMOTE_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="dbos-actors", message="%(prog)s %(version)s")
 def main() -> None:
     """State and coordination service of an Internet measurement network."""
@@ -202,10 +207,6 @@ def _maintained(overrides: dict[str, Any]) -> Settings:
     settings = _loaded(overrides)
     configure_logs(level="error", json=settings.log_format == "json", stream=sys.stderr)
     return settings
-
-
-for _command in REMOTE_COMMANDS:
-    main.add_command(_command)
 
 
 @main.command("completion")
