@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from dbos_actors.cli.garbage import tidy_when_idle, tune_garbage_collection
+from dbos_actors.cli.garbage import tend_memory
 from dbos_actors.errors import (
     ConfigurationError,
     FencedError,
@@ -152,8 +152,7 @@ async def serve(
                 supervisor = await _open_supervisor(
                     stack, settings, open_supervisor, connector, take_over=take_over
                 )
-                tune_garbage_collection()
-                nursery.start_soon(tidy_when_idle)
+                await nursery.start(tend_memory)
                 signals.serving = supervisor
                 announce(_ready_line(supervisor, connector))
                 await signals.stop.wait()

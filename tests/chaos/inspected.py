@@ -20,7 +20,7 @@ from typing import Any, Self
 import structlog
 import trio
 
-from dbos_actors.cli.garbage import tune_garbage_collection
+from dbos_actors.cli.garbage import tend_memory
 from dbos_actors.server import RunningServer, open_supervisor
 from dbos_actors.settings import descriptions
 
@@ -104,12 +104,13 @@ def _figures(running: RunningServer, *, precisely: bool) -> dict[str, Any]:
 
 
 async def _serve() -> None:
-    async with open_supervisor() as running:
-        tune_garbage_collection()
+    async with open_supervisor() as running, trio.open_nursery() as nursery:
+        await nursery.start(tend_memory)
         print(json.dumps({"address": running.address}), flush=True)
         stdin = trio.lowlevel.FdStream(os.dup(0))
         while line := await stdin.receive_some():
             print(json.dumps(_figures(running, precisely=line == b"precisely\n")), flush=True)
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

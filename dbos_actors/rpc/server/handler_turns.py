@@ -22,7 +22,7 @@ import trio
 
 from dbos_actors.sleeper import Sleeper
 
-STEPS: Final = 8
+STEPS: Final = 4
 """Handlers that are started or told in a round. Each takes some 0.2 ms in the next rounds."""
 
 
