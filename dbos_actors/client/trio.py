@@ -8,9 +8,8 @@
         async for outcome in stub.store_results(requests()):  # sent as they come
             ...
 
-Messages are those of `dbos_actors.client`. Every failure of a call is a `GRPCError`: a lost
-connection or no server UNAVAILABLE, the deadline DEADLINE_EXCEEDED. After either the outcome is
-unknown: make the same call again, it will not count twice. Cancelling a task cancels its call.
+Messages, errors and helpers (`writer`, `work`, ...) are those of `dbos_actors.client`. Cancelling a
+task cancels its call.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 from dbos_actors.api.sdk import dbos
 from dbos_actors.client import DEFAULT_TIMEOUT_S, GRPCError, Status
 from dbos_actors.client.addresses import channel_target
+from dbos_actors.client.calls import CheckedStub
 from dbos_actors.client.environment import default_address
 from dbos_actors.rpc.client.channel import BackoffPolicy, Channel, ChannelOptions
 from dbos_actors.rpc.client.stubs import TrioStub
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class DbosStub(TrioStub, dbos.DbosStub):  # type: ignore[misc] # streams are no generators here
+class DbosStub(CheckedStub, TrioStub, dbos.DbosStub):  # type: ignore[misc] # streams are no generators here
     """The service's stub; all of its methods run on Trio."""
 
 
@@ -50,12 +50,14 @@ async def connect(
     tls: ssl.SSLContext | bool = False,
     timeout_s: float | None = DEFAULT_TIMEOUT_S,
     options: ChannelOptions | None = None,
+    retries: bool = True,
 ) -> AsyncIterator[DbosStub]:
     """A stub of the service at ``address``, for the length of the block.
 
-    ``address``, ``token``, ``tls`` and ``timeout_s`` are as for `dbos_actors.client.connect`;
-    ``timeout_s`` is also the deadline of streams: give long ones their own. ``options`` are the
-    channel's, among them whether calls wait for a server that is away.
+    ``address``, ``token``, ``tls``, ``timeout_s`` and ``retries`` are as for
+    `dbos_actors.client.connect`; ``timeout_s`` is also the deadline of streams: give long ones
+    their own. ``options`` are the channel's, among them whether calls wait for a server that is
+    away.
 
     At the end of the block calls still running fail, CANCELLED. Raises `ValueError` for an
     address of another form.
@@ -64,4 +66,6 @@ async def connect(
     metadata = {"authorization": f"Bearer {token}"} if token is not None else None
     async with Channel(host, port, path=path, ssl=tls, options=options) as channel:
         grpclib_shaped: Any = channel  # the stub names grpclib's own type
-        yield DbosStub(grpclib_shaped, timeout=timeout_s, metadata=metadata)
+        stub = DbosStub(grpclib_shaped, timeout=timeout_s, metadata=metadata)
+        stub.retries = retries
+        yield stub

@@ -130,7 +130,10 @@ def test_a_failing_infrastructure_raises() -> None:
 def test_a_lost_connection_raises() -> None:
     async def body() -> None:
         listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-        async with listener, connect(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as stub:
+        async with (
+            listener,
+            connect(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}", retries=False) as stub,
+        ):
             with pytest.raises(StreamTerminatedError):
                 await stub.get_agent(GetAgentRequest(agent_id="a"))
 
@@ -139,7 +142,7 @@ def test_a_lost_connection_raises() -> None:
 
 def test_a_server_that_is_not_there_raises(tmp_path: Path) -> None:
     async def body() -> None:
-        async with connect(f"unix:{tmp_path / 'nobody'}") as stub:
+        async with connect(f"unix:{tmp_path / 'nobody'}", retries=False) as stub:
             with pytest.raises(OSError, match="No such file"):
                 await stub.get_agent(GetAgentRequest(agent_id="a"))
 

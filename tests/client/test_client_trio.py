@@ -145,7 +145,7 @@ async def test_failures_are_statuses(tmp_path: Path) -> None:
         with pytest.raises(GRPCError) as caught:
             await stub.list_agents(ListAgentsRequest())
         assert caught.value.status is Status.UNIMPLEMENTED
-    async with connect(f"unix:{tmp_path}/nobody") as stub:
+    async with connect(f"unix:{tmp_path}/nobody", retries=False) as stub:
         with pytest.raises(GRPCError, match="No such file") as caught:
             await stub.get_agent(GetAgentRequest(agent_id="a"))
         assert caught.value.status is Status.UNAVAILABLE

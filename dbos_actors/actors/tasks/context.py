@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import structlog
 from trio_util import AsyncValue
 
 from dbos_actors.actors.tasks.alarm import Alarm
@@ -24,10 +25,9 @@ from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.errors import UnavailableError
-from dbos_actors.loggers import get_logger
 from dbos_actors.store import OwnCommit, Store
 
-logger = get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)

@@ -172,6 +172,13 @@ class Channel:
                 return False  # the block's own error, as it is
             raise
 
+    def reconnect(self, reason: str) -> None:
+        """Give up the connections: their calls end, UNAVAILABLE, and the next one makes another.
+
+        For who knows better than the transport that a connection is dead.
+        """
+        self._connections.give_up(reason)
+
     def close(self) -> None:
         """End every call, CANCELLED, and close the connections. The channel is of no use after."""
         self._connections.close()
