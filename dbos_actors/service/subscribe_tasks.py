@@ -5,7 +5,7 @@ they fall due, already leased, and every acknowledgement, return or extension th
 the client sends gets an outcome. What one read of the stream brings is settled
 in one turn, and what is ready to be sent goes out in one message.
 
-When the stream ends, the tasks it holds return at once: whoever worked on them
+When the stream ends, the tasks it holds return soon: whoever worked on them
 has gone. Not so when the server drains: the client is told to come back, goes on
 working, and settles by its tokens wherever it connects next. What was not handed
 over (`ServerStream.handed_over`) goes back either way, and its delivery does not count.

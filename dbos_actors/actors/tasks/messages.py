@@ -5,7 +5,8 @@ All other messages are the contract's own requests, validated before they are se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from dbos_actors.actors.tasks.subscribers import Subscriber
@@ -101,6 +102,12 @@ class Release:
         self.leases = leases
         self.reason = reason
         self.was_sent = was_sent
+
+    def parts(self, leases_max: int) -> Iterator[Release]:
+        """The same in parts of at most so many leases."""
+        leases = iter(self.leases.items())
+        while part := dict(islice(leases, leases_max)):
+            yield Release(part, self.reason, was_sent=self.was_sent)
 
 
 class LeaseListed:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
+from dbos_actors.actors.tasks.alarm import Alarm
 from dbos_actors.actors.tasks.messages import OwnCall, Push, Release
 from dbos_actors.actors.tasks.subscribers import Subscriber, Subscribers
 from dbos_actors.runtime import Call
+
+RELEASED_AT_ONCE: Final = 200
+"""Leases returned in one step of the scheduler, each perhaps with an event: 5 ms."""
 
 
 class PushCall(OwnCall):
@@ -42,14 +47,26 @@ class PushCall(OwnCall):
 
 
 class Releases:
-    """The leases of vanished subscribers, until they are returned and that is committed."""
+    """The leases of vanished subscribers, until they are returned and that is committed.
 
-    def __init__(self, deliver: Callable[[Call], None]) -> None:
-        """``deliver`` hands the actor a message."""
+    A subscriber may hold ten thousand leases, and ten thousand subscribers may vanish together. So
+    the scheduler's clock returns them in steps, and other tasks run between two steps.
+    """
+
+    def __init__(self, deliver: Callable[[Call], None], alarm: Alarm) -> None:
+        """``deliver`` hands the actor a message; ``alarm`` rings when there is something to do."""
         self._deliver = deliver
+        self._alarm = alarm
+        # Each has `RELEASED_AT_ONCE` leases at most.
+        self._waiting: deque[Release] = deque()
         self._refused: list[Release] = []
         self._under_way = 0
         self._all_committed = trio.lowlevel.ParkingLot()
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting)
 
     @property
     def is_refused(self) -> bool:
@@ -57,20 +74,29 @@ class Releases:
         return bool(self._refused)
 
     def add(self, release: Release) -> None:
-        """Return these leases at once."""
-        self._under_way += 1
-        self._deliver(_ReleaseCall(self, release))
+        """Return these leases soon."""
+        self._waiting.extend(release.parts(RELEASED_AT_ONCE))
+        self._alarm.ring()
+
+    def step(self) -> None:
+        """Return some of those that wait."""
+        left = RELEASED_AT_ONCE
+        waiting = self._waiting
+        while waiting and len(waiting[0].leases) <= left:
+            release = waiting.popleft()
+            left -= len(release.leases)
+            self._under_way += 1
+            self._deliver(_ReleaseCall(self, release))
 
     def retry(self) -> None:
         """Try again what was refused."""
         refused, self._refused = self._refused, []
-        for release in refused:
-            self.add(release)
+        self._waiting.extend(refused)
 
     def committed(self) -> None:
         """A release is committed."""
         self._under_way -= 1
-        if not self._under_way:
+        if not self._is_any_left:
             self._all_committed.unpark_all()
 
     def failed(self, release: Release) -> None:
@@ -78,9 +104,13 @@ class Releases:
         self._under_way -= 1
         self._refused.append(release)
 
+    @property
+    def _is_any_left(self) -> bool:
+        return bool(self._under_way or self._waiting or self._refused)
+
     async def wait(self) -> None:
         """Wait until all are committed."""
-        while self._under_way or self._refused:
+        while self._is_any_left:
             await self._all_committed.park()
 
 

@@ -105,7 +105,7 @@ class Scheduler:
             subscribers=self._subscribers,
         )
         self._host = ActorHost(self._context, clock=clock, size_of=size_of)
-        self._releases = Releases(self._host.deliver)
+        self._releases = Releases(self._host.deliver, self._alarm)
         self._snapshots = Snapshots(self._host, self._context, settings)
         self._audits = Audits(self._host, self._context)
         self.listings = TaskListings(
@@ -208,7 +208,7 @@ class Scheduler:
         self._subscribers.close(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber, *, keep_leases: bool = False) -> None:
-        """Push nothing more, and return what the subscriber holds at once.
+        """Push nothing more, and return soon what the subscriber holds.
 
         What was not handed over to it counts as never delivered. ``keep_leases`` leaves the rest
         to its worker, who is alive and may settle it elsewhere.
@@ -305,7 +305,7 @@ class Scheduler:
         if retirement.is_retirement_due(book, now):
             self.deliver(OwnCall(Retire()))
             is_busy = True
-        if is_busy or self._context.damaged:
+        if is_busy or self._context.damaged or self._releases.are_waiting:
             return 0.0
         after_s = book.wake_after_s(now)
         if after_s is None or self._releases.is_refused or is_paused:
@@ -316,6 +316,7 @@ class Scheduler:
         """Return leases that could not be returned before, and have damaged tasks die."""
         if self._releases.is_refused:
             self._releases.retry()
+        self._releases.step()
         damaged = self._context.damaged
         if damaged:
             records = damaged[:BURIED_AT_ONCE]

@@ -19,7 +19,7 @@ flows have due tasks; the scheduler asks whom to push to.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -87,13 +87,13 @@ class Group:
         self.agent_id = agent_id
         self.module_name = module_name
         self.ready = ready
-        self.subscribers: deque[Subscriber] = deque()
+        self.subscribers: OrderedDict[Subscriber, None] = OrderedDict()
 
     def next_with_room(self) -> Subscriber | None:
         """The next one to be served; it goes to the back."""
         for _ in range(len(self.subscribers)):
-            subscriber = self.subscribers[0]
-            self.subscribers.rotate(-1)
+            subscriber = next(iter(self.subscribers))
+            self.subscribers.move_to_end(subscriber)
             if subscriber.room > 0:
                 return subscriber
         return None
@@ -240,7 +240,7 @@ class Subscribers:
             max_in_flight=max_in_flight,
             worker_id=worker_id,
         )
-        group.subscribers.append(subscriber)
+        group.subscribers[subscriber] = None
         self.count += 1
         self._ready.add(group)
         return subscriber
@@ -251,7 +251,7 @@ class Subscribers:
             return
         subscriber.closed = True
         group = subscriber.group
-        group.subscribers.remove(subscriber)
+        del group.subscribers[subscriber]
         self.count -= 1
         if not group.subscribers:
             del self._groups[group.agent_id, group.module_name]
