@@ -23,7 +23,6 @@ import random as random_module
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import structlog
 import trio
 from trio_util import compose_values
 
@@ -42,6 +41,7 @@ from dbos_actors.assembly import (
 from dbos_actors.assembly.actors import make_actors, start_actors
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.errors import raise_sole_cause
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.health import OVERALL, Health
 from dbos_actors.rpc.server.listeners import Listener
 from dbos_actors.runtime import Supervisor
@@ -53,7 +53,7 @@ from dbos_actors.store import (
     StoreState,
 )
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _STREAMS_SHARE = 0.8
 """Of a drain's grace, after which streams give up what they wait for."""

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-import structlog
 import trio
 from grpclib.const import Status
 
@@ -32,10 +31,11 @@ from dbos_actors.access.roles import denial
 from dbos_actors.clock import Clock
 from dbos_actors.errors import ConfigurationError
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.reloading import ReloadingFiles
 from dbos_actors.rpc.server.authentication import Refusal
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _LOOK_S: Final = 0.5
 """Between looks at the file. It is read when it was the same at two looks in a row: whoever

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
@@ -24,6 +23,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.domain.limits import Limits
 from dbos_actors.errors import CannotListenError, ConfigurationError
 from dbos_actors.log_limits import LIMITS
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.descriptors import connections_that_fit
 from dbos_actors.rpc.server.health import FILE as HEALTH_FILE
 from dbos_actors.rpc.server.health import Health
@@ -47,7 +47,7 @@ from dbos_actors.store import (
     open_store,
 )
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _CLOSE_SHARE = 0.2
 """Of the grace, for the last commits and the release of the lease; the command line leaves it."""

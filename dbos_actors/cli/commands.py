@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import structlog
 import trio
 from click.shell_completion import get_completion_class
 from rich.console import Console
@@ -26,6 +25,7 @@ from dbos_actors.cli.remote import COMMANDS as REMOTE_COMMANDS
 from dbos_actors.cli.serving import Exit, exit_of, serve
 from dbos_actors.cli.tokens import token_group
 from dbos_actors.errors import ConfigurationError
+from dbos_actors.loggers import get_logger
 from dbos_actors.settings import (
     Settings,
     descriptions,
@@ -34,7 +34,7 @@ from dbos_actors.settings import (
     unknown_variables,
 )
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @click.group(

@@ -16,7 +16,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from enum import IntEnum
 from typing import Protocol
 
-import structlog
 import trio
 
 from dbos_actors.cli.garbage import tend_memory
@@ -31,6 +30,7 @@ from dbos_actors.errors import (
     UnsafeStoreError,
     UnusableStoreError,
 )
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.descriptors import raise_descriptor_limit
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.settings import Settings
@@ -48,7 +48,7 @@ _REDIS_WAIT_MAX_S = 5.0
 # (`dbos_actors.server`), and the embedded Valkey what is left to write its file and end.
 _CALLS_SHARE = 0.7
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Exit(IntEnum):

@@ -33,18 +33,18 @@ from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from typing import Final
 
-import structlog
 import trio
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime.call import Call, Waiter
 from dbos_actors.runtime.limits import ActorLimits
 from dbos_actors.runtime.mailbox_budget import MailboxBudget
 from dbos_actors.runtime.turn import AGAIN, Behaviour, CommitLog, Job, Refusal, Turn
 from dbos_actors.sleeper import Sleeper
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 _TURNS_AT_ONCE = 100

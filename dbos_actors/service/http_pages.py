@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import structlog
 import trio
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 16
 """Open at once. A scraper needs one for some milliseconds."""

@@ -12,7 +12,6 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import structlog
 import trio
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
@@ -42,6 +41,7 @@ from dbos_actors.errors import (
     UnavailableError,
 )
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
 from dbos_actors.runtime import Call, Supervisor
@@ -50,7 +50,7 @@ from dbos_actors.service.statistics import ServerReport
 from dbos_actors.service.store_results import store_results
 from dbos_actors.service.subscribe_tasks import subscribe_tasks
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 SERVICE: Final = messages.DESCRIPTOR.services_by_name["DBOS"]
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final
 
-import structlog
 import trio
 from trio_util import AsyncValue
 
 from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.clock import Clock
+from dbos_actors.loggers import get_logger
 from dbos_actors.sleeper import Sleeper
 from dbos_actors.store.batch import Batch, Wire
 from dbos_actors.store.commit_history import CommitHistory, Phase
@@ -31,7 +31,7 @@ from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.submission import Submission
 from dbos_actors.store.wait_timeouts import WaitTimeouts
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 # Looking a member of an enumeration up costs as much as a small function: not on the way of
 # every call.

@@ -12,17 +12,16 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
-
 from dbos_actors.clock import Clock
 from dbos_actors.errors import DbosError, UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.store.batch import Batch
 from dbos_actors.store.connection import Connection, ConnectionLostError
 from dbos_actors.store.effects import Damage
 from dbos_actors.store.resp import ReplyError, pack
 from dbos_actors.store.submission import Submission
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 MARKS_MAX = 10_000
 """Keys that wait to be listed; so many differ only if everything is damaged. 3 MB."""

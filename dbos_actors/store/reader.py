@@ -18,12 +18,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final
 
-import structlog
 import trio
 from trio_util import AsyncValue
 
 from dbos_actors.clock import Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.store.batch import Wire
 from dbos_actors.store.committer import Committer, backoff_s
 from dbos_actors.store.connection import (
@@ -37,7 +37,7 @@ from dbos_actors.store.resp import ReplyError, first_error
 from dbos_actors.store.settings import StoreSettings, StoreState
 from dbos_actors.store.wait_timeouts import WaitTimeouts
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _CLOSED: Final = StoreState.CLOSED  # not to be looked up for every read
 

@@ -18,16 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import structlog
 import trio
 
 from dbos_actors.actors.agents.context import RUN, AgentContext
 from dbos_actors.backoff import BackoffPolicy
 from dbos_actors.domain import agents
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime import JobCell, Supervisor, Waiter, until_available
 from dbos_actors.store import Store, escaped, pack
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _DELETION_STEP = 1_000
 """Request ids unlinked in one commit; takes Redis about a millisecond."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 import trio
 
 from dbos_actors.actors.agents.context import readable
@@ -19,10 +18,11 @@ from dbos_actors.api.messages import Agent
 from dbos_actors.clock import Clock
 from dbos_actors.domain.heartbeat_timeout import SilenceIndex
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime import Supervisor, until_available
 from dbos_actors.store import Store, StoreState, escaped, pack
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _LAPSES_AT_ONCE = 500
 """Agents marked before others get a turn: about as many as one commit should carry."""

@@ -29,7 +29,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import structlog
 import trio
 
 from dbos_actors.actors.agents.context import RUN
@@ -37,10 +36,11 @@ from dbos_actors.actors.agents.run_retention import ForgetRuns
 from dbos_actors.clock import AgeClock, Clock
 from dbos_actors.errors import OverloadedError, UnavailableError
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime import Supervisor, Waiter
 from dbos_actors.store import Store, StoreState, escaped, pack
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _SWEEP_S_MAX: Final = 60.0
 _SWEEP_S_MIN: Final = 1.0

@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import structlog
-
 from dbos_actors.actors.agents.context import RUN, AgentContext, readable
 from dbos_actors.api.messages import ModuleState
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime import JobCell
 from dbos_actors.store import escaped, pack
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _STEP = 1_000
 """Runs deleted in one commit; takes Redis about a millisecond."""

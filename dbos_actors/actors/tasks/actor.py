@@ -19,8 +19,6 @@ from functools import partial
 from time import process_time
 from typing import Any, Final
 
-import structlog
-
 from dbos_actors.actors.tasks import interventions, settlements
 from dbos_actors.actors.tasks.commands import TaskCommands
 from dbos_actors.actors.tasks.context import SchedulerContext
@@ -64,9 +62,10 @@ from dbos_actors.domain.tasks.record import TOKEN_BITS, TaskRecord, payload_dige
 from dbos_actors.domain.tasks.scan import oldest_tasks
 from dbos_actors.domain.tasks.states import UnknownTaskError
 from dbos_actors.errors import UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.runtime import ActorCell, State, Turn
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 ADVANCED_AT_ONCE: Final = 500
 """Tasks that fall due in one step: 3 ms."""

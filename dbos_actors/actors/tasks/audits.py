@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import structlog
 import trio
 
 from dbos_actors.actors.tasks.context import SchedulerContext
 from dbos_actors.actors.tasks.host import ActorHost
 from dbos_actors.domain.tasks.audit import Audit
+from dbos_actors.loggers import get_logger
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _AUDIT_EVERY_S = 600.0
 _AUDIT_PAUSE_S = 0.02

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-import structlog
 from trio_util import AsyncValue
 
 from dbos_actors.actors.tasks.alarm import Alarm
@@ -25,9 +24,10 @@ from dbos_actors.domain.tasks.limits import TaskLimits
 from dbos_actors.domain.tasks.record import TaskRecord
 from dbos_actors.domain.tasks.states import Status
 from dbos_actors.errors import UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.store import OwnCommit, Store
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import structlog
 import trio
 
 from dbos_actors.actors.tasks.actor import SchedulerActor
@@ -16,9 +15,10 @@ from dbos_actors.actors.tasks.settings import SchedulerSettings
 from dbos_actors.domain.tasks.book import TaskBook
 from dbos_actors.domain.tasks.snapshot import snapshot_chunks
 from dbos_actors.errors import OverloadedError, UnavailableError
+from dbos_actors.loggers import get_logger
 from dbos_actors.store import OwnCommit, StoreState
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 _CHECK_EVERY_S = 1.0
 

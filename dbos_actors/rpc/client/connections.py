@@ -19,12 +19,12 @@ from enum import Enum, auto
 from math import inf
 from random import Random
 
-import structlog
 import trio
 from grpclib.const import Status
 
 from dbos_actors.backoff import Backoff
 from dbos_actors.clock import Clock
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.client.call import ClientCall
 from dbos_actors.rpc.client.connection import ClientConnection
 from dbos_actors.rpc.client.link import ClientDriver, Connector
@@ -33,7 +33,7 @@ from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.tls import AlpnError
 from dbos_actors.sleeper import Sleeper
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class ChannelState(Enum):

@@ -13,16 +13,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-import structlog
 import trio
 
 from dbos_actors.clock import Clock
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.client.connection import ClientConnection
 from dbos_actors.rpc.wire.addresses import Address, UnixAddress
 from dbos_actors.rpc.wire.socket_pump import SocketPump
 from dbos_actors.rpc.wire.tls import TlsFilter
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Connector: TypeAlias = Callable[[], Awaitable[socket.socket]]
 """Makes a connected, non-blocking socket, which is then the caller's. Raises OSError."""

@@ -22,10 +22,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final
 
-import structlog
 from grpclib.const import Status
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.admission import Admission
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
@@ -57,7 +57,7 @@ from dbos_actors.rpc.wire.http2 import (
 from dbos_actors.rpc.wire.keepalive import Action
 from dbos_actors.rpc.wire.peers import names_of
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _KEEPALIVE_PING: Final = b"dbosping"
 

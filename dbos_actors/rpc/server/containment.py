@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-import structlog
 import trio
 from grpclib.const import Status
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Observer: TypeAlias = Callable[[Status | None], None]
 """Called once with the status of a call; None if its client had gone."""

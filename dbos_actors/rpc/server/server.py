@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-import structlog
 import trio
 
 from dbos_actors.clock import Clock, SystemClock
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.interceptors import Interceptor
@@ -39,7 +39,7 @@ from dbos_actors.rpc.wire.status import StatusOf
 from dbos_actors.rpc.wire.tls import ContextProvider
 from dbos_actors.sleeper import Sleeper
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _TICK_S = 1.0
 """How often keepalive, idle and age limits are looked at."""

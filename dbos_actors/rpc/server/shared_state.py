@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
@@ -27,7 +27,7 @@ from dbos_actors.rpc.server.unary import UnaryMethod
 from dbos_actors.rpc.wire.deadlines import Deadlines
 from dbos_actors.rpc.wire.status import INTERNAL_ERROR, Fields, StatusOf, details_fields
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Driver(Protocol):

@@ -19,14 +19,13 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
-import structlog
-
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.keepalive import UNANSWERED_SHUTDOWN_S
 from dbos_actors.rpc.server.outbox import Outbox
 from dbos_actors.rpc.wire.http2 import ErrorCode, Http2Error
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _NOTICE_PING: Final = b"dbosexit"
 _STATUS_PING: Final = b"dbosends"

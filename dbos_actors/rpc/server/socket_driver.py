@@ -21,12 +21,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-import structlog
 import trio
 from grpclib.const import Status
 
 from dbos_actors.clock import Clock
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.connection import ServerConnection
 from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.read_ticks import ReadTicks
@@ -38,7 +38,7 @@ from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.socket_pump import SocketPump
 from dbos_actors.rpc.wire.tls import AlpnError, TlsFilter
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 READ_BYTES: Final = 256 * 1024
 """The most that one read takes. What a read brings is handled before the next one, so all

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 
-import structlog
 import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -17,6 +16,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from dbos_actors.clock import Clock
 from dbos_actors.errors import sole_cause
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.containment import Observer, split_failure
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream_call import StreamCall
@@ -32,7 +32,7 @@ from dbos_actors.rpc.wire.metadata import (
 from dbos_actors.rpc.wire.peers import Peer
 from dbos_actors.rpc.wire.status import INTERNAL_ERROR, details_field
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RequestT = TypeVar("RequestT")
 ReplyT = TypeVar("ReplyT")

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.containment import PASSING, tell
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
@@ -38,7 +38,7 @@ from dbos_actors.rpc.wire.status import (
     status_fields,
 )
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _OK: Final = Status.OK  # looking a member up costs as much as a whole small function
 

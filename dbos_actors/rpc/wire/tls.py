@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import structlog
-
+from dbos_actors.loggers import get_logger
 from dbos_actors.reloading import ReloadingFiles
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ContextProvider: TypeAlias = Callable[[], ssl.SSLContext]
 """Asked once per connection, so that a new certificate serves every new connection."""

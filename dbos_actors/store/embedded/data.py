@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import structlog
 import trio
 
 from dbos_actors.errors import ConfigurationError, OwnedElsewhereError
+from dbos_actors.loggers import get_logger
 from dbos_actors.store.embedded.processes import (
     POLL_S,
     EmbeddedStoreError,
@@ -51,7 +51,7 @@ _HALF_WRITTEN = ("temp-*.aof", "temp-*.rdb")
 # In the root of a file system, and closed to others by itself.
 _NOBODYS = ("lost+found",)
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 # ----------------------------------------------------------------- preparation

@@ -16,11 +16,11 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-import structlog
 import trio
 
 from dbos_actors.backoff import Backoff, BackoffPolicy
 from dbos_actors.clock import Clock, SystemClock
+from dbos_actors.loggers import get_logger
 from dbos_actors.store.embedded import launcher
 from dbos_actors.store.embedded.binary import valkey_binary
 from dbos_actors.store.embedded.data import (
@@ -57,7 +57,7 @@ _RESTARTS = BackoffPolicy(at_once=True, first_s=0.1, factor=2.0, max_s=5.0, jitt
 _LOADING_REPORT_S = 10.0
 _LOG_TAIL_BYTES = 2048
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class EmbeddedStore:
