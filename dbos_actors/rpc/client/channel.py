@@ -12,6 +12,7 @@ Stubs that grpclib or betterproto have generated accept it in place of grpclib's
 from __future__ import annotations
 
 import ssl as _ssl
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from dbos_actors.rpc.client.link import Connector, connect
 from dbos_actors.rpc.client.messages import decode, decode_details, encode
 from dbos_actors.rpc.client.options import ChannelOptions
 from dbos_actors.rpc.client.stream import ClientStream
+from dbos_actors.rpc.client.stubs import refuse_asyncio_stub
 from dbos_actors.rpc.wire.addresses import Address, TcpAddress, UnixAddress
 from dbos_actors.rpc.wire.compression import compress
 from dbos_actors.rpc.wire.deadlines import Deadline, Deadlines, watch
@@ -218,8 +220,11 @@ class Channel:
     ) -> ClientStream[SendT, RecvT]:
         """A call, to be used with ``async with``; nothing is sent yet.
 
-        ``timeout`` in seconds from now, or a ``deadline``; the earlier one holds.
+        ``timeout`` in seconds from now, or a ``deadline``; the earlier one holds. Raises
+        `ProtocolError` if a stub asks that needs asyncio.
         """
+        if cardinality is Cardinality.STREAM_STREAM:
+            refuse_asyncio_stub(sys._getframe(1).f_code)  # noqa: SLF001 - nothing else tells
         return ClientStream(
             self,
             name,

@@ -5,17 +5,35 @@ sends the requests of a stream in a task of their own, for which betterproto use
 cancels a call when the loop over its responses is left early::
 
     class GreeterStub(TrioStub, greeter.GreeterStub): ...
+
+A bidirectional method of a stub without it is refused when it is called: asyncio's task for its
+requests would never run, and the call would wait for ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from types import CodeType
 from typing import Any, Self
 
 import trio
 from grpclib.const import Cardinality
+from grpclib.exceptions import ProtocolError
 
 from dbos_actors.rpc.client.stream import ClientStream
+
+
+def refuse_asyncio_stub(caller: CodeType) -> None:
+    """Refuse a bidirectional call made by code that sends its requests in a task of asyncio.
+
+    ``caller`` is the function that makes the call. Raises `ProtocolError`, which names what to use.
+    """
+    if "ensure_future" in caller.co_names:
+        raise ProtocolError(
+            f"{caller.co_name} sends the requests of a bidirectional call in a task of asyncio,"
+            f" which does not run under Trio: put {__name__}.TrioStub before the stub in the bases"
+            " of a class, and use that"
+        )
 
 
 class TrioStub:
