@@ -120,6 +120,16 @@ class OverloadedError(DbosError):
         self.unit = unit
 
 
+class QuotaError(DbosError):
+    """Somebody's quota is used up; the call had no effect."""
+
+    def __init__(self, whose: str, *, quota: str, retry_after_s: float | None = None) -> None:
+        """``retry_after_s``: when there is room again; None: waiting alone does not help."""
+        super().__init__(f"{whose} has used up the quota of {quota}")
+        self.quota = quota
+        self.retry_after_s = retry_after_s
+
+
 class ResponseTooLargeError(DbosError):
     """The response would exceed the message limit; the call had no effect."""
 

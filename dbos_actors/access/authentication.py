@@ -27,9 +27,10 @@ from grpclib.const import Status
 
 from dbos_actors.access.entries import Entry, digest_of, parsed
 from dbos_actors.access.principals import Principal
-from dbos_actors.access.roles import denial
+from dbos_actors.access.quotas import Rates
+from dbos_actors.access.roles import Role, denial
 from dbos_actors.clock import Clock
-from dbos_actors.errors import ConfigurationError
+from dbos_actors.errors import ConfigurationError, QuotaError
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.reloading import ReloadingFiles
@@ -48,9 +49,14 @@ _SCHEME: Final = b"Bearer "
 class TokenFile:
     """An `Authenticator` (`rpc.server.authentication`) by the token file."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token."""
+    def __init__(self, path: Path, clock: Clock, rates: Rates | None = None) -> None:
+        """Read the file. Raises `ConfigurationError` if that cannot be done or it has no token.
+
+        ``rates`` are what each principal may use, unless its entry says otherwise or it is an
+        admin, who has to get in when others fill the server.
+        """
         self._clock = clock
+        self._rates = rates or Rates()
         self._asked = trio.Event()
         self._file = ReloadingFiles(partial(_read, path), path)
         if not self._file.value:
@@ -107,11 +113,20 @@ class TokenFile:
             if principal is None or principal.role is not entry.role:
                 principal = Principal(entry.name, entry.role)
             self._principals[entry.name] = principal
+            principal.limit(self._rates_of(entry))
             if entry.sha256 is not None:
                 self._by_digest[entry.sha256] = principal
             else:
                 self._by_certificate[str(entry.certificate)] = principal
         self._valid = entries
+
+    def _rates_of(self, entry: Entry) -> Rates:
+        usual = Rates() if entry.role is Role.ADMIN else self._rates
+        calls, size = entry.calls_per_second, entry.bytes_per_second
+        return Rates(
+            calls_per_s=usual.calls_per_s if calls is None else calls,
+            bytes_per_s=usual.bytes_per_s if size is None else size,
+        )
 
     # ----------------------------------------------------- an Authenticator
 
@@ -141,13 +156,32 @@ class TokenFile:
         """Whether the principal still has an entry in the file, with the same role."""
         return isinstance(client, Principal) and self._principals.get(client.name) is client
 
-    def admit(self, client: Hashable, path: bytes) -> Refusal | None:
-        """PERMISSION_DENIED unless the principal's role may call the method."""
-        text = self.denial(client, path)
-        if text is None:
+    def admit(self, client: Hashable, path: bytes, now_s: float) -> Refusal | None:
+        """RESOURCE_EXHAUSTED beyond the quota; PERMISSION_DENIED if the role has not the method.
+
+        A call that is denied counts against the quota.
+        """
+        assert isinstance(client, Principal)
+        account = client.account
+        if account is not None and (delay_s := account.take(now_s)):
+            error = QuotaError(f"the principal {client.name!r}", quota=str(account.rates))
+            return Refusal(Status.RESOURCE_EXHAUSTED, str(error), delay_s)
+        if client.paths is None or path in client.paths:
             return None
-        log_limited(logger.info, "permission_denied", principal=str(client), reason=text)
+        text = denial(client.role, path)
+        log_limited(logger.info, "permission_denied", principal=client.name, reason=text)
         return Refusal(Status.PERMISSION_DENIED, text)
+
+    def charge(self, client: Hashable, messages: int, size_bytes: int) -> None:
+        """Count what was sent either way, against the principal's quota."""
+        account = client.account  # type: ignore[attr-defined]  # a Principal: it was identified
+        if account is not None:
+            account.charge(messages, size_bytes)
+
+    def delay_s(self, client: Hashable, now_s: float) -> float:
+        """How long the principal's streams have to wait; 0 while it is within its quota."""
+        assert isinstance(client, Principal)
+        return 0.0 if client.account is None else client.account.delay_s(now_s)
 
     def denial(self, client: Hashable, path: bytes) -> str | None:
         """What role the principal lacks for the method, or None."""

@@ -67,6 +67,11 @@ class Entry(BaseModel):
     expires: AwareDatetime | None = None
     """The entry counts before this moment only; None: for ever."""
 
+    calls_per_second: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    """Of the principal, instead of the setting; 0 is no limit."""
+    bytes_per_second: Annotated[int, Field(ge=0, le=1 << 40)] | None = None
+    """Likewise, of requests and answers together."""
+
     @model_validator(mode="after")
     def _shows_one_thing(self) -> Self:
         if (self.sha256 is None) == (self.certificate is None):

@@ -24,6 +24,7 @@ CONTRACT = "dbos.proto"
 
 SCHEMAS = ROOT / "dbos_actors" / "rpc" / "wire" / "schemas"
 GRPC_SERVICES = (
+    "google/rpc/error_details.proto",
     "google/rpc/status.proto",
     "grpc/health/v1/health.proto",
     "grpc/reflection/v1/reflection.proto",

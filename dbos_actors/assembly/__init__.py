@@ -15,6 +15,7 @@ import trio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from dbos_actors.access.authentication import TokenFile
+from dbos_actors.access.quotas import AgentQuotas, Rates
 from dbos_actors.actors.agents.queries import Queries
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.api.messages import DESCRIPTOR
@@ -115,11 +116,16 @@ class Operators:
 def make_operators(settings: Settings, clock: Clock) -> Operators:
     return Operators(
         calls=None if settings.metrics_port is None else CallMetrics(),
-        auth=(
-            None if settings.auth_token_file is None else TokenFile(settings.auth_token_file, clock)
-        ),
+        auth=_auth(settings, clock),
         tls=_tls(settings),
     )
+
+
+def _auth(settings: Settings, clock: Clock) -> TokenFile | None:
+    if settings.auth_token_file is None:
+        return None
+    rates = Rates(settings.principal_calls_per_s, settings.principal_bytes_per_s)
+    return TokenFile(settings.auth_token_file, clock, rates)
 
 
 def _tls(settings: Settings) -> ReloadingContext | None:
@@ -147,6 +153,7 @@ def _service(settings: Settings, store: Store, actors: Actors, clock: Clock) -> 
         durability=settings.durability,
         replay_bytes=settings.replay_bytes,
     )
+    rates = Rates(settings.agent_calls_per_s, settings.agent_bytes_per_s)
     return DbosService(
         agents=actors.agents,
         tasks=actors.tasks,
@@ -157,6 +164,7 @@ def _service(settings: Settings, store: Store, actors: Actors, clock: Clock) -> 
         limits=limits,
         listing_budget=actors.listings,
         report=report,
+        quotas=AgentQuotas(rates, clock.monotonic_s) if rates else None,
         heard=None if actors.liveness is None else actors.liveness.heard,
     )
 

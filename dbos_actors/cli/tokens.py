@@ -19,7 +19,7 @@ from dbos_actors.access.entries import NAME, PLAIN_NAME, Entry, digest_of, new_t
 from dbos_actors.access.roles import Role, markdown
 from dbos_actors.cli.serving import Exit
 from dbos_actors.errors import ConfigurationError
-from dbos_actors.settings.quantities import Duration
+from dbos_actors.settings.quantities import Duration, Size
 
 _file = click.option(
     "--file",
@@ -72,27 +72,43 @@ def _refusing(command: Callable[..., None]) -> Callable[..., None]:
     help="No token: whoever presents a client certificate with that name. KIND is CN, DNS, URI, "
     "IP or email.",
 )
+@click.option(
+    "--calls-per-second",
+    type=click.FloatRange(0, 1e9),
+    help="Calls a second, instead of DBOS_PRINCIPAL_CALLS_PER_SECOND; 0 is no limit.",
+)
+@click.option(
+    "--bytes-per-second",
+    metavar="SIZE",
+    help="Bytes a second, instead of DBOS_PRINCIPAL_BYTES_PER_SECOND; 0 is no limit.",
+)
 @_file
 @_refusing
-def create_command(
-    path: Path, name: str, role: str, expires: str | None, certificate: str | None
-) -> None:
+def create_command(path: Path, name: str, **options: Any) -> None:
     """Give the principal NAME a token, which is printed once, or a certificate's name.
 
     The file keeps only a hash of the token. A name may have several tokens: to replace one, create
     the new one, move the clients, and revoke the old one by its id.
     """
-    token = None if certificate else new_token()
-    entry = _entry(name, role, expires, certificate, token)
+    token = None if options["certificate"] else new_token()
+    entry = _entry(name, token, **options)
     token_file.add(path, entry)
     until = "for ever" if entry.expires is None else f"until {_shown(entry.expires)}"
-    click.echo(f"{path}: added {name} ({role}, id {entry.id}), which counts {until}", err=True)
+    shown = f"{name} ({entry.role.value}, id {entry.id})"
+    click.echo(f"{path}: added {shown}, which counts {until}", err=True)
     if token is not None:
         click.echo(token)
 
 
 def _entry(
-    name: str, role: str, expires: str | None, certificate: str | None, token: str | None
+    name: str,
+    token: str | None,
+    *,
+    role: str,
+    expires: str | None,
+    certificate: str | None,
+    calls_per_second: float | None,
+    bytes_per_second: str | None,
 ) -> Entry:
     if not NAME.fullmatch(name):
         raise ConfigurationError(
@@ -111,6 +127,8 @@ def _entry(
             created=created,
             created_by=_user(),
             expires=None if expires is None else created + _duration(expires),
+            calls_per_second=calls_per_second,
+            bytes_per_second=None if bytes_per_second is None else _size(bytes_per_second),
         )
     except ValidationError:
         raise ConfigurationError(
@@ -124,6 +142,15 @@ def _duration(text: str) -> timedelta:
     except ValidationError:
         raise ConfigurationError(
             f"--expires {text} must be a duration: a number with s, m, h or d"
+        ) from None
+
+
+def _size(text: str) -> int:
+    try:
+        return TypeAdapter(Size).validate_python(text)
+    except ValidationError:
+        raise ConfigurationError(
+            f"--bytes-per-second {text} must be a size: a number, or one with KiB, MiB or GiB"
         ) from None
 
 

@@ -16,6 +16,7 @@ import trio
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
+from dbos_actors.access.quotas import AgentQuotas
 from dbos_actors.actors.agents.actor import no_such_run
 from dbos_actors.actors.agents.caches import RunDirectory
 from dbos_actors.actors.agents.queries import Queries
@@ -36,6 +37,7 @@ from dbos_actors.errors import (
     DamagedKeyError,
     FieldLimitError,
     OverloadedError,
+    QuotaError,
     RefusedError,
     ResponseTooLargeError,
     UnavailableError,
@@ -71,7 +73,7 @@ def status_of(error: Exception) -> tuple[Status, str]:
             return Status.DATA_LOSS, str(error)
         case UnavailableError():
             return Status.UNAVAILABLE, str(error)
-        case OverloadedError() | ResponseTooLargeError():
+        case OverloadedError() | QuotaError() | ResponseTooLargeError():
             return Status.RESOURCE_EXHAUSTED, str(error)
         case RefusedError():
             # Only of a method whose response has no place for it.
@@ -95,11 +97,16 @@ class DbosService:
         limits: Limits,
         listing_budget: ListingBudget,
         report: ServerReport,
+        quotas: AgentQuotas | None = None,
         heard: Callable[[str], None] | None = None,
     ) -> None:
-        """``heard`` is called with the agent id of everything that agents report."""
+        """``heard`` is called with the agent id of everything that agents report.
+
+        ``quotas`` are those of agents: for what is reported or scheduled for them.
+        """
         self._agents = agents
         self._tasks = tasks
+        self._quotas = quotas
         self._heard = heard
         self._queries = queries
         self._directory = directory
@@ -177,6 +184,8 @@ class DbosService:
         }
 
     def _report(self, agent_id: str, call: Call) -> None:
+        if self._quotas is not None:
+            self._quotas.take(agent_id, call.request.ByteSize())
         if self._heard is not None:
             self._heard(agent_id)
         self._agents.deliver(agent_id, call)
@@ -279,6 +288,8 @@ class DbosService:
 
     def _schedule_task(self, call: UnaryCall) -> None:
         check_task(call.request, self._limits)
+        if self._quotas is not None:
+            self._quotas.take(call.request.task.agent_id, call.request.ByteSize())
         self._tasks.deliver(call)
 
     def _on_task(self, call: UnaryCall) -> None:
@@ -364,7 +375,7 @@ def _method(name: str, handler: Callable[[UnaryCall], None]) -> UnaryMethod:
     def handle(call: UnaryCall) -> None:
         try:
             handler(call)
-        except (RefusedError, OverloadedError, UnavailableError) as error:
+        except (RefusedError, OverloadedError, QuotaError, UnavailableError) as error:
             call.fail(error)
 
     def in_band(error: Exception) -> bytes | None:

@@ -25,7 +25,7 @@ from dbos_actors.actors.agents.actor import DUPLICATE
 from dbos_actors.api.messages import StoreResultRequest, StoreResultsResponse
 from dbos_actors.api.wire import encode_submessage
 from dbos_actors.domain.limits import Limits, check_result, echoed
-from dbos_actors.errors import OverloadedError, RefusedError, UnavailableError
+from dbos_actors.errors import OverloadedError, QuotaError, RefusedError, UnavailableError
 from dbos_actors.rpc.server.stream import ServerStream
 from dbos_actors.runtime import Call
 from dbos_actors.service.answering import AnsweringStream
@@ -168,16 +168,24 @@ class _Intake(AnsweringStream[_Message]):
         self._unresolved.append(message)
         self._unresolved_bytes += size_bytes
         try:
-            agent_id = check_result(request, self._limits).agent_id
+            check_result(request, self._limits)
         except RefusedError as error:
             message.fail(error)
             return True
-        self._deliver(agent_id, message)
-        return False
+        return not self._hand_over(message)
+
+    def _hand_over(self, message: _Message) -> bool:
+        """Give a message to its agent; False if the agent is beyond its quota."""
+        assert message.request is not None
+        try:
+            self._deliver(message.request.result.agent_id, message)
+        except QuotaError as error:
+            message.fail(error)
+            return False
+        return True
 
     def _deliver_again(self, taken: _Message) -> None:
-        assert taken.request is not None
-        self._deliver(taken.request.result.agent_id, taken)
+        self._hand_over(taken)
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -212,14 +220,18 @@ class _Intake(AnsweringStream[_Message]):
             self._responses.wake()
 
     def failed(self, message: _Message, error: Exception) -> None:
-        """A message is rejected for what it says, or the stream cannot go on."""
-        if isinstance(error, RefusedError):
+        """A message is rejected, or the stream cannot go on.
+
+        One agent that is beyond its quota does not keep the others waiting: its message is
+        rejected as one that says something wrong.
+        """
+        if isinstance(error, RefusedError | QuotaError):
             self._reject(message, error)
         elif self._error is None:
             self._error = error
         self._responses.wake()
 
-    def _reject(self, message: _Message, error: RefusedError) -> None:
+    def _reject(self, message: _Message, error: RefusedError | QuotaError) -> None:
         assert message.request is not None
         result = message.request.result
         rejected = StoreResultsResponse.Rejected(

@@ -13,16 +13,16 @@ numbers of bytes or ``64KiB``, ``8MiB``, ``2GiB``. An empty variable counts as u
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic.config import JsonDict
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from dbos_actors.rpc.wire.addresses import AddressError, parse_address
+from dbos_actors.settings.field import setting
 from dbos_actors.settings.quantities import Duration, Size
+from dbos_actors.settings.quotas import QuotaSettings
 
 
 def _lower(value: object) -> object:
@@ -43,27 +43,7 @@ def split_addresses(listen: str) -> list[str]:
     return [address.strip() for address in listen.split(",") if address.strip()]
 
 
-def _setting(
-    variable: str,
-    default: Any = None,
-    *,
-    unit: str,
-    used_by: str,
-    text: str,
-    default_text: str | None = None,
-    make_default: Callable[[], Any] | None = None,
-    **limits: Any,
-) -> Any:
-    """A setting read from ``variable``; ``used_by`` names the part that acts on it."""
-    extra: JsonDict = {"unit": unit, "used_by": used_by, "default_text": default_text}
-    if make_default is not None:
-        limits["default_factory"] = make_default
-    else:
-        limits["default"] = default
-    return Field(validation_alias=variable, description=text, json_schema_extra=extra, **limits)
-
-
-class Settings(BaseSettings):
+class Settings(QuotaSettings):
     """The settings of one server.
 
     ``Settings()`` reads the environment; keyword arguments override it. Use
@@ -76,7 +56,7 @@ class Settings(BaseSettings):
 
     # ------------------------------------------------------------- listening
 
-    host: str = _setting(
+    host: str = setting(
         "DBOS_HOST",
         "127.0.0.1",
         unit="address",
@@ -84,7 +64,7 @@ class Settings(BaseSettings):
         min_length=1,
         text="Address to listen on for gRPC and metrics. `0.0.0.0` or `::` in a container.",
     )
-    port: int = _setting(
+    port: int = setting(
         "PORT",
         50051,
         unit="port",
@@ -93,7 +73,7 @@ class Settings(BaseSettings):
         le=65535,
         text="TCP port for gRPC. 0 takes any free one; the `ready` line tells which.",
     )
-    listen: Annotated[str, AfterValidator(_listen)] = _setting(
+    listen: Annotated[str, AfterValidator(_listen)] = setting(
         "DBOS_LISTEN",
         "",
         unit="addresses",
@@ -101,22 +81,22 @@ class Settings(BaseSettings):
         default_text="`DBOS_HOST:PORT`",
         text="Comma-separated `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`, instead of the above.",
     )
-    tls_cert: Path | None = _setting(
+    tls_cert: Path | None = setting(
         "DBOS_TLS_CERT",
         unit="file",
         used_by="rpc",
         text="PEM certificate chain; with it the TCP listeners speak TLS only.",
     )
-    tls_key: Path | None = _setting(
+    tls_key: Path | None = setting(
         "DBOS_TLS_KEY", unit="file", used_by="rpc", text="PEM private key of the certificate."
     )
-    tls_client_ca: Path | None = _setting(
+    tls_client_ca: Path | None = setting(
         "DBOS_TLS_CLIENT_CA",
         unit="file",
         used_by="rpc",
         text="PEM authorities; with it every client must present a certificate of one of them.",
     )
-    auth_token_file: Path | None = _setting(
+    auth_token_file: Path | None = setting(
         "DBOS_AUTH_TOKEN_FILE",
         unit="file",
         used_by="service",
@@ -124,7 +104,7 @@ class Settings(BaseSettings):
         "call needs one. The file is followed: a token that leaves it loses its live calls, an "
         "empty file revokes all.",
     )
-    metrics_port: int | None = _setting(
+    metrics_port: int | None = setting(
         "DBOS_METRICS_PORT",
         unit="port",
         used_by="server",
@@ -133,7 +113,7 @@ class Settings(BaseSettings):
         text="TCP port of the pages `/metrics` (Prometheus), `/healthz` and `/readyz`, on "
         "`DBOS_HOST`. 0 takes any free one; the `ready` line tells which.",
     )
-    drain_grace_s: Duration = _setting(
+    drain_grace_s: Duration = setting(
         "DBOS_DRAIN_GRACE",
         10.0,
         unit="duration",
@@ -144,7 +124,7 @@ class Settings(BaseSettings):
 
     # ----------------------------------------------------------------- store
 
-    redis_addr: str = _setting(
+    redis_addr: str = setting(
         "REDIS_ADDR",
         "localhost:6379",
         unit="address",
@@ -153,7 +133,7 @@ class Settings(BaseSettings):
         text="`HOST:PORT`, or a `redis://`, `rediss://` or `unix://` URL with user, password and "
         "database. Not used with the embedded store.",
     )
-    wait_for_redis: bool = _setting(
+    wait_for_redis: bool = setting(
         "DBOS_WAIT_FOR_REDIS",
         default=False,
         unit="boolean",
@@ -162,7 +142,7 @@ class Settings(BaseSettings):
         "ending with exit status 2. After a crash on another machine or in another container that "
         "is five seconds, the length of the owner's lease.",
     )
-    require_safe_redis: bool = _setting(
+    require_safe_redis: bool = setting(
         "DBOS_REQUIRE_SAFE_REDIS",
         default=False,
         unit="boolean",
@@ -171,7 +151,7 @@ class Settings(BaseSettings):
         "append-only file, or an eviction policy): at the start, and writes whenever it is so "
         "later.",
     )
-    refuse_lost_commits: bool = _setting(
+    refuse_lost_commits: bool = setting(
         "DBOS_REFUSE_LOST_COMMITS",
         default=False,
         unit="boolean",
@@ -180,21 +160,21 @@ class Settings(BaseSettings):
         "end with UNAVAILABLE until one that has every acknowledged write is back, or the server "
         "is started again. Otherwise the loss is logged and counted, and the server goes on.",
     )
-    embedded: bool = _setting(
+    embedded: bool = setting(
         "DBOS_EMBEDDED",
         default=False,
         unit="boolean",
         used_by="cli",
         text="Start a private Valkey on `DBOS_DATA_DIR` instead of connecting to `REDIS_ADDR`.",
     )
-    data_dir: Path = _setting(
+    data_dir: Path = setting(
         "DBOS_DATA_DIR",
         Path("dbos-data"),
         unit="directory",
         used_by="store",
         text="Data of the embedded store; created if missing.",
     )
-    durability: Annotated[Literal["replay", "fsync"], BeforeValidator(_lower)] = _setting(
+    durability: Annotated[Literal["replay", "fsync"], BeforeValidator(_lower)] = setting(
         "DBOS_DURABILITY",
         "replay",
         unit="choice",
@@ -203,7 +183,7 @@ class Settings(BaseSettings):
         "server. `fsync`: an answer waits until Redis has it on disk, which survives the loss of "
         "both at once.",
     )
-    commit_queue_bytes: Size = _setting(
+    commit_queue_bytes: Size = setting(
         "DBOS_COMMIT_QUEUE_BYTES",
         64 << 20,
         unit="size",
@@ -211,7 +191,7 @@ class Settings(BaseSettings):
         ge=1 << 20,
         text="Writes that may wait for their commit; beyond it calls get RESOURCE_EXHAUSTED.",
     )
-    replay_bytes: Size = _setting(
+    replay_bytes: Size = setting(
         "DBOS_REPLAY_BYTES",
         512 << 20,
         unit="size",
@@ -221,7 +201,7 @@ class Settings(BaseSettings):
         "which are sent again then. It bounds what can be "
         "written: an eighth of it at once, and a sixth of it each second for long.",
     )
-    server_id: str = _setting(
+    server_id: str = setting(
         "DBOS_SERVER_ID",
         make_default=socket.gethostname,
         unit="text",
@@ -234,7 +214,7 @@ class Settings(BaseSettings):
 
     # ---------------------------------------------------------------- actors
 
-    max_resident_agents: int = _setting(
+    max_resident_agents: int = setting(
         "DBOS_MAX_RESIDENT_AGENTS",
         100_000,
         unit="agents",
@@ -242,7 +222,7 @@ class Settings(BaseSettings):
         ge=1,
         text="Agents kept in memory; beyond it the least recently used idle ones leave.",
     )
-    idle_passivation_s: Duration = _setting(
+    idle_passivation_s: Duration = setting(
         "DBOS_IDLE_PASSIVATION",
         300.0,
         unit="duration",
@@ -250,7 +230,7 @@ class Settings(BaseSettings):
         ge=1,
         text="An agent without messages for this long leaves memory.",
     )
-    run_cache_bytes: Size = _setting(
+    run_cache_bytes: Size = setting(
         "DBOS_RUN_CACHE_BYTES",
         128 << 20,
         unit="size",
@@ -258,7 +238,7 @@ class Settings(BaseSettings):
         text="Memory for finished runs, over all agents, at 400 bytes beside each record; older "
         "ones are read from Redis.",
     )
-    heartbeat_timeout_s: Duration = _setting(
+    heartbeat_timeout_s: Duration = setting(
         "DBOS_HEARTBEAT_TIMEOUT",
         0.0,
         unit="duration",
@@ -266,14 +246,14 @@ class Settings(BaseSettings):
         text="An agent not heard from for this long is no longer alive and its unfinished runs "
         "fail. 0 = never.",
     )
-    due_tasks_lease_s: Duration = _setting(
+    due_tasks_lease_s: Duration = setting(
         "DBOS_DUE_TASKS_LEASE",
         0.0,
         unit="duration",
         used_by="actors.tasks",
         text="ListDueTasks also leases what it returns for this long. 0 = it only reads.",
     )
-    max_attempts: int = _setting(
+    max_attempts: int = setting(
         "DBOS_MAX_ATTEMPTS",
         5,
         unit="deliveries",
@@ -285,7 +265,7 @@ class Settings(BaseSettings):
 
     # ---------------------------------------------------------------- limits
 
-    max_message_bytes: Size = _setting(
+    max_message_bytes: Size = setting(
         "DBOS_MAX_MESSAGE_BYTES",
         4 << 20,
         unit="size",
@@ -294,7 +274,7 @@ class Settings(BaseSettings):
         le=1 << 30,
         text="Largest gRPC message, either way. Clients have a limit of their own, mostly 4 MiB.",
     )
-    listing_bytes: Size = _setting(
+    listing_bytes: Size = setting(
         "DBOS_LISTING_BYTES",
         64 << 20,
         unit="size",
@@ -303,7 +283,7 @@ class Settings(BaseSettings):
         text="Memory of all listings together that hold more than 64 KiB each; at twice "
         "`DBOS_MAX_MESSAGE_BYTES` and 2 MiB for each, six at once by default. Others wait.",
     )
-    max_id_bytes: Size = _setting(
+    max_id_bytes: Size = setting(
         "DBOS_MAX_ID_BYTES",
         256,
         unit="size",
@@ -312,7 +292,7 @@ class Settings(BaseSettings):
         le=(64 << 10) - 1,
         text="Largest id, module name or host name.",
     )
-    max_data_bytes: Size = _setting(
+    max_data_bytes: Size = setting(
         "DBOS_MAX_DATA_BYTES",
         1 << 20,
         unit="size",
@@ -321,7 +301,7 @@ class Settings(BaseSettings):
         le=512 << 20,
         text="Largest `data` of a result or `payload` of a task.",
     )
-    max_map_entries: int = _setting(
+    max_map_entries: int = setting(
         "DBOS_MAX_MAP_ENTRIES",
         256,
         unit="entries",
@@ -329,7 +309,7 @@ class Settings(BaseSettings):
         ge=1,
         text="Most entries in an agent's `config` or a state's `details`.",
     )
-    max_map_bytes: Size = _setting(
+    max_map_bytes: Size = setting(
         "DBOS_MAX_MAP_BYTES",
         64 << 10,
         unit="size",
@@ -340,14 +320,14 @@ class Settings(BaseSettings):
 
     # ------------------------------------------------------ events, retention
 
-    event_results: bool = _setting(
+    event_results: bool = setting(
         "DBOS_EVENT_RESULTS",
         default=False,
         unit="boolean",
         used_by="actors",
         text="Write an event for every result too.",
     )
-    max_events: int = _setting(
+    max_events: int = setting(
         "DBOS_MAX_EVENTS",
         100_000,
         unit="events",
@@ -355,14 +335,14 @@ class Settings(BaseSettings):
         ge=1,
         text="Events kept; the oldest go first.",
     )
-    results_max_age_s: Duration = _setting(
+    results_max_age_s: Duration = setting(
         "DBOS_RESULTS_MAX_AGE",
         0.0,
         unit="duration",
         used_by="actors.agents",
         text="Results older than this are deleted. 0 = never.",
     )
-    results_max_bytes: Size = _setting(
+    results_max_bytes: Size = setting(
         "DBOS_RESULTS_MAX_BYTES",
         0,
         unit="size",
@@ -370,14 +350,14 @@ class Settings(BaseSettings):
         text="Memory in Redis of all results together, with their index; beyond it the oldest are "
         "deleted. 0 = no limit.",
     )
-    runs_max_age_s: Duration = _setting(
+    runs_max_age_s: Duration = setting(
         "DBOS_RUNS_MAX_AGE",
         0.0,
         unit="duration",
         used_by="actors.agents",
         text="Finished runs older than this are deleted. 0 = never.",
     )
-    runs_max_bytes: Size = _setting(
+    runs_max_bytes: Size = setting(
         "DBOS_RUNS_MAX_BYTES",
         0,
         unit="size",
@@ -385,7 +365,7 @@ class Settings(BaseSettings):
         text="Memory in Redis of all finished runs together, with their indexes, as far as it can "
         "be estimated; beyond it the oldest are deleted. 0 = no limit.",
     )
-    tasks_max_age_s: Duration = _setting(
+    tasks_max_age_s: Duration = setting(
         "DBOS_TASKS_MAX_AGE",
         86400.0,
         unit="duration",
@@ -393,7 +373,7 @@ class Settings(BaseSettings):
         text="Completed and cancelled tasks older than this are deleted. 0 = never. While a "
         "completed task is kept, a late copy of its ScheduleTask changes nothing.",
     )
-    completed_tasks_max: int = _setting(
+    completed_tasks_max: int = setting(
         "DBOS_COMPLETED_TASKS_MAX",
         1_000_000,
         unit="tasks",
@@ -404,14 +384,14 @@ class Settings(BaseSettings):
         "1,000 tasks a second the default is 17 minutes' worth. Each takes 0.3 KB of the server's "
         "memory.",
     )
-    dead_tasks_max_age_s: Duration = _setting(
+    dead_tasks_max_age_s: Duration = setting(
         "DBOS_DEAD_TASKS_MAX_AGE",
         30 * 86400.0,
         unit="duration",
         used_by="actors.tasks",
         text="Tasks that have been dead for longer are deleted. 0 = never.",
     )
-    dead_tasks_max: int = _setting(
+    dead_tasks_max: int = setting(
         "DBOS_DEAD_TASKS_MAX",
         1_000_000,
         unit="tasks",
@@ -420,7 +400,7 @@ class Settings(BaseSettings):
         text="Dead tasks kept; beyond it those that died first are deleted, which is told as for "
         "completed ones.",
     )
-    tasks_max: int = _setting(
+    tasks_max: int = setting(
         "DBOS_TASKS_MAX",
         5_000_000,
         unit="tasks",
@@ -433,7 +413,7 @@ class Settings(BaseSettings):
     # ------------------------------------------------------------------ logs
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
-        _setting(
+        setting(
             "DBOS_LOG_LEVEL",
             "info",
             unit="choice",
@@ -441,7 +421,7 @@ class Settings(BaseSettings):
             text="Least serious log lines to write: `debug`, `info`, `warning` or `error`.",
         )
     )
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = _setting(
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = setting(
         "DBOS_LOG_FORMAT",
         "text",
         unit="choice",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from dbos_actors.settings.declaration import Settings
+from dbos_actors.settings.quotas import QuotaSettings
 
 # Their values can hold a password: never shown.
 SECRET = frozenset({"REDIS_ADDR"})
@@ -60,11 +61,14 @@ def _limits(field: FieldInfo) -> str:
 
 
 def descriptions() -> Iterator[Description]:
-    """Every setting, in the order of the class."""
-    for name, field in Settings.model_fields.items():
+    """Every setting, in the order of the class; then the quotas, which are its base class's."""
+    fields = Settings.model_fields
+    quotas = QuotaSettings.model_fields
+    for name in [*(name for name in fields if name not in quotas), *quotas]:
+        field = fields[name]
         extra = field.json_schema_extra
-        if not isinstance(extra, dict):  # pragma: no cover - `_setting` makes them all
-            raise TypeError(f"{name} was not declared with _setting")
+        if not isinstance(extra, dict):  # pragma: no cover - `setting` makes them all
+            raise TypeError(f"{name} was not declared with setting")
         unit = str(extra["unit"])
         yield Description(
             name=name,

@@ -39,6 +39,15 @@ class Flood:
     connections: int
     in_flight_each: int
     duration_s: float
+    token: str | None = None
+    """What its calls present."""
+    nice: int = 19
+    """Those who flood have processors of their own; here they must not take the server's."""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """What its calls have beyond those of every gRPC call."""
+        return [] if self.token is None else [("authorization", f"Bearer {self.token}")]
 
 
 @dataclass(slots=True)
@@ -73,7 +82,9 @@ def run(flood: Flood) -> Outcome:
     tally = Tally()
     workload = make_workload(Parameters(**flood.workload), Leases())
     connections = [
-        _Connection(flood.address, workload, tally, flood.in_flight_each)
+        _Connection(
+            flood.address, workload, tally, flood.in_flight_each, more_headers=flood.headers
+        )
         for _ in range(flood.connections)
     ]
     refusals_s: list[float] = []
@@ -82,8 +93,7 @@ def run(flood: Flood) -> Outcome:
         connection.connect()
     print("ready", flush=True)
     sys.stdin.readline()
-    # Those who flood have processors of their own; here they must not take the server's.
-    os.nice(19)
+    os.nice(flood.nice)
     outcome = Outcome()
     start = perf_counter()
     turn = 0

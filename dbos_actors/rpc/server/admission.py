@@ -19,7 +19,9 @@ from typing import Final
 from grpclib.const import Status
 
 from dbos_actors.rpc.server.authentication import Refusal
+from dbos_actors.rpc.server.excess import REFUSAL_S, ExcessLine
 from dbos_actors.rpc.server.outbox import Discarded, Outbox
+from dbos_actors.rpc.server.routes import Route
 from dbos_actors.rpc.server.stream_call import StreamCall, StreamMethod
 from dbos_actors.rpc.server.stream_calls import StreamCalls
 from dbos_actors.rpc.server.unary import UnaryCall, UnaryMethod
@@ -33,6 +35,8 @@ _CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
 
 _ANYBODY: Final = "anybody"
 """The client of a server that authenticates none."""
+
+_REFUSED: Final = object()
 
 _STRANGER: Final = Refusal(Status.UNAUTHENTICATED, "valid credentials are required")
 _REVOKED: Final = "the credentials of this call are no longer valid"
@@ -60,10 +64,14 @@ class Admission:
         "_unary",
         "certificate_names",
         "client",
+        "excess",
     )
 
     client: Hashable | None
     """Who was authenticated last. While nobody was, the connection is a stranger."""
+
+    excess: ExcessLine | None
+    """Where the connection stands, since a call on it was refused for its client's quota."""
 
     certificate_names: tuple[str, ...]
     """Of the client's certificate; none without mutual TLS."""
@@ -79,6 +87,7 @@ class Admission:
         self._message_max = limits.message_bytes_max
         self.client = None
         self.certificate_names = ()
+        self.excess = None
         # Whether the next call of a method that is not open has to be authenticated.
         self._is_gated = True
         self._shared.strangers.add(self)
@@ -94,8 +103,7 @@ class Admission:
 
     def begin(self, stream_id: int, headers: Headers, end_stream: bool, now_s: float) -> None:
         """Make a call of a request, or refuse it."""
-        fields = dict(headers)
-        shared = self._shared
+        fields, shared = dict(headers), self._shared
         method = shared.routes.get(fields.get(b":path", b""))
         encoding = fields.get(b"grpc-encoding")
         if (
@@ -114,24 +122,24 @@ class Admission:
             try:
                 deadline_s = now_s + decode_timeout(timeout)
             except MetadataError as error:
-                refusal = _http_error(b"400", Status.INTERNAL, str(error))
-                self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
+                self._outbox.refuse(stream_id, _bad_request(error), request_ended=end_stream)
+                return
+        client = None
+        if self._is_gated:
+            client = self._identify(stream_id, method, fields, end_stream, now_s)
+            if client is _REFUSED:
                 return
         call: UnaryCall | StreamCall | None
         if type(method) is UnaryMethod:
-            if self._is_gated and not self._identify(stream_id, fields, end_stream):
-                return
             # The dict unless it lacks a repeated field: the garbage collector walks what is kept.
             kept = fields if len(fields) == len(headers) else headers
-            call = UnaryCall(self._unary, stream_id, method, kept, deadline_s)
-            if self._is_gated:
-                call.client = self.client
+            call = UnaryCall(self._unary, stream_id, method, kept, deadline_s, client)
         else:
             assert type(method) is StreamMethod
-            call = self._make_stream(stream_id, method, headers, fields, end_stream)
+            call = self._make_stream(stream_id, method, headers, end_stream)
             if call is None:
                 return
-            call.deadline = deadline_s
+            call.deadline, call.client = deadline_s, client
         if deadline_s is not None:
             shared.deadlines.add(deadline_s, call)
         if encoding is not None:
@@ -153,13 +161,25 @@ class Admission:
         elif end_stream:
             self._unary.feed(call, b"", end_stream=True)  # type: ignore[arg-type]
 
-    def _identify(self, stream_id: int, fields: dict[bytes, bytes], request_ended: bool) -> bool:
-        """Find out whose call it is; if it is nobody's, or not for them, refuse it."""
+    def _identify(
+        self,
+        stream_id: int,
+        method: Route | None,
+        fields: dict[bytes, bytes],
+        request_ended: bool,
+        now_s: float,
+    ) -> Hashable | None:
+        """Find out whose call it is; if it is nobody's, or not for them, refuse it.
+
+        Returns the client, None if nobody has to be known, or `_REFUSED`.
+        """
+        if type(method) is StreamMethod and method.is_open:
+            return None
         authenticator = self._shared.authenticator
         if authenticator is None:
             self._know(_ANYBODY)
             self._is_gated = False
-            return True
+            return None
         client = authenticator.identify(fields, self.certificate_names)
         if client is None:
             self._shared.calls_unauthenticated += 1
@@ -167,13 +187,31 @@ class Admission:
         else:
             if client is not self.client:
                 self._know(client)
-            denied = authenticator.admit(client, fields[b":path"])
+            denied = authenticator.admit(client, fields[b":path"], now_s)
             if denied is None:
-                return True
-            self._shared.calls_denied += 1
+                return client
             refusal = denied
+            self._count_denied(client, refusal, now_s)
         self._refuse(stream_id, fields[b":path"].decode("ascii"), refusal, request_ended)
-        return False
+        return _REFUSED
+
+    def excess_line(self, now_s: float) -> ExcessLine | None:
+        """Where the connection has to stand before it reads: in its client's line, if it owes."""
+        line = self.excess
+        if line is None:
+            line = self._shared.excess.lines.get(self.client)
+            if line is not None and line.is_free(now_s):
+                return None
+        return line
+
+    def _count_denied(self, client: Hashable, refusal: Refusal, now_s: float) -> None:
+        shared = self._shared
+        if refusal.status is Status.RESOURCE_EXHAUSTED:
+            shared.excess_total += 1
+            self.excess = shared.excess.line_of(client)
+            self.excess.owe(REFUSAL_S, now_s)
+        else:
+            shared.calls_denied += 1
 
     def _know(self, client: Hashable) -> None:
         """The connection's client has shown who it is."""
@@ -214,18 +252,13 @@ class Admission:
         stream_id: int,
         method: StreamMethod,
         headers: Headers,
-        fields: dict[bytes, bytes],
         request_ended: bool,
     ) -> StreamCall | None:
         """A call of a grpclib service; None: it is refused."""
         shared, calls = self._shared, self._stream_calls
         limits = shared.limits
         if not method.is_open:
-            if self._is_gated and not self._identify(stream_id, fields, request_ended):
-                return None
             call = StreamCall(calls, stream_id, method, headers, limit=self._message_max)
-            if self._is_gated:
-                call.client = self.client
         elif calls.open_calls >= limits.open_calls_connection_max:
             self._refuse(stream_id, method.path, _TOO_MANY_OPEN, request_ended)
             return None
@@ -245,10 +278,9 @@ class Admission:
     def _refuse(self, stream_id: int, path: str, refusal: Refusal, request_ended: bool) -> None:
         """Refuse a call of a known method before there is anything of it."""
         self._shared.calls_total += 1
-        status, message, fields = refusal
         for refused in self._shared.refused:
-            refused(path, status)
-        headers = RESPONSE_HEADERS + status_fields(status, message) + fields
+            refused(path, refusal.status)
+        headers = RESPONSE_HEADERS + refusal.fields
         self._outbox.refuse(stream_id, headers, request_ended=request_ended)
 
     def _end(
@@ -281,6 +313,10 @@ def _refusal(fields: dict[bytes, bytes], *, known: bool) -> Fields | None:
         status = status_fields(Status.UNIMPLEMENTED, f"grpc-encoding {text!r} is not supported")
         return [*RESPONSE_HEADERS, (b"grpc-accept-encoding", ACCEPTED), *status]
     return None
+
+
+def _bad_request(error: Exception) -> Fields:
+    return _http_error(b"400", Status.INTERNAL, str(error))
 
 
 def _http_error(http_status: bytes, status: Status, message: str) -> Fields:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from grpclib.const import Status
 
-from dbos_actors.rpc.wire.status import Fields
+from dbos_actors.rpc.wire.status import Fields, retry_fields, status_fields
 
 
 class Refusal(NamedTuple):
@@ -15,8 +15,16 @@ class Refusal(NamedTuple):
 
     status: Status
     message: str
-    fields: Fields = []  # noqa: RUF012 - nobody changes it
-    """More trailers, such as the status' details."""
+    retry_after_s: float | None = None
+    """When the client may try again; it is told so by a google.rpc.RetryInfo."""
+
+    @property
+    def fields(self) -> Fields:
+        """The trailers that say so."""
+        fields = status_fields(self.status, self.message)
+        if self.retry_after_s is not None:
+            fields += retry_fields(self.status, self.message, self.retry_after_s)
+        return fields
 
 
 class Authenticator(Protocol):
@@ -36,8 +44,23 @@ class Authenticator(Protocol):
         """Whether a client that was identified before still may call."""
         ...
 
-    def admit(self, client: Hashable, path: bytes) -> Refusal | None:
-        """Why a call of the client is refused; None: it may be made. Runs for every call."""
+    def admit(self, client: Hashable, path: bytes, now_s: float) -> Refusal | None:
+        """Why a call of the client is refused; None: it may be made. Runs for every call.
+
+        RESOURCE_EXHAUSTED means that the client is beyond its quota; see
+        `dbos_actors.rpc.server.excess`.
+        """
+        ...
+
+    def charge(self, client: Hashable, messages: int, size_bytes: int) -> None:
+        """Count what the client has sent or was sent, after its call was admitted.
+
+        ``messages`` are those of streams of requests: each is as much work as a call.
+        """
+        ...
+
+    def delay_s(self, client: Hashable, now_s: float) -> float:
+        """How long the client's streams wait before they take or send more; 0: not at all."""
         ...
 
     def denial(self, client: Hashable, path: bytes) -> str | None:

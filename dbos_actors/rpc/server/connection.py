@@ -27,6 +27,7 @@ from grpclib.const import Status
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.admission import Admission
+from dbos_actors.rpc.server.excess import ExcessLine
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.keepalive import Keepalive
@@ -36,7 +37,7 @@ from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.stream_calls import StreamCalls
 from dbos_actors.rpc.server.unary import UnaryCall
-from dbos_actors.rpc.server.unary_calls import UnaryCalls
+from dbos_actors.rpc.server.unary_calls import unary_calls_of
 from dbos_actors.rpc.wire.frame_order import FrameOrder
 from dbos_actors.rpc.wire.http2 import (
     HEADER_BYTES_MAX,
@@ -107,7 +108,7 @@ class ServerConnection:
         self._responses = responses
         self._keepalive = keepalive
         self._shutdown = shutdown
-        self._unary = UnaryCalls(outbox, requests, responses, inflation, shutdown)
+        self._unary = unary_calls_of(shared, outbox, requests, responses, inflation, shutdown)
         self._stream_calls = StreamCalls(outbox, requests, responses, inflation, shutdown)
         self._admission = Admission(outbox, self._unary, self._stream_calls)
         self._unsent_max = shared.limits.unsent_bytes_max
@@ -142,6 +143,14 @@ class ServerConnection:
     def is_stranger(self) -> bool:
         """Whether no client was authenticated on the connection yet."""
         return self._admission.client is None
+
+    def excess_line(self, now_s: float) -> ExcessLine | None:
+        """The line of a client beyond its quota, if the connection has to stand in it."""
+        return self._admission.excess_line(now_s)
+
+    def leave_excess(self) -> None:
+        """The connection stands in no line any more."""
+        self._admission.excess = None
 
     # ------------------------------------------------------------- bytes in
 

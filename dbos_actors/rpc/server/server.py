@@ -74,6 +74,8 @@ class ServerStatistics:
     """Refused because they came without valid credentials."""
     calls_denied: int
     """Refused because their client may not make them."""
+    calls_excess: int
+    """Refused because their client was beyond its quota."""
     calls_shed: int
     """Refused as they arrived, because those before them waited too long."""
     calls_gathered: bool
@@ -215,6 +217,7 @@ class Server:
             calls_open=len(shared.open_calls_of_strangers) + len(shared.open_calls_of_clients),
             calls_unauthenticated=shared.calls_unauthenticated,
             calls_denied=shared.calls_denied,
+            calls_excess=shared.excess_total,
             calls_shed=shared.shed_total,
             calls_gathered=self._read_ticks.is_on,
             mailbox_bytes=self._limits.unsent_bytes_shared - shared.unsent_free,

@@ -18,6 +18,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.authentication import Authenticator
+from dbos_actors.rpc.server.excess import ExcessLines
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
 from dbos_actors.rpc.server.routes import Servable, make_routes
@@ -96,6 +97,8 @@ class SharedState:
         "calls_unauthenticated",
         "deadlines",
         "dirty",
+        "excess",
+        "excess_total",
         "held_free",
         "in_round",
         "inflated_free",
@@ -136,6 +139,9 @@ class SharedState:
         self.calls_total = 0
         self.calls_unauthenticated = 0
         self.calls_denied = 0
+        self.excess = ExcessLines()
+        self.excess_total = 0
+        """Calls that were refused because their client was beyond its quota."""
         self.open_calls_of_strangers = OpenCalls(limits.open_calls_strangers_max)
         self.open_calls_of_clients = OpenCalls(limits.open_calls_clients_max)
         self.strangers = Strangers()
@@ -176,7 +182,7 @@ class SharedState:
             else:
                 return Status.INTERNAL, INTERNAL_ERROR, []
             text = message if message is None else str(message)
-            return Status(status), text, details_fields(error)
+            return Status(status), text, details_fields(error, status, text)
         except Exception:  # noqa: BLE001 - logged, and the failure of its call alone
             log_limited(
                 log.exception, "no status for an error", path=path, error=type(error).__name__

@@ -28,6 +28,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.connection import ServerConnection
+from dbos_actors.rpc.server.excess import ExcessLine
 from dbos_actors.rpc.server.handler_turns import HandlerTurns
 from dbos_actors.rpc.server.read_ticks import ReadTicks
 from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
@@ -175,6 +176,7 @@ class SocketDriver(SocketPump):
         protocol, sock = self._protocol, self._sock
         turns, ticks = self._read_turns, self._read_ticks
         unsent_max = self._shared.limits.unsent_bytes_max
+        lines = self._shared.excess.lines
         while not protocol.closed:
             while self._unsent is not None and protocol.unsent_bytes > unsent_max:
                 await self._wait_moved()
@@ -183,7 +185,9 @@ class SocketDriver(SocketPump):
             if ticks.is_on:
                 await ticks.wait()
             is_stranger = protocol.is_stranger
-            if turns.must_wait(
+            if lines and (line := protocol.excess_line(self._clock.monotonic_s())) is not None:
+                more = await self._receive_in_line(line)
+            elif turns.must_wait(
                 is_stranger=is_stranger, is_heavy=self._is_heavy
             ) or self._handler_turns.waits(self):
                 async with turns:
@@ -192,6 +196,26 @@ class SocketDriver(SocketPump):
                 more = self._receive(READ_BYTES)
             if not more:
                 return
+
+    async def _receive_in_line(self, line: ExcessLine) -> bool:
+        """As `_receive`, on a connection of a client beyond its quota, when its turn comes."""
+        async with line.lock:
+            await line.wait_free()
+            if self._read_turns.is_needed:
+                async with self._read_turns:
+                    return self._receive_as_excess(line)
+            return self._receive_as_excess(line)
+
+    def _receive_as_excess(self, line: ExcessLine) -> bool:
+        shared, began_s = self._shared, self._clock.monotonic_s()
+        calls, refused = shared.calls_total, shared.excess_total
+        more = self._receive(TURN_BYTES)
+        now_s = self._clock.monotonic_s()
+        if shared.calls_total == calls:
+            line.owe(now_s - began_s, now_s)
+        elif shared.excess_total == refused and line.is_free(now_s):
+            self._protocol.leave_excess()
+        return more
 
     def _receive(self, limit_bytes: int) -> bool:
         """Take what has come, and send what it is answered with; False: that was the end."""

@@ -45,6 +45,7 @@ class ServerStream(Generic[RequestT, ReplyT]):
         self, call: StreamCall, *, clock: Clock, compress_bytes_min: int | None = None
     ) -> None:
         self._call = call
+        self._clock = clock
         self._compress_bytes_min = compress_bytes_min
         self._changed = trio.lowlevel.ParkingLot()
         self._sent = False
@@ -97,6 +98,8 @@ class ServerStream(Generic[RequestT, ReplyT]):
     async def _recv_bodies(self, count_max: int) -> list[bytes]:
         await trio.lowlevel.checkpoint_if_cancelled()
         call = self._call
+        if call.client is not None:
+            await self._wait_for_quota()
         while not (bodies := call.take_many(count_max)):
             if call.over:
                 raise StreamTerminatedError("the call is over")
@@ -104,6 +107,11 @@ class ServerStream(Generic[RequestT, ReplyT]):
                 break
             await self._changed.park()
         return bodies
+
+    async def _wait_for_quota(self) -> None:
+        """Wait while the client is beyond its quota: meanwhile flow control stops it."""
+        while (delay_s := self._call.quota_delay_s(self._clock.monotonic_s())) > 0:  # noqa: ASYNC110 - time passes
+            await trio.sleep(delay_s)
 
     def _decode(self, body: bytes) -> RequestT:
         try:
@@ -155,6 +163,8 @@ class ServerStream(Generic[RequestT, ReplyT]):
         else:
             raise TypeError(f"message must be of type {call.method.reply_type!r}, not {message!r}")
         await trio.lowlevel.checkpoint()
+        if call.client is not None:
+            await self._wait_for_quota()
         self._require_open()
         while not call.can_send(len(body)):
             await self._changed.park()

@@ -78,8 +78,12 @@ class StreamResponder(Protocol):
         """Size of a header block that the client accepts."""
         ...
 
-    def messages_taken(self, call: StreamCall, size: int) -> None:
-        """The handler took messages of so many bytes as sent, prefixes included."""
+    def messages_taken(self, call: StreamCall, count: int, size: int) -> None:
+        """The handler took so many messages, of so many bytes as sent, prefixes included."""
+        ...
+
+    def quota_delay_s(self, call: StreamCall, now_s: float) -> float:
+        """How long the call waits before it takes or sends more, for its client's quota."""
         ...
 
     def inflate(self, call: StreamCall, body: bytes) -> bytes:
@@ -254,9 +258,8 @@ class StreamCall:
         if not messages:
             self._check_end()
             return []
-        self._responder.messages_taken(
-            self, sum([PREFIX_BYTES + len(body) for _, body in messages])
-        )
+        size = sum([PREFIX_BYTES + len(body) for _, body in messages])
+        self._responder.messages_taken(self, len(messages), size)
         bodies: list[bytes] = []
         for compressed, body in messages:
             if compressed:
@@ -286,7 +289,7 @@ class StreamCall:
         except GRPCError as error:
             self.failure = error
         if taken_bytes:
-            self._responder.messages_taken(self, taken_bytes)
+            self._responder.messages_taken(self, len(bodies), taken_bytes)
         if not bodies:
             if self.failure is not None:
                 raise self.failure
@@ -297,6 +300,10 @@ class StreamCall:
         if self.request_ended and self.reader.buffered_bytes:
             self.failure = GRPCError(Status.INTERNAL, "truncated request message")
             raise self.failure
+
+    def quota_delay_s(self, now_s: float) -> float:
+        """How long to wait before more is taken or sent, for the client's quota; 0: not at all."""
+        return self._responder.quota_delay_s(self, now_s)
 
     # ------------------------------------------------------------- responses
 

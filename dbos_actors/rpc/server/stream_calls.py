@@ -159,8 +159,11 @@ class StreamCalls:
             call.message_bytes = announced
             self._requests.upload(call, announced)
 
-    def messages_taken(self, call: StreamCall, size: int) -> None:
-        """The handler took messages of so many bytes as sent, prefixes included."""
+    def messages_taken(self, call: StreamCall, count: int, size: int) -> None:
+        """The handler took so many messages, of so many bytes as sent, prefixes included."""
+        if call.client is not None:
+            # The first message of a call that has one is counted with the call.
+            self._charge(call, count if call.method.client_streaming else 0, size)
         requests = self._requests
         requests.unhold(size)
         acknowledged = call.reader.buffered_bytes + size - call.unacknowledged
@@ -173,6 +176,18 @@ class StreamCalls:
             call.message_bytes = 0
             requests.uploads.release(call.stream_id)
         self._make_room(call)
+
+    def _charge(self, call: StreamCall, messages: int, size: int) -> None:
+        authenticator = self._shared.authenticator
+        assert authenticator is not None
+        authenticator.charge(call.client, messages, size)
+
+    def quota_delay_s(self, call: StreamCall, now_s: float) -> float:
+        """How long the call waits before it takes or sends more, for its client's quota."""
+        authenticator = self._shared.authenticator
+        if authenticator is None or call.client is None:
+            return 0.0
+        return authenticator.delay_s(call.client, now_s)
 
     def inflate(self, call: StreamCall, body: bytes) -> bytes:
         """Decompress a message for a handler. Raises `grpclib.GRPCError`."""
@@ -211,6 +226,8 @@ class StreamCalls:
 
     def send(self, call: StreamCall, framed: bytes) -> None:
         """Queue a framed message of a call that is not over."""
+        if call.client is not None:
+            self._charge(call, 0, len(framed))
         self._responses.unsent_bytes += len(framed)
         engine = self._outbox.engine
         with suppress(*StreamError):

@@ -82,13 +82,13 @@ class UnaryCall:
     """
 
     __slots__ = (
-        "_client",
         "_headers",
         "_metadata",
         "_responder",
         "accepts_gzip",
         "answered",
         "buffer",
+        "client",
         "deadline",
         "encoding",
         "message_bytes",
@@ -103,19 +103,23 @@ class UnaryCall:
     request: Any
     """The decoded request message."""
 
+    client: Hashable | None
+    """Whom the server's `Authenticator` took the caller for; None: the server has none."""
+
     deadline: float | None
     """When the client gives up, on `Clock.monotonic_s`'s scale; None: never."""
 
     answered: bool
     """Whether it was replied to, failed, expired, cancelled by the client or disconnected."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for every call, and names cost time
         self,
         responder: UnaryResponder,
         stream_id: int,
         method: UnaryMethod,
         headers: Headers | dict[bytes, bytes],
         deadline: float | None,
+        client: Hashable | None = None,
     ) -> None:
         self._responder = responder
         self.method = method
@@ -125,6 +129,7 @@ class UnaryCall:
         self.message_bytes = 0
         self.unacknowledged = 0
         self.stream_id = stream_id
+        self.client = client
         self.deadline = deadline
         self.answered = False
         self.observer: Observer | None = None
@@ -132,18 +137,6 @@ class UnaryCall:
         self.request_ended = False
         self.encoding: bytes | None = None
         self.accepts_gzip = False
-
-    @property
-    def client(self) -> Hashable | None:
-        """Whom the server's `Authenticator` took the caller for; None: the server has none.
-
-        Nothing is kept where there is none: that path is the one that has to be fast.
-        """
-        return getattr(self, "_client", None)
-
-    @client.setter
-    def client(self, client: Hashable | None) -> None:
-        self._client = client
 
     @property
     def due_bytes(self) -> int:

@@ -20,10 +20,12 @@ from grpclib.exceptions import GRPCError
 
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
+from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.containment import PASSING, tell
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.outbox import Outbox
+from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.wire.compression import compress
@@ -313,3 +315,34 @@ class UnaryCalls:
     def close(self) -> None:
         """The connection is over."""
         self.parked.clear()
+
+
+class ChargedUnaryCalls(UnaryCalls):
+    """As `UnaryCalls`, on a server that knows its clients: what they send and get is charged.
+
+    A class of its own, so that a server without an authenticator does not ask for each call.
+    """
+
+    __slots__ = ("_authenticator",)
+
+    def __init__(self, authenticator: Authenticator, *parts: Any) -> None:
+        """``parts`` are those of `UnaryCalls`."""
+        super().__init__(*parts)
+        self._authenticator = authenticator
+
+    def dispatch(self, call: UnaryCall, data: bytes) -> None:
+        """Charge for a request, decode it, and run the handler of its method."""
+        self._authenticator.charge(call.client, 0, len(data))
+        super().dispatch(call, data)
+
+    def reply(self, call: UnaryCall, body: bytes) -> None:
+        """Charge for the response message of an unanswered call, and queue it."""
+        self._authenticator.charge(call.client, 0, len(body))
+        super().reply(call, body)
+
+
+def unary_calls_of(shared: SharedState, *parts: Any) -> UnaryCalls:
+    """The unary calls of a connection, of the kind that its server needs."""
+    if shared.authenticator is None:
+        return UnaryCalls(*parts)
+    return ChargedUnaryCalls(shared.authenticator, *parts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from grpclib.const import Status
@@ -67,14 +69,38 @@ def fitting(fields: Fields, bytes_max: int) -> Fields:
 
 
 _RpcStatus = message_class("google.rpc.Status")
+_RetryInfo = message_class("google.rpc.RetryInfo")
 STATUS_DETAILS_KEY = b"grpc-status-details-bin"
 
 
-def details_fields(error: Exception) -> Fields:
-    """The trailer with a `grpclib.GRPCError`'s details; nothing for other errors."""
-    if not isinstance(error, GRPCError) or error.details is None:
-        return []
-    return [details_field(error.status, error.message, error.details)]
+def details_fields(error: Exception, status: Status, message: str | None) -> Fields:
+    """The trailer with an error's details, if it has any.
+
+    They are those of a `grpclib.GRPCError`; of another error, its attribute ``retry_after_s``.
+    """
+    if isinstance(error, GRPCError):
+        if error.details is None:
+            return []
+        return [details_field(error.status, error.message, error.details)]
+    retry_after_s = getattr(error, "retry_after_s", None)
+    return [] if retry_after_s is None else retry_fields(status, message or "", retry_after_s)
+
+
+def retry_fields(status: Status, message: str, delay_s: float) -> Fields:
+    """The trailer with a google.rpc.RetryInfo: repeat the call no sooner than in so many seconds.
+
+    In whole milliseconds, not less than asked for.
+    """
+    return [_retry_field(status, message, math.ceil(delay_s * 1000))]
+
+
+@lru_cache(maxsize=1_000)
+def _retry_field(status: Status, message: str, delay_ms: int) -> tuple[bytes, bytes]:
+    """Remembered, since whoever floods a server gets the same one again and again."""
+    info = _RetryInfo()
+    info.retry_delay.seconds, left_ms = divmod(delay_ms, 1000)
+    info.retry_delay.nanos = left_ms * 1_000_000
+    return details_field(status, message, [info])
 
 
 def details_field(status: Status, message: str | None, details: Any) -> tuple[bytes, bytes]:

@@ -151,8 +151,14 @@ class Nobody:
     def is_valid(self, client: Hashable) -> bool:
         return False
 
-    def admit(self, client: Hashable, path: bytes) -> Refusal | None:
+    def admit(self, client: Hashable, path: bytes, now_s: float) -> Refusal | None:
         return None
+
+    def charge(self, client: Hashable, messages: int, size_bytes: int) -> None:
+        pass
+
+    def delay_s(self, client: Hashable, now_s: float) -> float:
+        return 0.0
 
     def denial(self, client: Hashable, path: bytes) -> str | None:
         return None
