@@ -18,7 +18,7 @@ from dbos_actors.loggers import get_logger
 from dbos_actors.store.batch import Batch
 from dbos_actors.store.connection import Connection, ConnectionLostError
 from dbos_actors.store.effects import Damage
-from dbos_actors.store.resp import ReplyError, pack
+from dbos_actors.store.resp import ReplyError, key_of, pack
 from dbos_actors.store.submission import Submission
 
 logger = get_logger(__name__)
@@ -37,6 +37,8 @@ _TYPES: Final = {
     b"GET": b"string",
     b"L": b"list",
     b"RPUSH": b"list",
+    # The only script among our commands appends to the event log.
+    b"EVAL": b"stream",
 }
 
 
@@ -45,7 +47,7 @@ async def failures(connection: Connection, batch: Batch) -> list[tuple[int, str]
 
     Raises `ConnectionLostError`.
     """
-    needed = [(i, command[1], _type(command[0])) for i, command in enumerate(batch.commands())]
+    needed = [(i, key_of(command), _type(command[0])) for i, command in enumerate(batch.commands())]
     keys = list({key for _, key, kind in needed if kind is not None})
     if not keys:
         return []

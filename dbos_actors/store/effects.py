@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dbos_actors.errors import DamagedKeyError, UnavailableError
 from dbos_actors.store.batch import Batch, Entry
+from dbos_actors.store.resp import key_of
 from dbos_actors.store.submission import Owner
 
 
@@ -78,7 +79,7 @@ class Effects:
     def _damage(self, command: Sequence[bytes], reason: str, owner: Owner | None) -> None:
         error = DamagedKeyError(
             command=command[0].decode(errors="replace"),
-            key=command[1].decode(errors="replace"),
+            key=key_of(command).decode(errors="replace"),
             reason=reason,
         )
         self.damage.append(Damage(error, "" if owner is None else owner.key))

@@ -49,6 +49,11 @@ def pack_argument(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+def key_of(command: Sequence[bytes]) -> bytes:
+    """The key that a command works on; of a script, its first one."""
+    return command[3] if command[0] == b"EVAL" else command[1]
+
+
 def pack_each(head: bytes, arguments: Sequence[bytes]) -> bytes:
     """One command for each of ``arguments``, joined: what `pack_head` began, and the argument.
 

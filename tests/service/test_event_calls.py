@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.clients import Client, GrpcioClient, open_client
+import pytest
+
+from dbos_actors.store.keys import Keys
+from tests.support.clients import CallError, Client, GrpcioClient, open_client
 from tests.support.runs import start_runs
 from tests.support.servers import ServerThread, SteppedClock
 from tests.support.valkey import ValkeyServer
@@ -117,3 +120,29 @@ def test_results_are_events_only_where_the_operator_asked(
         (event,) = events(client)
         assert event["type"] == "result.stored"
         assert event["metadata"]["result_id"] == "r"
+
+
+def test_a_repeated_result_is_no_event_and_a_conflict_is_one(
+    start_server: Callable[..., ServerThread],
+) -> None:
+    with GrpcioClient(start_server(event_results=True).address) as client:
+        first = {"id": "r", "agent_id": "a", "module_name": "m", "data": b"1"}
+        outcomes = client.call_many("StoreResult", [{"result": first}] * 5, in_flight=5)
+        assert sorted(outcome.duplicate for outcome in outcomes) == [False, True, True, True, True]
+        assert client.call("StoreResult", result={**first, "data": b"2"}).duplicate
+        client.call("StoreResult", result={**first, "agent_id": "b"})
+        shown = [(event["type"], event["metadata"]["agent_id"]) for event in events(client)]
+    assert shown[::-1] == [("result.stored", "a"), ("result.conflict", "a"), ("result.stored", "b")]
+
+
+@pytest.mark.parametrize("key", ["results", "events"])
+def test_a_key_that_keeps_a_result_or_its_event_from_being_written_is_named(
+    start_server: Callable[..., ServerThread], redis: ValkeyServer, key: str
+) -> None:
+    name = STREAM if key == "events" else f"{Keys().results}a"
+    redis.execute("SET", name, "of another type")
+    with (
+        GrpcioClient(start_server(event_results=True).address) as client,
+        pytest.raises(CallError, match=f"DATA_LOSS.*{name}"),
+    ):
+        client.call("StoreResult", result={"id": "r", "agent_id": "a", "module_name": "m"})

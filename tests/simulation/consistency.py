@@ -92,18 +92,28 @@ def _directory_problems(database: Database, agents: list[str], request_ids: list
 
 
 def _event_problems(database: Database) -> list[str]:
-    """A run's transitions, as events: each once, in order, until its agent is deleted."""
+    """A run's transitions, as events: each once, in order, until its agent is deleted.
+
+    A result has one event, if there are events of results.
+    """
     stream = database.values.get(Keys().events.encode())
     entries = [] if stream is None else stream.entries
     ids = [entry[0] for entry in entries]
     found = _differ("event ids", ids, sorted(set(ids)))
     last: dict[tuple[str, str], tuple[int, str]] = {}
+    stored: set[tuple[str, str]] = set()
     for _, fields in entries:
         event = json.loads(fields[1])
         metadata = event["metadata"]
         agent_id = metadata.get("agent_id", "")
         if event["type"] == "agent.deleted":
             last = {run: seen for run, seen in last.items() if run[0] != agent_id}
+            stored = {result for result in stored if result[0] != agent_id}
+        elif event["type"] == "result.stored":
+            result = agent_id, metadata["result_id"]
+            if result in stored:
+                found.append(f"events of {result}: stored twice")
+            stored.add(result)
         elif "previous_state" in metadata:
             run = agent_id, metadata["request_id"]
             version, state = last.get(run, (0, ""))

@@ -345,19 +345,23 @@ class AgentActor:
                 pack_head(4, "HSETNX", keys.results + self._name),
                 pack_head(5, "ZADD", keys.results_at + self._name, "NX"),
             )
-        member = pack_argument(result_id.encode())
+        field = result_id.encode()
+        member = pack_argument(field)
         commands = [
             b"%b%b$%d\r\n%b\r\n" % (heads[0], member, len(record), record),
             heads[1] + pack_argument(b"%d" % result.received_at) + member,
         ]
         if context.event_results:
-            commands.append(context.log_event(results.stored(result, now_s=now_s)))
+            event = results.stored(result, now_s=now_s)
+            key = context.store.keys.results + self._name
+            commands.insert(0, context.log_event_of_new_result(event, key, field))
         return Turn(STORED, commands=commands, then=self._result_committed)
 
     def _result_committed(self, turn: Turn, replies: Sequence[object] | None) -> Any:
         """New, a repeat, or a conflict: Redis has decided, and its answer may be lost."""
         context = self._context
-        if replies is not None and replies[0] == 1:
+        # The command of the event, if there is one, comes first.
+        if replies is not None and replies[1 if context.event_results else 0] == 1:
             context.statistics.results_stored += 1
             return STORED
         known_repeat = replies is not None

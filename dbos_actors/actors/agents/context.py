@@ -77,5 +77,12 @@ class AgentContext:
         """The command that appends ``event`` to the log."""
         return self.log.appended(event)
 
+    def log_event_of_new_result(self, event: bytes, key: str, result_id: bytes) -> bytes:
+        """The command that appends ``event`` if the hash ``key`` has no such result.
+
+        To be before the commands that store the result, in the same submission.
+        """
+        return self.log.appended_if_new(event, key, result_id)
+
     def now_s(self) -> int:
         return int(self.clock.wall_s())

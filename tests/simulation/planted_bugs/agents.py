@@ -12,6 +12,7 @@ from dbos_actors.actors.agents import heartbeats
 from dbos_actors.actors.agents.actor import AgentActor
 from dbos_actors.actors.agents.change_clock import ChangeClock
 from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.event_log import EventLog
 from dbos_actors.api.messages import Agent, DeleteAgentRequest
 from dbos_actors.domain import agents as domain_agents
 from dbos_actors.domain import runs
@@ -53,6 +54,14 @@ def an_index_of_runs_is_forgotten() -> Any:
 
 
 @planted
+def a_repeated_result_is_told_of_as_stored() -> Any:
+    def append(self: EventLog, event: bytes, *_: object) -> bytes:
+        return self.appended(event)
+
+    return patch.object(EventLog, "appended_if_new", append)
+
+
+@planted
 def a_finished_run_stays_unfinished() -> Any:
     return _handler("set_state", _drop(b"SREM"))
 
@@ -80,8 +89,8 @@ def a_result_is_written_in_two_steps() -> Any:
 
     def first_half(self: AgentActor, request: Any) -> Turn:
         turn = original(self, request)
-        rest = list(turn.commands[1:])
-        turn.commands = turn.commands[:1]
+        rest = list(turn.commands[-1:])
+        turn.commands = turn.commands[:-1]
 
         def then(done: Turn, replies: Sequence[object] | None) -> Any:
             self._cell.submit(Turn(None, commands=rest), _Nobody())

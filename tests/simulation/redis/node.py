@@ -17,7 +17,7 @@ from dbos_actors.clock import Clock
 from tests.simulation.redis.arguments import Arguments
 from tests.simulation.redis.database import Database
 from tests.simulation.redis.replies import CommandError
-from tests.simulation.redis.scripts import run_script
+from tests.simulation.redis.scripts import Call, run_script
 
 
 class Refusal(Enum):
@@ -90,21 +90,16 @@ class Node:
         return int(self.clock.wall_s() * 1000)
 
     def run_logged(self, *commands: Arguments) -> list[Any]:
-        """Run commands as one entry of the log; errors are values."""
+        """Run commands and scripts as one entry of the log; errors are values."""
         recorder = _Recorder(self)
-        replies = [recorder.call(arguments) for arguments in commands]
+        replies = [
+            _run_script(arguments, recorder.call)
+            if arguments[0].upper() == b"EVAL"
+            else recorder.call(arguments)
+            for arguments in commands
+        ]
         recorder.finish()
         return replies
-
-    def run_script(self, text: bytes, keys: Arguments, arguments: Arguments) -> Any:
-        """Run a script as one entry of the log."""
-        recorder = _Recorder(self)
-        try:
-            return run_script(text, keys, arguments, recorder.call)
-        except CommandError as error:
-            return error
-        finally:
-            recorder.finish()
 
     def lose_since(self, at_s: float, keep: int) -> int | None:
         """Cut what was logged after a moment, but for the first ``keep`` entries.
@@ -116,6 +111,14 @@ class Node:
         del self.log[count:]
         self.load()
         return first_lost
+
+
+def _run_script(command: Arguments, call: Call) -> Any:
+    after_keys = 3 + int(command[2])
+    try:
+        return run_script(command[1], command[3:after_keys], command[after_keys:], call)
+    except CommandError as error:
+        return error
 
 
 class _Recorder:

@@ -1,6 +1,6 @@
 """The store's Lua scripts, in Python: a simulated Redis does not speak Lua.
 
-Each is known by its text. `test_commands.py` runs both beside a real
+Each is known by its text. `test_commands.py` runs them beside a real
 server's Lua, so a script that changes in the product has to change here.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from dbos_actors.actors.event_log import APPEND_IF_NEW_SCRIPT
 from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
 from tests.simulation.redis.arguments import Arguments
@@ -85,7 +86,14 @@ def _take(keys: Arguments, arguments: Arguments, call: Call) -> Any:
     return [commit, taken]
 
 
+def _append_if_new(keys: Arguments, arguments: Arguments, call: Call) -> Any:
+    field, length, entry_id, event = arguments
+    if call([b"HEXISTS", keys[1], field]) == 0:
+        _must(call([b"XADD", keys[0], b"MAXLEN", b"~", length, entry_id, b"e", event]))
+
+
 _SCRIPTS: Final[dict[str, Callable[[Arguments, Arguments, Call], Any]]] = {
+    APPEND_IF_NEW_SCRIPT: _append_if_new,
     COMMIT_SCRIPT: _commit,
     RENEW_SCRIPT: _renew,
     TAKE_SCRIPT: _take,

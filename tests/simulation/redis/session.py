@@ -158,13 +158,13 @@ class Session:
         return self._run_queue(queue)
 
     def _run_queue(self, queue: list[Arguments]) -> list[Any]:
-        if any(arguments[0].upper() in _SESSION_COMMANDS for arguments in queue):
+        if any(arguments[0].upper() in _ONLY_IN_SESSION for arguments in queue):
             return [self.execute(arguments) for arguments in queue]
         return self._node.run_logged(*queue)
 
     def _eval(self, arguments: Arguments) -> Any:
-        count = int(arguments[2])
-        return self._node.run_script(arguments[1], arguments[3 : 3 + count], arguments[3 + count :])
+        (reply,) = self._node.run_logged(arguments)
+        return reply
 
 
 _SESSION_COMMANDS: Final[dict[bytes, tuple[Callable[[Session, Arguments], Any], int]]] = {
@@ -181,6 +181,7 @@ _SESSION_COMMANDS: Final[dict[bytes, tuple[Callable[[Session, Arguments], Any], 
     b"UNWATCH": (Session._unwatch, 1),
     b"WATCH": (Session._watch, -2),
 }
+_ONLY_IN_SESSION: Final = _SESSION_COMMANDS.keys() - {b"EVAL"}
 _NEVER_QUEUED: Final = frozenset({b"EXEC", b"DISCARD", b"MULTI", b"WATCH"})
 _WHILE_LOADING: Final = frozenset(
     {b"AUTH", b"CLIENT", b"CONFIG", b"DISCARD", b"EXEC", b"INFO", b"MULTI"}

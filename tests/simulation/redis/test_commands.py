@@ -16,6 +16,7 @@ from hiredis import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dbos_actors.actors.event_log import APPEND_IF_NEW_SCRIPT
 from dbos_actors.clock import SystemClock
 from dbos_actors.store.batch import COMMIT_SCRIPT, RENEW_SCRIPT
 from dbos_actors.store.ownership import TAKE_SCRIPT
@@ -94,7 +95,9 @@ def comparable(command: Command, reply: Any) -> Any:
     """A reply without what servers may choose."""
     if isinstance(reply, ReplyError):
         text = str(reply)
-        # The code decides what the product does, and so does the text of few.
+        # The code decides what the product does, and so does the text of few. Where in a script
+        # it happened does not.
+        text = text.partition(" script: ")[0]
         return ("error", "NOT UNDERSTOOD" if "unknown command" in text else text)
     name = str(command[0]).upper()
     if name == "EVAL" and isinstance(reply, list):
@@ -263,6 +266,7 @@ SESSION_COMMANDS = st.one_of(
         "me",
         "90000",
     ),
+    flat("EVAL", APPEND_IF_NEW_SCRIPT, "2", KEYS, KEYS, MEMBERS, "1000", IDS, "event"),
     flat("SET", st.sampled_from(["commit", "layout"]), st.sampled_from(["7:1", "2", "x"])),
     flat("GET", st.sampled_from(["commit", "owner", "layout"])),
     flat("WATCH", "commit"),
