@@ -101,8 +101,8 @@ class Settings(QuotaSettings):
         unit="file",
         used_by="service",
         text="Tokens and certificates with their roles, made by `dbos-actors token`; with it every "
-        "call needs one. The file is followed: a token that leaves it loses its live calls, an "
-        "empty file revokes all.",
+        "call needs one. Changes of the file take effect at once: the calls of a token that was "
+        "removed end, and an empty file revokes all tokens.",
     )
     metrics_port: int | None = setting(
         "DBOS_METRICS_PORT",
@@ -139,26 +139,27 @@ class Settings(QuotaSettings):
         unit="boolean",
         used_by="cli",
         text="Wait at the start while Redis is unreachable or another server owns it, instead of "
-        "ending with exit status 2. After a crash on another machine or in another container that "
-        "is five seconds, the length of the owner's lease.",
+        "ending with exit status 2. If that server crashed on another machine or in another "
+        "container, the wait is five seconds, the length of its lease.",
     )
     require_safe_redis: bool = setting(
         "DBOS_REQUIRE_SAFE_REDIS",
         default=False,
         unit="boolean",
         used_by="store",
-        text="Refuse, instead of warn about, a Redis that can lose acknowledged writes (no "
-        "append-only file, or an eviction policy): at the start, and writes whenever it is so "
-        "later.",
+        text="What to do about a Redis that can lose acknowledged writes, because it has no "
+        "append-only file or has an eviction policy. `true`: refuse to start on it, and refuse "
+        "writes while it is set so later. `false`: warn.",
     )
     refuse_lost_commits: bool = setting(
         "DBOS_REFUSE_LOST_COMMITS",
         default=False,
         unit="boolean",
         used_by="store",
-        text="Refuse a Redis that came back empty, or older than what can be sent again: calls "
-        "end with UNAVAILABLE until one that has every acknowledged write is back, or the server "
-        "is started again. Otherwise the loss is logged and counted, and the server goes on.",
+        text="What to do when Redis came back empty, or without commits that are too old to be "
+        "sent again. `true`: calls end with UNAVAILABLE until a Redis with every acknowledged "
+        "write is back, or the server is started again. `false`: the loss is logged and counted, "
+        "and the server goes on.",
     )
     embedded: bool = setting(
         "DBOS_EMBEDDED",
@@ -179,9 +180,9 @@ class Settings(QuotaSettings):
         "replay",
         unit="choice",
         used_by="store",
-        text="`replay`: what Redis may lose of its last second is sent again by the running "
-        "server. `fsync`: an answer waits until Redis has it on disk, which survives the loss of "
-        "both at once.",
+        text="`replay`: if Redis loses its last second, the running server sends it again. "
+        "`fsync`: a write is answered only when Redis has it on disk, so it survives even if "
+        "server and Redis lose power at the same moment.",
     )
     commit_queue_bytes: Size = setting(
         "DBOS_COMMIT_QUEUE_BYTES",
@@ -197,9 +198,9 @@ class Settings(QuotaSettings):
         unit="size",
         used_by="store",
         ge=16 << 20,
-        text="Memory for the commits of the last five seconds, which Redis may still lose and "
-        "which are sent again then. It bounds what can be "
-        "written: an eighth of it at once, and a sixth of it each second for long.",
+        text="Memory for the commits of the last five seconds. If Redis loses them, they are sent "
+        "again. It limits how fast clients can write: an eighth of it at once, and about a sixth "
+        "of it each second for long.",
     )
     server_id: str = setting(
         "DBOS_SERVER_ID",
@@ -280,8 +281,8 @@ class Settings(QuotaSettings):
         unit="size",
         used_by="actors",
         ge=1 << 20,
-        text="Memory of all listings together that hold more than 64 KiB each; at twice "
-        "`DBOS_MAX_MESSAGE_BYTES` and 2 MiB for each, six at once by default. Others wait.",
+        text="Memory for all listings that hold more than 64 KiB each. One of them may need twice "
+        "`DBOS_MAX_MESSAGE_BYTES` and 2 MiB, so by default six run at once and others wait.",
     )
     max_id_bytes: Size = setting(
         "DBOS_MAX_ID_BYTES",
@@ -379,10 +380,10 @@ class Settings(QuotaSettings):
         unit="tasks",
         used_by="actors.tasks",
         ge=1,
-        text="Completed and cancelled tasks kept; beyond it the oldest are deleted before "
-        "`DBOS_TASKS_MAX_AGE`, which the metric `dbos_tasks_retired_early` and a log line tell. At "
-        "1,000 tasks a second the default is 17 minutes' worth. Each takes 0.3 KB of the server's "
-        "memory.",
+        text="Completed and cancelled tasks kept. If there are more, the oldest are deleted before "
+        "`DBOS_TASKS_MAX_AGE`; the metric `dbos_tasks_retired_early` and a log line say so. At "
+        "1,000 tasks a second the default is reached in 17 minutes. Each task takes 0.3 KB of the "
+        "server's memory.",
     )
     dead_tasks_max_age_s: Duration = setting(
         "DBOS_DEAD_TASKS_MAX_AGE",
@@ -397,8 +398,8 @@ class Settings(QuotaSettings):
         unit="tasks",
         used_by="actors.tasks",
         ge=1,
-        text="Dead tasks kept; beyond it those that died first are deleted, which is told as for "
-        "completed ones.",
+        text="Dead tasks kept. If there are more, those that died first are deleted, and the same "
+        "metric and log line say so.",
     )
     tasks_max: int = setting(
         "DBOS_TASKS_MAX",
@@ -406,8 +407,9 @@ class Settings(QuotaSettings):
         unit="tasks",
         used_by="actors.tasks",
         ge=1,
-        text="Tasks of all states together; beyond it a new one gets RESOURCE_EXHAUSTED. More than "
-        "the completed and the dead ones that are kept, so that these never stand in its way.",
+        text="Tasks of all states together; beyond it a new one gets RESOURCE_EXHAUSTED. It must "
+        "be more than `DBOS_COMPLETED_TASKS_MAX` and `DBOS_DEAD_TASKS_MAX` together, so that tasks "
+        "that have ended never keep a new one out.",
     )
 
     # ------------------------------------------------------------------ logs
