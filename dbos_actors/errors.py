@@ -140,6 +140,32 @@ class ResponseTooLargeError(DbosError):
         self.limit = limit
 
 
+class CursorError(DbosError):
+    """The event log does not have what is behind a cursor."""
+
+    def __init__(self, cursor: str, problem: str, again: str) -> None:
+        super().__init__(
+            f"cursor {cursor} {problem}. Read the present state with Get and List calls, and watch "
+            f"again from cursor {again}"
+        )
+        self.cursor = cursor
+        self.again = again
+
+    @classmethod
+    def too_old(cls, cursor: str, oldest: str) -> CursorError:
+        """Events behind it have been dropped; ``oldest`` is the first one that is kept."""
+        problem = (
+            f"is too old: events behind it are no longer kept (DBOS_MAX_EVENTS), the oldest one "
+            f"has cursor {oldest}"
+        )
+        return cls(cursor, problem, "0, which is before that one")
+
+    @classmethod
+    def ahead(cls, cursor: str, last: str) -> CursorError:
+        """The log has never come so far, or has lost its end."""
+        return cls(cursor, f"is ahead of the event log, which ends at cursor {last}", last)
+
+
 # ------------------------------------------------------------------ process
 
 

@@ -27,6 +27,7 @@ import trio
 from trio_util import compose_values
 
 from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.watching.watchers import Watchers
 from dbos_actors.assembly import (
     TASKS_HEALTH,
     Front,
@@ -68,6 +69,7 @@ class RunningServer:
         store: Store,
         agents: Supervisor,
         tasks: Scheduler,
+        watchers: Watchers,
         front: Front,
         operators: Operators,
         addresses: Sequence[str],
@@ -76,6 +78,7 @@ class RunningServer:
         self.store = store
         self.agents = agents
         self.tasks = tasks
+        self.watchers = watchers
         self.rpc = front.rpc
         self.addresses = tuple(addresses)
         """Where it listens: ``host:port`` or ``unix:path``."""
@@ -184,6 +187,7 @@ async def open_supervisor(
                     store=store,
                     agents=actors.agents,
                     tasks=actors.tasks,
+                    watchers=actors.watchers,
                     front=front,
                     operators=operators,
                     addresses=addresses,

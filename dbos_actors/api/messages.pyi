@@ -738,3 +738,50 @@ class GetEventsResponse(_message.Message):
     error: str
     next_page_token: str
     def __init__(self, events: _Optional[_Iterable[bytes]] = ..., error: _Optional[str] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("cursor", "agent_id", "module_name", "request_id", "types", "progress_seconds")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    AGENT_ID_FIELD_NUMBER: _ClassVar[int]
+    MODULE_NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    cursor: str
+    agent_id: str
+    module_name: str
+    request_id: str
+    types: _containers.RepeatedScalarFieldContainer[str]
+    progress_seconds: int
+    def __init__(self, cursor: _Optional[str] = ..., agent_id: _Optional[str] = ..., module_name: _Optional[str] = ..., request_id: _Optional[str] = ..., types: _Optional[_Iterable[str]] = ..., progress_seconds: _Optional[int] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("cursor", "type", "message", "metadata", "timestamp")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    cursor: str
+    type: str
+    message: str
+    metadata: _containers.ScalarMap[str, str]
+    timestamp: int
+    def __init__(self, cursor: _Optional[str] = ..., type: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[int] = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("events", "cursor", "fell_behind")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    FELL_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    cursor: str
+    fell_behind: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cursor: _Optional[str] = ..., fell_behind: _Optional[bool] = ...) -> None: ...

@@ -164,6 +164,7 @@ def _service(settings: Settings, store: Store, actors: Actors, clock: Clock) -> 
         limits=limits,
         listing_budget=actors.listings,
         report=report,
+        watchers=actors.watchers,
         quotas=AgentQuotas(rates, clock.monotonic_s) if rates else None,
         heard=None if actors.liveness is None else actors.liveness.heard,
     )
@@ -238,6 +239,7 @@ async def start_pages(
         "agents": actors.agents.statistics,
         "tasks": actors.tasks.statistics,
         "listings": actors.listings.statistics,
+        "watches": actors.watchers.statistics,
         "rpc": front.rpc.statistics,
     }
 

@@ -21,6 +21,7 @@ from dbos_actors.actors.event_log import EventLog
 from dbos_actors.actors.listings import ListingBudget
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.actors.tasks.settings import SchedulerSettings
+from dbos_actors.actors.watching.watchers import Watchers
 from dbos_actors.clock import Clock
 from dbos_actors.runtime import ActorCell, Supervisor, SupervisorLimits, until_available
 from dbos_actors.settings import Settings
@@ -45,6 +46,7 @@ class Actors:
     liveness: Liveness | None
     retention: Retention | None
     listings: ListingBudget
+    watchers: Watchers
     results: AgentStatistics
     """What has become of results."""
 
@@ -88,6 +90,7 @@ def make_actors(
         retention=_retention(settings, store, agents, clock),
         listings=ListingBudget(settings.listing_bytes, message_bytes=settings.max_message_bytes),
         results=results,
+        watchers=Watchers(store),
     )
 
 

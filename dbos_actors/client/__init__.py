@@ -34,6 +34,7 @@ from dbos_actors.api.sdk.dbos import (
     CancelTaskResponse,
     DeleteAgentRequest,
     DeleteAgentResponse,
+    Event,
     ExtendLeaseRequest,
     ExtendLeaseResponse,
     GetAgentRequest,
@@ -91,6 +92,8 @@ from dbos_actors.api.sdk.dbos import (
     SubscribeTasksResponse,
     SubscribeTasksResponseOutcome,
     Task,
+    WatchRequest,
+    WatchResponse,
 )
 from dbos_actors.client import pages
 from dbos_actors.client.addresses import channel_target
@@ -124,6 +127,7 @@ __all__ = [
     "DeadlineError",
     "DeleteAgentRequest",
     "DeleteAgentResponse",
+    "Event",
     "ExtendLeaseRequest",
     "ExtendLeaseResponse",
     "FieldError",
@@ -190,6 +194,8 @@ __all__ = [
     "SubscribeTasksResponseOutcome",
     "Task",
     "UnavailableError",
+    "WatchRequest",
+    "WatchResponse",
     "Writer",
     "connect",
     "pages",

@@ -10,9 +10,11 @@ run cannot flush the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring
 from typing import Final
+
+from dbos_actors.errors import InvalidFieldError
 
 AGENT_REGISTERED: Final = "agent.registered"
 AGENT_ALIVE: Final = "agent.alive"
@@ -23,6 +25,7 @@ AGENT_LAPSED: Final = "agent.lapsed"
 """The agent is away, as its silence says."""
 AGENT_DELETED: Final = "agent.deleted"
 
+RUN_STATES: Final = ("created", "started", "running", "completed", "error", "failed")
 RUN_PREFIX: Final = "run."
 """Followed by the state the run has entered: ``run.completed``."""
 
@@ -35,6 +38,32 @@ TASK_PREFIX: Final = "task."
 """Followed by the task's outcome: ``task.completed``."""
 TASK_REQUEUED: Final = "task.requeued"
 """A task that had come to its end is pending again, by an operator's word."""
+
+_TASK_ENDS: Final = ("completed", "dead", "cancelled")
+
+TYPES: Final = (
+    AGENT_REGISTERED,
+    AGENT_ALIVE,
+    AGENT_OFFLINE,
+    AGENT_LAPSED,
+    AGENT_DELETED,
+    *(RUN_PREFIX + state for state in RUN_STATES),
+    RESULT_STORED,
+    RESULT_CONFLICT,
+    *(TASK_PREFIX + end for end in _TASK_ENDS),
+    TASK_REQUEUED,
+)
+"""All there are."""
+
+
+def check_types(field: str, types: Iterable[str]) -> None:
+    """Raise `InvalidFieldError` if a filter names a type that no event has."""
+    for name in types:
+        if name not in TYPES:
+            raise InvalidFieldError(
+                field, f"has {name[:64]!r}, which must be one of {', '.join(TYPES)}"
+            )
+
 
 quoted = encode_basestring
 """A string as JSON, for who writes so many events alike that `event` is too slow."""

@@ -22,6 +22,7 @@ from dbos_actors.actors.agents.caches import RunDirectory
 from dbos_actors.actors.agents.queries import Queries
 from dbos_actors.actors.listings import ListingBudget, Room
 from dbos_actors.actors.tasks.scheduler import Scheduler
+from dbos_actors.actors.watching.watchers import Watchers
 from dbos_actors.api import messages
 from dbos_actors.domain.limits import (
     Limits,
@@ -34,6 +35,7 @@ from dbos_actors.domain.limits import (
 )
 from dbos_actors.domain.runs import check_filter_state
 from dbos_actors.errors import (
+    CursorError,
     DamagedKeyError,
     FieldLimitError,
     OverloadedError,
@@ -51,6 +53,7 @@ from dbos_actors.service.draining import Draining
 from dbos_actors.service.statistics import ServerReport
 from dbos_actors.service.store_results import store_results
 from dbos_actors.service.subscribe_tasks import subscribe_tasks
+from dbos_actors.service.watch import watch
 
 logger = get_logger(__name__)
 
@@ -75,6 +78,8 @@ def status_of(error: Exception) -> tuple[Status, str]:
             return Status.UNAVAILABLE, str(error)
         case OverloadedError() | QuotaError() | ResponseTooLargeError():
             return Status.RESOURCE_EXHAUSTED, str(error)
+        case CursorError():
+            return Status.OUT_OF_RANGE, str(error)
         case RefusedError():
             # Only of a method whose response has no place for it.
             return Status.FAILED_PRECONDITION, str(error)
@@ -97,6 +102,7 @@ class DbosService:
         limits: Limits,
         listing_budget: ListingBudget,
         report: ServerReport,
+        watchers: Watchers,
         quotas: AgentQuotas | None = None,
         heard: Callable[[str], None] | None = None,
     ) -> None:
@@ -115,6 +121,7 @@ class DbosService:
         self._listing_budget = listing_budget
         self._listings = 0
         self._report_of_server = report
+        self._watchers = watchers
         self._draining = Draining()
 
     async def drain(self, *, overdue: bool = False) -> None:
@@ -180,6 +187,12 @@ class DbosService:
                 Cardinality.STREAM_STREAM,
                 messages.SubscribeTasksRequest,
                 messages.SubscribeTasksResponse,
+            ),
+            f"/{SERVICE.full_name}/Watch": Handler(
+                self._watch,
+                Cardinality.UNARY_STREAM,
+                messages.WatchRequest,
+                messages.WatchResponse,
             ),
         }
 
@@ -336,6 +349,11 @@ class DbosService:
         )
 
     # ---------------------------------------------------- statistics, events
+
+    async def _watch(
+        self, stream: ServerStream[messages.WatchRequest, messages.WatchResponse]
+    ) -> None:
+        await watch(stream, limits=self._limits, watchers=self._watchers, draining=self._draining)
 
     def _statistics(self, call: UnaryCall) -> None:
         call.reply(self._report_of_server.response())

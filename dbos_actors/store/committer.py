@@ -269,6 +269,9 @@ class Committer(Sleeper):
             self._tell_committed(effects)
             if effects.error is not None:
                 self._refuse(effects)
+        follower = self._listeners.follower
+        if follower is not None and (effects.committed or effects.damage):
+            follower(effects.committed, not effects.damage)
         if effects.damage:
             self._marks.add(effects.damage)
         if self._wait_timeouts.has_given_up:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+
+from dbos_actors.store.submission import Submission
+
+Follower = Callable[[Iterable[tuple[Submission, float]], bool], None]
 
 
 class Listeners:
@@ -11,11 +15,13 @@ class Listeners:
     reader's.
     """
 
-    __slots__ = ("of_absences", "of_losses", "outcomes")
+    __slots__ = ("follower", "of_absences", "of_losses", "outcomes")
 
     def __init__(self) -> None:
         self.outcomes: AbstractContextManager[object] = nullcontext()
         """Entered while submissions or reads are given their outcomes."""
+        self.follower: Follower | None = None
+        """See `Store.follow`."""
         self.of_absences: list[Callable[[str], None]] = []
         self.of_losses: list[Callable[[], None]] = []
 

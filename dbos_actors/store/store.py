@@ -12,7 +12,7 @@ from dbos_actors.clock import Clock
 from dbos_actors.store.committer import Committer
 from dbos_actors.store.event_ids import EventIds
 from dbos_actors.store.keys import Keys
-from dbos_actors.store.listeners import Listeners
+from dbos_actors.store.listeners import Follower, Listeners
 from dbos_actors.store.own_commit import OwnCommit
 from dbos_actors.store.reader import OnReplies, Reader
 from dbos_actors.store.resp import pack_each
@@ -161,6 +161,16 @@ class Store:
         when all of them are: the time to send the answers that they led to.
         """
         self._listeners.outcomes = outcomes
+
+    def follow(self, follower: Follower | None) -> None:
+        """Have ``follower`` called after each commit, with its submissions in their order and
+        whether these are all that has changed anything; None: no more.
+
+        They are not all if a command failed inside the commit: then a submission that was refused
+        may have had a part of its effect. What is lost later is told to `on_reload`. It must not
+        raise, nor submit anything.
+        """
+        self._listeners.follower = follower
 
     def on_reload(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when Redis came back older than what can be sent again.

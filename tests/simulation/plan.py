@@ -108,6 +108,8 @@ class Plan:
     subscriptions: int
     """SubscribeTasks streams that one worker of its own opens, one after the other. With some, the
     faults are `WORKERS_FAULTS`: while Redis is away nothing can be taken back."""
+    watches: int
+    """Watch streams that each of two clients of their own opens, one after the other."""
     one_host: bool
     """Whether a server finds out that another one is dead without waiting for its lease."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -151,9 +153,13 @@ def plan_of(seed: int) -> Plan:
         ),
         subscriptions=0,
         bulk_streams=stream_of_chance(seed, "streams").choice([0, 0, 4, 8]),
+        watches=stream_of_chance(seed, "watches").choice([0, 4, 8]),
         one_host=random.random() < 0.7,
         **_limits(random),
     )
+    watching = stream_of_chance(seed, "watching")
+    plan.constants["noted_events"] = watching.choice([1, 3, 256])
+    plan.constants["ring_bytes"] = watching.choice([1, 3_000, 16 << 20])
     plan.constants["gathers_calls"] = stream_of_chance(seed, "gathering").choice([0, 1])
     if Fault.WALL_CLOCK_JUMP in chosen and not DEATHS.intersection(chosen):
         plan.settings["tasks_max_age_s"] = STEPPED_RETENTION_S

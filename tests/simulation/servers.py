@@ -27,6 +27,8 @@ import dbos_actors.actors.agents.deletion
 import dbos_actors.actors.agents.queries
 import dbos_actors.actors.agents.run_retention
 import dbos_actors.actors.pages
+import dbos_actors.actors.watching.log_reader
+import dbos_actors.actors.watching.watchers
 import dbos_actors.assembly
 import dbos_actors.assembly.actors
 import dbos_actors.rpc.server.server
@@ -332,6 +334,10 @@ def _small_limits(constants: dict[str, int]) -> Iterator[None]:
         ),
         patch.object(dbos_actors.actors.agents.queries, "STEP", constants["listing_step"]),
         patch.object(dbos_actors.actors.pages, "STEP", constants["listing_step"]),
+        patch.object(dbos_actors.actors.watching.watchers, "_NOTED_MAX", constants["noted_events"]),
+        patch.object(dbos_actors.actors.watching.watchers, "RING_BYTES", constants["ring_bytes"]),
+        patch.object(dbos_actors.actors.watching.watchers, "_LOOKED_THROUGH", 3),
+        patch.object(dbos_actors.actors.watching.log_reader, "STEP", constants["listing_step"]),
         patch.object(
             dbos_actors.assembly.actors,
             "SchedulerSettings",

@@ -61,6 +61,8 @@ def _judge_evidence(world: World) -> list[str]:
     found += early_deliveries(history)
     if not world.rollbacks:
         found += other_deliveries(history)
+    if not world.rollbacks:
+        found += world.check_watches()
     run_ids = [request_id for _, request_id, _ in universe.runs]
     return found + inconsistencies(database, universe.agents, run_ids)
 

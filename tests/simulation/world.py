@@ -34,12 +34,14 @@ from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Plan
 from tests.simulation.redis.deployment import SimulatedRedis
 from tests.simulation.redis.node import Mode
+from tests.simulation.redis.values import EventStream
 from tests.simulation.servers import (
     Life,
     SimulatedServer,
 )
 from tests.simulation.streaming import BulkClient, StreamEnd
 from tests.simulation.subscribing import AGENT, Worker
+from tests.simulation.watching import Spectator, logged
 
 HEALED_WITHIN_S: Final = 60.0
 """After the last fault: the longest lease, stall, patience and backoff together, twice."""
@@ -94,6 +96,10 @@ class World:
         self._worker = Worker(
             "worker", plan=plan, random=stream_of_chance(plan.seed, "worker"), service=self
         )
+        self._spectators = [
+            Spectator(name, plan=plan, random=stream_of_chance(plan.seed, name), service=self)
+            for name in ("spectator-0", "spectator-1")
+        ]
         self._crash_random = stream_of_chance(plan.seed, "actors")
         self._is_healed = False
         # Entries of the log by earlier owners: nobody can write them again.
@@ -329,6 +335,8 @@ class World:
                 nursery.start_soon(self._bulk_client("bulk").run)
             if self.plan.subscriptions:
                 nursery.start_soon(self._worker.run)
+            for spectator in self._spectators:
+                nursery.start_soon(spectator.run)
         finished.set()
 
     def crashes(self) -> bool:
@@ -339,6 +347,12 @@ class World:
             counts = self.misfortune.counts
             counts["ACTOR_CRASH"] = counts.get("ACTOR_CRASH", 0) + 1
         return crashes
+
+    def check_watches(self) -> list[str]:
+        """What the spectators got, held against the log."""
+        stream = self.redis.primary.database.values.get(b"dbos:{p0}:events")
+        log = logged(stream.entries) if isinstance(stream, EventStream) else []
+        return [complaint for one in self._spectators for complaint in one.complaints(log)]
 
     def _heal(self) -> None:
         self._is_healed = True

@@ -8,7 +8,15 @@ A module here holds the bugs of one part of the product; importing it enters the
 `PLANTED_BUGS`.
 """
 
-from tests.simulation.planted_bugs import actors, agents, answers, commits, streams, tasks
+from tests.simulation.planted_bugs import (
+    actors,
+    agents,
+    answers,
+    commits,
+    streams,
+    tasks,
+    watches,
+)
 from tests.simulation.planted_bugs.registry import PLANTED_BUGS
 
-__all__ = ["PLANTED_BUGS", "actors", "agents", "answers", "commits", "streams", "tasks"]
+__all__ = ["PLANTED_BUGS", "actors", "agents", "answers", "commits", "streams", "tasks", "watches"]

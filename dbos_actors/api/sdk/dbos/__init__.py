@@ -1251,6 +1251,74 @@ class GetEventsResponse(betterproto.Message):
     """Asks for older events. Empty when nothing older is kept."""
 
 
+@dataclass(eq=False, repr=False)
+class WatchRequest(betterproto.Message):
+    """Which events to watch. Extension."""
+
+    cursor: str = betterproto.string_field(1)
+    """
+    Events behind this one: a `cursor` of an event or a response. Empty means from
+    now on, "0" all that are kept.
+    """
+
+    agent_id: str = betterproto.string_field(2)
+    """Only events about this agent. Empty means all."""
+
+    module_name: str = betterproto.string_field(3)
+    """Only events about this module. Empty means all."""
+
+    request_id: str = betterproto.string_field(4)
+    """Only events about runs with this request id. Empty means all."""
+
+    types: List[str] = betterproto.string_field(5)
+    """Only events of these types. Empty means all."""
+
+    progress_seconds: int = betterproto.int32_field(6)
+    """
+    A response is sent at least so often, with or without events, from 1 to 3,600;
+    0 means 30.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Event(betterproto.Message):
+    """An event of the log. Extension."""
+
+    cursor: str = betterproto.string_field(1)
+    """Names its place in the log."""
+
+    type: str = betterproto.string_field(2)
+    """One of the types in docs/api.md."""
+
+    message: str = betterproto.string_field(3)
+    """For people."""
+
+    metadata: Dict[str, str] = betterproto.map_field(
+        4, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """What it is about: `agent_id`, `request_id`, `task_id` and others."""
+
+    timestamp: int = betterproto.int64_field(5)
+    """When the server recorded it."""
+
+
+@dataclass(eq=False, repr=False)
+class WatchResponse(betterproto.Message):
+    """Events of a watch. Extension."""
+
+    events: List["Event"] = betterproto.message_field(1)
+    """In order. Empty if the response tells only how far the log has come."""
+
+    cursor: str = betterproto.string_field(2)
+    """All that is wanted up to there has been sent: where to go on."""
+
+    fell_behind: bool = betterproto.bool_field(3)
+    """
+    The client was too slow, and the server looks through the log for what it has
+    missed. Nothing is left out.
+    """
+
+
 class DbosStub(betterproto.ServiceStub):
     """State and coordination of agents, their runs, results and tasks.
 
@@ -1890,6 +1958,37 @@ class DbosStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def watch(
+        self,
+        watch_request: "WatchRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> AsyncIterator[WatchResponse]:
+        """Sends events as they are committed, in order, each once. The first response
+        tells the cursor at which the watch begins; each later one brings events, or
+        tells only how far the log has come. A client that asks again with the last
+        cursor it got misses nothing and gets nothing twice.
+
+        A client that reads too slowly is told so (`fell_behind`) and sent what it has
+        missed. If the log no longer has what is behind the cursor, the stream ends with
+        OUT_OF_RANGE, which names the oldest cursor there is. It ends with UNAVAILABLE
+        when the server drains or Redis is away, and names the cursor to go on from.
+
+        Extension.
+        """
+
+        async for response in self._unary_stream(
+            "/dbos.DBOS/Watch",
+            watch_request,
+            WatchResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
 
 class DbosBase(ServiceBase):
     """State and coordination of agents, their runs, results and tasks.
@@ -2221,6 +2320,25 @@ class DbosBase(ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def watch(
+        self, watch_request: "WatchRequest"
+    ) -> AsyncIterator[WatchResponse]:
+        """Sends events as they are committed, in order, each once. The first response
+        tells the cursor at which the watch begins; each later one brings events, or
+        tells only how far the log has come. A client that asks again with the last
+        cursor it got misses nothing and gets nothing twice.
+
+        A client that reads too slowly is told so (`fell_behind`) and sent what it has
+        missed. If the log no longer has what is behind the cursor, the stream ends with
+        OUT_OF_RANGE, which names the oldest cursor there is. It ends with UNAVAILABLE
+        when the server drains or Redis is away, and names the cursor to go on from.
+
+        Extension.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield WatchResponse()
+
     async def __rpc_register_agent(
         self,
         stream: "grpclib.server.Stream[RegisterAgentRequest, RegisterAgentResponse]",
@@ -2407,6 +2525,16 @@ class DbosBase(ServiceBase):
         response = await self.get_events(request)
         await stream.send_message(response)
 
+    async def __rpc_watch(
+        self, stream: "grpclib.server.Stream[WatchRequest, WatchResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        await self._call_rpc_handler_server_stream(
+            self.watch,
+            stream,
+            request,
+        )
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/dbos.DBOS/RegisterAgent": grpclib.const.Handler(
@@ -2558,5 +2686,11 @@ class DbosBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetEventsRequest,
                 GetEventsResponse,
+            ),
+            "/dbos.DBOS/Watch": grpclib.const.Handler(
+                self.__rpc_watch,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                WatchRequest,
+                WatchResponse,
             ),
         }
