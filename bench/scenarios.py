@@ -194,6 +194,22 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _store(10, 2),
     _store(128, 4),
     _store(1_000, 10),
+    Scenario(
+        "open",
+        "StoreResult at fixed rates",
+        setup=(_touch(),),
+        measured=tuple(
+            Step(
+                f"open-{rate}",
+                f"StoreResult, {rate:,}/s at fixed times, 8 connections",
+                (Traffic("store_result", 8, 4_000, rate=float(rate)),),
+            )
+            for rate in (15_000, 25_000, 35_000)
+        ),
+        mix="network",
+        servers=("ours", "go"),
+        notes="the rate column says whether the rate was held",
+    ),
     _store(128, 4, "network"),
     Scenario(
         "stream",
