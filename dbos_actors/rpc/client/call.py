@@ -63,11 +63,13 @@ class ClientCall:
 
     __slots__ = (
         "_owner",
+        "announces_gzip",
         "connection",
         "deadline_s",
         "details",
         "fields",
         "headers",
+        "is_message_compressed",
         "message",
         "on_change",
         "outbox",
@@ -102,6 +104,8 @@ class ClientCall:
         self.fields = fields
         self.deadline_s = deadline_s
         self.wait_for_ready = wait_for_ready
+        self.announces_gzip = False
+        """Whether its messages may be compressed: its headers say so."""
         self.server_streaming = server_streaming
         self.connection: Carrier | None = None
         """Where it is started; None while it waits. Kept when it is over."""
@@ -117,6 +121,8 @@ class ClientCall:
         self.unacknowledged = 0
         self.taken = 0
         """Response messages taken."""
+        self.is_message_compressed = False
+        """Whether the one that was taken last came compressed."""
         self.headers: Headers | None = None
         """The response's, once they have come; also those that end a call without a message."""
         self.trailers: Headers = ()
@@ -179,6 +185,7 @@ class ClientCall:
             self._spoil(error.status, error.message)
             return None
         self.taken += 1
+        self.is_message_compressed = compressed
         if self.unacknowledged and self.connection is not None:
             self.connection.message_taken(self)
         return body

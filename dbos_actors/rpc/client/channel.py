@@ -244,11 +244,12 @@ class Channel:
         timeout: float | None = None,
         metadata: MetadataLike = (),
         wait_for_ready: bool | None = None,
+        compress: bool | None = None,
     ) -> bytes:
         """A unary call of serialised messages, for those who make many.
 
-        No listeners, no response metadata. Raises `grpclib.GRPCError`; cancellation resets the
-        call.
+        ``compress``: whether to gzip the request; None: as the options say. No listeners, no
+        response metadata. Raises `grpclib.GRPCError`; cancellation resets the call.
         """
         call = self.make_call(
             path,
@@ -256,10 +257,11 @@ class Channel:
             server_streaming=False,
             deadline_s=None if timeout is None else self._clock.monotonic_s() + timeout,
             wait_for_ready=self._waits(wait_for_ready),
+            announces_gzip=bool(compress),
         )
         changed = trio.lowlevel.ParkingLot()
         call.on_change = changed.unpark_all
-        call.queue(self._frame(request), end=True, replay_bytes_max=0)
+        call.queue(self._frame(request, compress), end=True, replay_bytes_max=0)
         await trio.lowlevel.checkpoint_if_cancelled()
         self.submit(call)
         try:
@@ -289,13 +291,15 @@ class Channel:
 
     # ------------------------------------------------------- as `Caller`
 
-    def encode(self, message: Any, message_type: Any) -> bytes:
-        """A framed message."""
-        return self._frame(encode(message, message_type, self._codec))
+    def encode(self, message: Any, message_type: Any, compress: bool | None = None) -> bytes:
+        """A framed message; ``compress``: whether to gzip it; None: as the options say."""
+        return self._frame(encode(message, message_type, self._codec), compress)
 
-    def _frame(self, body: bytes) -> bytes:
+    def _frame(self, body: bytes, compress_it: bool | None) -> bytes:
         least = self.options.compress_bytes_min
-        if least is not None and len(body) >= least:
+        if compress_it is None:
+            compress_it = least is not None and len(body) >= least
+        if compress_it:
             return frame(compress(body), compressed=True)
         return frame(body)
 
@@ -320,9 +324,10 @@ class Channel:
         server_streaming: bool,
         deadline_s: float | None,
         wait_for_ready: bool,
+        announces_gzip: bool = False,
     ) -> ClientCall:
         """A call that waits to be submitted. Raises `MetadataError`, ValueError."""
-        return ClientCall(
+        call = ClientCall(
             self,
             path.encode("ascii"),
             encode_metadata(metadata) if metadata else [],
@@ -331,6 +336,8 @@ class Channel:
             wait_for_ready=wait_for_ready,
             limit=self.options.message_bytes_max,
         )
+        call.announces_gzip = announces_gzip or self.options.compress_bytes_min is not None
+        return call
 
     def submit(self, call: ClientCall) -> None:
         """Start a call, or let it wait."""

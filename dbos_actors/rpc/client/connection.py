@@ -127,8 +127,7 @@ class ClientConnection:
     ) -> None:
         self._owner = owner
         self._options = options
-        compresses = options.compress_bytes_min is not None
-        self._request_headers = RequestHeaders(scheme, authority, compresses=compresses)
+        self._request_headers = RequestHeaders(scheme, authority)
         self._engine = Http2Connection.client(options.http2)
         interval_s = options.keepalive_s if keepalive_s is None else keepalive_s
         self._keepalive = ClientKeepalive(options, interval_s, now_s)

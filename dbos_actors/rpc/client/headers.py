@@ -30,23 +30,22 @@ class HeadersTooLargeError(Exception):
 class RequestHeaders:
     """What the headers of all requests on one connection have in common."""
 
-    __slots__ = ("_fields", "_pseudo_fields", "bytes_max")
+    __slots__ = ("_pseudo_fields", "bytes_max")
 
-    def __init__(self, scheme: bytes, authority: bytes, *, compresses: bool) -> None:
+    def __init__(self, scheme: bytes, authority: bytes) -> None:
         self._pseudo_fields = [
             (b":method", b"POST"),
             (b":scheme", scheme),
             (b":authority", authority),
         ]
-        self._fields = [*_FIELDS]
-        if compresses:
-            self._fields.append((b"grpc-encoding", GZIP))
         self.bytes_max = HEADER_BYTES_MAX
         """Largest header block that the server accepts, as far as it has said."""
 
     def of(self, call: ClientCall, now_s: float) -> Fields:
         """The headers of a call. Raises `HeadersTooLargeError`."""
-        headers = [*self._pseudo_fields, (b":path", call.path), *self._fields]
+        headers = [*self._pseudo_fields, (b":path", call.path), *_FIELDS]
+        if call.announces_gzip:
+            headers.append((b"grpc-encoding", GZIP))
         if call.deadline_s is not None:
             headers.append((b"grpc-timeout", encode_timeout(call.deadline_s - now_s)))
         if call.fields:

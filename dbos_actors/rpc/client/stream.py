@@ -44,8 +44,11 @@ class Caller(Protocol):
         """The listeners."""
         ...
 
-    def encode(self, message: Any, message_type: Any) -> bytes:
-        """A framed message. Raises TypeError for one of another type."""
+    def encode(self, message: Any, message_type: Any, compress: bool | None = None) -> bytes:
+        """A framed message, gzipped or not; None: as the channel's options say.
+
+        Raises TypeError for one of another type.
+        """
         ...
 
     def decode(self, body: bytes, message_type: Any) -> Any:
@@ -68,6 +71,7 @@ class Caller(Protocol):
         server_streaming: bool,
         deadline_s: float | None,
         wait_for_ready: bool,
+        announces_gzip: bool = False,
     ) -> ClientCall:
         """A call that waits to be submitted. Raises `MetadataError`, ValueError."""
         ...
@@ -152,24 +156,25 @@ class ClientStream(Generic[SendT, RecvT]):
 
     # -------------------------------------------------------------- requests
 
-    async def send_request(self, *, end: bool = False) -> None:
+    async def send_request(self, *, end: bool = False, announce_gzip: bool = False) -> None:
         """Begin the call: wait for the connection and for room among its concurrent streams.
 
-        ``end``: there will be no message (streaming requests only). Raises `grpclib.GRPCError`
-        when the call has failed before it began, `MetadataError` for metadata that must not be
-        sent, `ProtocolError` on misuse.
+        ``end``: there will be no message (streaming requests only). ``announce_gzip``: messages
+        may be sent with ``compress=True``. Raises `grpclib.GRPCError` when the call has failed
+        before it began, `MetadataError` for metadata that must not be sent, `ProtocolError` on
+        misuse.
         """
         if self._call is not None:
             raise ProtocolError("request is already sent")
         if end and not self._cardinality.client_streaming:
             raise ProtocolError("a unary request requires a message to be sent")
-        await self._begin()
+        await self._begin(announces_gzip=announce_gzip)
         if end:
             self._queue(b"", end=True)
         self._submit()
         await self._wait_started()
 
-    async def _begin(self) -> None:
+    async def _begin(self, *, announces_gzip: bool) -> None:
         """Make the call, and let listeners have their say."""
         (metadata,) = await self._dispatch.send_request(
             self._metadata,
@@ -183,6 +188,7 @@ class ClientStream(Generic[SendT, RecvT]):
             server_streaming=self._cardinality.server_streaming,
             deadline_s=None if self._deadline is None else self._deadline.deadline_s,
             wait_for_ready=self._wait_for_ready,
+            announces_gzip=announces_gzip,
         )
         call.on_change = self._changed.unpark_all
         self._call = call
@@ -209,10 +215,14 @@ class ClientStream(Generic[SendT, RecvT]):
         else:
             self.peer = Peer(call.connection.peer, call.connection.peer_certificate)
 
-    async def send_message(self, message: SendT, *, end: bool = False) -> None:
+    async def send_message(
+        self, message: SendT, *, end: bool = False, compress: bool | None = None
+    ) -> None:
         """Send a request message, once the server has taken enough of the earlier ones.
 
-        ``end``: it is the last one, as the only one of a unary request always is. If cancelled,
+        ``end``: it is the last one, as the only one of a unary request always is. ``compress``:
+        whether to gzip it, in a call that has announced gzip or begins with this message; None:
+        as `ChannelOptions.compress_bytes_min` says. The server must know gzip. If cancelled,
         nothing of it was sent (and the first one never will be: that cancels the call). A message
         after the server has ended the call with OK goes nowhere; with another status, that is
         raised. Raises `grpclib.GRPCError`, `ProtocolError` on misuse, TypeError.
@@ -220,12 +230,14 @@ class ClientStream(Generic[SendT, RecvT]):
         streaming = self._cardinality.client_streaming
         if self._call is not None and self._call.request_ended:
             raise ProtocolError("the request has ended")
+        if compress and self._call is not None and not self._call.announces_gzip:
+            raise ProtocolError("gzip was not announced: send_request(announce_gzip=True)")
         (message,) = await self._dispatch.send_message(message)
-        data = self._channel.encode(message, self._send_type)
+        data = self._channel.encode(message, self._send_type, compress)
         first = self._call is None
         if first:
             await trio.lowlevel.checkpoint_if_cancelled()
-            await self._begin()
+            await self._begin(announces_gzip=bool(compress))
             self._queue(data, end=end or not streaming)
             self._submit()
             await self._wait_started()
@@ -305,6 +317,11 @@ class ClientStream(Generic[SendT, RecvT]):
             await self.end()
 
     # ------------------------------------------------------------- responses
+
+    @property
+    def is_message_compressed(self) -> bool:
+        """Whether the response message that was taken last came compressed."""
+        return self._call is not None and self._call.is_message_compressed
 
     async def recv_initial_metadata(self) -> None:
         """Wait for the response's headers.

@@ -63,6 +63,11 @@ class ServerStream(Generic[RequestT, ReplyT]):
         return self._call.headers
 
     @property
+    def is_message_compressed(self) -> bool:
+        """Whether the request message that was taken last came compressed."""
+        return self._call.is_message_compressed
+
+    @property
     def path(self) -> str:
         """The method's full path."""
         return self._call.path
@@ -132,10 +137,13 @@ class ServerStream(Generic[RequestT, ReplyT]):
 
     # ------------------------------------------------------------- responses
 
-    async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
+    async def send_initial_metadata(
+        self, *, metadata: MetadataLike | None = None, announce_gzip: bool = False
+    ) -> None:
         """Send the response headers now instead of with the first message.
 
-        Raises `ProtocolError` if they were sent, `MetadataError` on metadata that is not valid,
+        ``announce_gzip``: messages may be sent with ``compress=True`` later. Raises
+        `ProtocolError` if the headers were sent, `MetadataError` on metadata that is not valid,
         or larger than the client accepts.
         """
         if self._call.headers_sent:
@@ -143,17 +151,21 @@ class ServerStream(Generic[RequestT, ReplyT]):
         fields = encode_metadata(metadata or ())
         self._call.check_fits(fields)
         self._require_open()
-        self._call.send_headers(fields)
+        self._call.send_headers(fields, announce_gzip=announce_gzip)
         await trio.lowlevel.checkpoint()
 
-    async def send_message(self, message: ReplyT | bytes) -> None:
+    async def send_message(self, message: ReplyT | bytes, *, compress: bool | None = None) -> None:
         """Send a response message, once the client has taken enough of the earlier ones.
 
-        Bytes are taken for a message already serialised. Raises `ProtocolError` on a second
-        response of a unary call, `StreamTerminatedError` if the call is over. If cancelled,
-        nothing of the message was sent.
+        Bytes are taken for a message already serialised. ``compress``: whether to gzip it, for a
+        client that accepts that; None: as `ServerLimits.compress_bytes_min` says. Raises
+        `ProtocolError` on a second response of a unary call, or if the headers were sent without
+        the announcement that ``compress=True`` needs; `StreamTerminatedError` if the call is
+        over. If cancelled, nothing of the message was sent.
         """
         call = self._call
+        if compress and call.headers_sent and not call.accepts_gzip and call.client_accepts_gzip:
+            raise ProtocolError("gzip was not announced: send_initial_metadata(announce_gzip=True)")
         if self._sent and not call.method.server_streaming:
             raise ProtocolError("message was already sent")
         if isinstance(message, bytes):
@@ -170,8 +182,11 @@ class ServerStream(Generic[RequestT, ReplyT]):
             await self._changed.park()
             self._require_open()
         if not call.headers_sent:
-            call.send_headers([])
-        call.send(body, self._compress_bytes_min)
+            call.send_headers([], announce_gzip=bool(compress))
+        if compress is None:
+            call.send(body, self._compress_bytes_min)
+        else:
+            call.send(body, 0 if compress else None)
         self._sent = True
 
     @property

@@ -20,7 +20,7 @@ from dbos_actors.rpc.server.call_states import CallEvent, CallState, next_state
 from dbos_actors.rpc.server.containment import Observer, chained
 from dbos_actors.rpc.server.handover import Handover
 from dbos_actors.rpc.server.interceptors import StreamHandler
-from dbos_actors.rpc.wire.compression import compress
+from dbos_actors.rpc.wire.compression import accepts_gzip, compress
 from dbos_actors.rpc.wire.framing import (
     PREFIX_BYTES,
     FramingError,
@@ -135,6 +135,7 @@ class StreamCall:
         "handover",
         "headers",
         "inflated_bytes",
+        "is_message_compressed",
         "message_bytes",
         "method",
         "observer",
@@ -166,8 +167,11 @@ class StreamCall:
         self.encoding: bytes | None = None
         """The request's ``grpc-encoding``; None: identity."""
         self.accepts_gzip = False
-        """Whether responses may be compressed: the client said so, and the server is set to."""
+        """Whether responses may be compressed: the client said so, and the server is set to, or
+        the handler has asked for it before the headers were sent."""
         self.reader = MessageReader(limit)
+        self.is_message_compressed = False
+        """Whether the request message that was taken last came compressed."""
         self.inflated_bytes = 0
         """Of the decompressed messages that the handler took last."""
         self.unacknowledged = 0
@@ -284,6 +288,7 @@ class StreamCall:
                 compressed, body = message
                 taken_bytes += PREFIX_BYTES + len(body)
                 bodies.append(self._responder.inflate(self, body) if compressed else body)
+                self.is_message_compressed = compressed
         except FramingError as error:
             self.failure = framing_failure(error)
         except GRPCError as error:
@@ -320,11 +325,18 @@ class StreamCall:
                 f"metadata of {size} bytes is larger than the client's limit of {limit} bytes"
             )
 
-    def send_headers(self, fields: Fields) -> None:
-        """Queue the initial metadata."""
+    def send_headers(self, fields: Fields, *, announce_gzip: bool = False) -> None:
+        """Queue the initial metadata; ``announce_gzip``: messages may be compressed after it."""
+        if announce_gzip:
+            self.accepts_gzip = self.client_accepts_gzip
         self.happened(CallEvent.ANSWER)
         base = RESPONSE_HEADERS_GZIP if self.accepts_gzip else RESPONSE_HEADERS
         self._responder.send_headers(self, base + fields)
+
+    @property
+    def client_accepts_gzip(self) -> bool:
+        """Whether the client has said that it does."""
+        return accepts_gzip(dict(self.headers).get(b"grpc-accept-encoding"))
 
     def send(self, body: bytes, compress_bytes_min: int | None) -> None:
         """Queue a response message."""

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from dbos_actors.rpc.server.containment import Observer, chained
+from dbos_actors.rpc.wire.compression import accepts_gzip
 from dbos_actors.rpc.wire.http2 import Headers
 from dbos_actors.rpc.wire.metadata import Metadata, MetadataError, decode_metadata
+
+GZIP_ALWAYS: Final = "always"
+"""`UnaryCall.accepts_gzip` of a call whose reply is compressed whatever its size is."""
 
 
 class Message(Protocol):
@@ -83,6 +87,7 @@ class UnaryCall:
 
     __slots__ = (
         "_headers",
+        "_is_request_compressed",
         "_metadata",
         "_responder",
         "accepts_gzip",
@@ -136,7 +141,24 @@ class UnaryCall:
         self.request = None
         self.request_ended = False
         self.encoding: bytes | None = None
-        self.accepts_gzip = False
+        self.accepts_gzip: bool | str = False
+
+    @property
+    def is_request_compressed(self) -> bool:
+        """Whether the request message came compressed."""
+        return getattr(self, "_is_request_compressed", False)
+
+    @is_request_compressed.setter
+    def is_request_compressed(self, is_compressed: bool) -> None:
+        self._is_request_compressed = is_compressed
+
+    def compress_reply(self, compress: bool) -> None:
+        """Have the reply compressed or not, whatever `ServerLimits.compress_bytes_min` says.
+
+        A client that does not accept gzip gets it as it is.
+        """
+        takes_gzip = compress and accepts_gzip(self.header(b"grpc-accept-encoding"))
+        self.accepts_gzip = GZIP_ALWAYS if takes_gzip else False
 
     @property
     def due_bytes(self) -> int:

@@ -27,7 +27,7 @@ from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.outbox import Outbox
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.shutdown import Shutdown
-from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.server.unary import GZIP_ALWAYS, UnaryCall
 from dbos_actors.rpc.wire.compression import compress
 from dbos_actors.rpc.wire.framing import PREFIX_BYTES, frame, unpack_prefix
 from dbos_actors.rpc.wire.http2 import StreamError
@@ -220,6 +220,7 @@ class UnaryCalls:
             self.end(call, error.status, error.message)
             return None
         call.when_answered(lambda _: inflation.release(len(data)))
+        call.is_request_compressed = True
         return data
 
     def _prefix_problem(self, call: UnaryCall, flag: int, length: int) -> tuple[Status, str] | None:
@@ -250,7 +251,9 @@ class UnaryCalls:
         self.forget(call, _OK)
         stream_id = call.stream_id
         headers = RESPONSE_HEADERS
-        if call.accepts_gzip and size >= self._compress_bytes_min:
+        if call.accepts_gzip and (
+            size >= self._compress_bytes_min or call.accepts_gzip is GZIP_ALWAYS
+        ):
             headers = RESPONSE_HEADERS_GZIP
             framed = frame(compress(body), compressed=True)
         else:
