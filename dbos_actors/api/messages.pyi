@@ -165,14 +165,27 @@ class GetAgentResponse(_message.Message):
     def __init__(self, found: _Optional[bool] = ..., agent: _Optional[_Union[Agent, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
 
 class ListAgentsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "include_unregistered")
+    __slots__ = ("page_size", "page_token", "include_unregistered", "id_prefix", "liveness", "config")
+    class ConfigEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_UNREGISTERED_FIELD_NUMBER: _ClassVar[int]
+    ID_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LIVENESS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     include_unregistered: bool
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_unregistered: _Optional[bool] = ...) -> None: ...
+    id_prefix: str
+    liveness: str
+    config: _containers.ScalarMap[str, str]
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_unregistered: _Optional[bool] = ..., id_prefix: _Optional[str] = ..., liveness: _Optional[str] = ..., config: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ListAgentsResponse(_message.Message):
     __slots__ = ("agents", "error", "next_page_token")

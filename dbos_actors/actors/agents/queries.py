@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from dbos_actors.actors.agents.agent_filter import AgentFilter
 from dbos_actors.actors.agents.context import readable
 from dbos_actors.actors.agents.index import Entry, Index
 from dbos_actors.actors.agents.known_agents import KnownAgents
@@ -119,18 +120,20 @@ class Queries:
 
     async def list_agents(self, request: ListAgentsRequest, room: Room) -> bytes:
         """Agents by id: the registered ones, or all that have anything stored."""
+        wanted = AgentFilter.of(request, id_bytes=self._id_bytes - 1)
         if request.include_unregistered:
             return await self._list_known_agents(request, room)
-        listing = paging.Listing("ListAgents")
+        listing = paging.Listing("ListAgents", *wanted.fingerprint)
         after = listing.position(request.page_token)
         page = self._page(request.page_size)
         keys = self._store.keys
         last = None if after is None else after.id.encode()
+        scanned = 0
         while True:
-            low = b"-" if last is None else b"(" + last
-            wanted = page.wanted
+            low, high = wanted.bounds(last)
+            count = page.wanted if wanted.accepts is None else STEP
             (members,) = await self._store.read(
-                pack("ZRANGE", keys.agents_index, low, "+", "BYLEX", "LIMIT", 0, wanted)
+                pack("ZRANGE", keys.agents_index, low, high, "BYLEX", "LIMIT", 0, count)
             )
             if not members:
                 return page.response()
@@ -138,12 +141,15 @@ class Queries:
             sizes = await record_sizes(self._store, keys.agents, members)
             for first, behind, size_bytes in reads(sizes):
                 part = members[first:behind]
-                taken = await self._take(page, room, keys.agents, part, size_bytes=size_bytes)
+                taken = await self._take(
+                    page, room, keys.agents, part, size_bytes=size_bytes, is_wanted=wanted.accepts
+                )
                 if taken:
                     last = part[taken - 1]
-                if taken < len(part):
+                scanned += taken
+                if taken < len(part) or (page.is_bounded and scanned >= _SCANNED_MAX):
                     return page.response(listing.token(0, (last or b"").decode()))
-            if len(members) < wanted:
+            if len(members) < count:
                 return page.response()
 
     async def _list_known_agents(self, request: ListAgentsRequest, room: Room) -> bytes:

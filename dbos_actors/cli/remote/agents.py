@@ -25,10 +25,24 @@ def agents() -> None:
 
 
 @remote("list", agents)
+@click.option("--prefix", default="", help="Only agents whose id begins so.")
+@click.option("--alive", "liveness", flag_value="alive", default="", help="Only those alive.")
+@click.option("--silent", "liveness", flag_value="silent", help="Only those not alive.")
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only agents whose config has this entry; may be repeated.",
+)
 @listing
-async def list_agents(session: Session, *, limit: int | None) -> None:
+async def list_agents(
+    session: Session, *, prefix: str, liveness: str, labels: tuple[str, ...], limit: int | None
+) -> None:
     """List agents by id."""
-    records = session.pages(session.stub.list_agents, ListAgentsRequest(), "agents", limit=limit)
+    config = {key: value for key, _, value in (label.partition("=") for label in labels)}
+    request = ListAgentsRequest(id_prefix=prefix, liveness=liveness, config=config)
+    records = session.pages(session.stub.list_agents, request, "agents", limit=limit)
     await session.out.many(records, COLUMNS)
 
 

@@ -40,6 +40,13 @@ def test_agents_are_listed_shown_and_deleted(run: Run, client: GrpcioClient) -> 
     client.call("RegisterAgent", agent={"id": "a", "hostname": "h", "config": {"asn": "3333"}})
     client.call("RegisterAgent", agent={"id": "b", "alive": True})
     assert [agent["id"] for agent in json_of(run, "agents", "list")] == ["a", "b"]
+    for arguments, ids in (
+        (("--alive",), ["b"]),
+        (("--silent",), ["a"]),
+        (("--label", "asn=3333"), ["a"]),
+        (("--prefix", "b"), ["b"]),
+    ):
+        assert [agent["id"] for agent in json_of(run, "agents", "list", *arguments)] == ids
     lines = run("agents", "list").stdout.splitlines()
     assert lines[0].split() == ["id", "hostname", "alive", "last", "seen", "total", "heartbeats"]
     assert [line.split()[0] for line in lines[1:]] == ["a", "b"]

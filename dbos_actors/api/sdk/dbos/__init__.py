@@ -337,6 +337,23 @@ class ListAgentsRequest(betterproto.Message):
     Of these, only `id` is set. Must be the same for all pages.
     """
 
+    id_prefix: str = betterproto.string_field(23)
+    """
+    Only agents whose id begins so. Empty means all. A filter must be the same for
+    all pages, and does not go with `include_unregistered`.
+    """
+
+    liveness: str = betterproto.string_field(24)
+    """
+    "alive" or "silent": only agents that are, or are not, `alive`. Empty means both.
+    With this filter or the next, a page may be short, or empty, and name a next one.
+    """
+
+    config: Dict[str, str] = betterproto.map_field(
+        25, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """Only agents whose `config` has all of these entries, at most 16."""
+
 
 @dataclass(eq=False, repr=False)
 class ListAgentsResponse(betterproto.Message):
