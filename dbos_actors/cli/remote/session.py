@@ -21,7 +21,14 @@ import click
 
 from dbos_actors.cli.remote.output import FORMATS, Output, note, readable
 from dbos_actors.cli.remote.records import Record, record_of
-from dbos_actors.client import DbosStub, GRPCError, Status, StreamTerminatedError, connect
+from dbos_actors.client import (
+    CallError,
+    DbosStub,
+    GRPCError,
+    Status,
+    StreamTerminatedError,
+    connect,
+)
 from dbos_actors.client.environment import (
     ADDRESS_VARIABLE,
     DEFAULT_ADDRESS,
@@ -202,7 +209,11 @@ def _run(
 
     async def run() -> None:
         async with connect(
-            address, token=token or None, tls=_context(**tls), timeout_s=timeout
+            address,
+            token=token or None,
+            tls=_context(**tls),
+            timeout_s=timeout,
+            retries=False,  # whoever typed the command sees the failure and decides
         ) as stub:
             await body(Session(stub, Output(output), address), **arguments)
 
@@ -215,7 +226,9 @@ def _run(
         sys.stdout = None
         sys.exit(REFUSED)
     except (OSError, GRPCError, StreamTerminatedError, TimeoutError, ValueError) as error:
-        _give_up(FAILED, f"{address}: {_cause(error, timeout)}")
+        # What the channel itself said is more exact than the SDK's error for it.
+        cause = error.__cause__ if isinstance(error, CallError) else None
+        _give_up(FAILED, f"{address}: {_cause(cause or error, timeout)}")
 
 
 def _context(*, tls: bool, tls_ca: Path | None, tls_cert: Path | None) -> ssl.SSLContext | bool:
@@ -227,7 +240,7 @@ def _context(*, tls: bool, tls_ca: Path | None, tls_cert: Path | None) -> ssl.SS
     return context
 
 
-def _cause(error: Exception, timeout_s: float) -> str:
+def _cause(error: BaseException, timeout_s: float) -> str:
     match error:
         case GRPCError():
             advice = _ADVICE.get(error.status)
