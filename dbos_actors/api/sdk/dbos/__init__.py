@@ -178,7 +178,7 @@ class MeasurementResult(betterproto.Message):
     """
 
     ingest_source: str = betterproto.string_field(11)
-    """On which way the result came; at most 256 bytes. Kept as it is."""
+    """The way on which the result came; at most 256 bytes. Kept as it is."""
 
 
 @dataclass(eq=False, repr=False)
@@ -510,7 +510,7 @@ class StoreResultsResponse(betterproto.Message):
 
     durable: int = betterproto.int64_field(1)
     """
-    How many messages of the stream, counted from its start, are settled.
+    How many messages of the stream, counted from its start, have their outcome.
     """
 
     duplicates: int = betterproto.int64_field(2)
@@ -1339,8 +1339,8 @@ class WatchResponse(betterproto.Message):
 class DbosStub(betterproto.ServiceStub):
     """State and coordination of agents, their runs, results and tasks.
 
-    What the service refuses is told in the response: `success` or `found` is
-    false, `error` says why, and the gRPC status is OK. A gRPC error status is
+    A refusal is a response: `success` or `found` is false, `error` says why, and
+    the gRPC status is OK. A gRPC error status is
     about the infrastructure. After UNAVAILABLE, DEADLINE_EXCEEDED or a lost
     connection nobody knows whether a call had its effect, and it may be sent
     again. What a second copy changes is said at each method.
@@ -1358,9 +1358,10 @@ class DbosStub(betterproto.ServiceStub):
 
         Replaces `hostname`, `config` and `alive` as a whole: a request without
         `config` erases the one that was recorded, as the first service did. A client
-        that has nothing new to say of the agent sends Heartbeat instead. Keeps the earliest `first_seen`,
-        the latest `last_seen` and the largest `total_heartbeats` ever reported, so
-        that a control server that restarts does not reset them.
+        that has nothing new to say of the agent sends Heartbeat instead. Keeps the
+        earliest `first_seen`, the latest `last_seen` and the largest
+        `total_heartbeats` ever reported, so that a control server that restarts does
+        not reset them.
 
         Sent again: changes nothing, except that a `last_seen` of 0 means the time
         at which the copy arrived. A copy that arrives behind a later heartbeat
@@ -1488,8 +1489,9 @@ class DbosStub(betterproto.ServiceStub):
         completed, error and failed; it may skip states and begin in any of them.
         A report of an earlier state, or of a second final one, is refused. The same
         unfinished state again is progress: the report replaces the record. The same
-        final state again succeeds and changes nothing. A report about a module itself is never refused for its
-        state: it replaces the one before, and the state may have any name.
+        final state again succeeds and changes nothing. A report about a module itself
+        is never refused for its state: it replaces the one before, and the state may
+        have any name.
 
         Sent again: changes nothing if the run has finished, or if the report is about
         a run and names a `version`. Otherwise the copy counts as progress, which
@@ -1584,12 +1586,12 @@ class DbosStub(betterproto.ServiceStub):
     ) -> AsyncIterator[StoreResultsResponse]:
         """Stores many results on one stream, each by the rules of StoreResult.
 
-        The server answers at least once for each commit that settles messages of
-        this stream. `durable` then says how many messages, counted from the start
-        of the stream, are settled: stored, known before, or rejected. When a stream
-        ends with an error status, send what lies behind that count on a new one.
-        The server reads ahead of what is settled by at most 4,000 messages and
-        16 MiB; beyond that, flow control stops the client.
+        The server answers at least once for each commit that has messages of this
+        stream. `durable` then says how many messages, counted from the start of the
+        stream, have their outcome: stored, known before, or rejected. When a stream
+        ends with an error status, send the messages after that count on a new one.
+        At most 4,000 messages and 16 MiB may be without an outcome; beyond that, flow
+        control stops the client.
 
         Extension.
         """
@@ -1938,9 +1940,9 @@ class DbosStub(betterproto.ServiceStub):
         deadline: Optional["Deadline"] = None,
         metadata: Optional["MetadataLike"] = None
     ) -> "StatisticsResponse":
-        """Tells how the server, its store and what it keeps are doing. Changes nothing,
-        and costs the same however much there is: every number is one that the server
-        keeps anyway.
+        """Tells how the server, its store and what it keeps are doing. Changes nothing.
+        Costs the same however much there is, because the server keeps every one of
+        these numbers anyway.
 
         Extension.
         """
@@ -2010,8 +2012,8 @@ class DbosStub(betterproto.ServiceStub):
 class DbosBase(ServiceBase):
     """State and coordination of agents, their runs, results and tasks.
 
-    What the service refuses is told in the response: `success` or `found` is
-    false, `error` says why, and the gRPC status is OK. A gRPC error status is
+    A refusal is a response: `success` or `found` is false, `error` says why, and
+    the gRPC status is OK. A gRPC error status is
     about the infrastructure. After UNAVAILABLE, DEADLINE_EXCEEDED or a lost
     connection nobody knows whether a call had its effect, and it may be sent
     again. What a second copy changes is said at each method.
@@ -2025,9 +2027,10 @@ class DbosBase(ServiceBase):
 
         Replaces `hostname`, `config` and `alive` as a whole: a request without
         `config` erases the one that was recorded, as the first service did. A client
-        that has nothing new to say of the agent sends Heartbeat instead. Keeps the earliest `first_seen`,
-        the latest `last_seen` and the largest `total_heartbeats` ever reported, so
-        that a control server that restarts does not reset them.
+        that has nothing new to say of the agent sends Heartbeat instead. Keeps the
+        earliest `first_seen`, the latest `last_seen` and the largest
+        `total_heartbeats` ever reported, so that a control server that restarts does
+        not reset them.
 
         Sent again: changes nothing, except that a `last_seen` of 0 means the time
         at which the copy arrived. A copy that arrives behind a later heartbeat
@@ -2095,8 +2098,9 @@ class DbosBase(ServiceBase):
         completed, error and failed; it may skip states and begin in any of them.
         A report of an earlier state, or of a second final one, is refused. The same
         unfinished state again is progress: the report replaces the record. The same
-        final state again succeeds and changes nothing. A report about a module itself is never refused for its
-        state: it replaces the one before, and the state may have any name.
+        final state again succeeds and changes nothing. A report about a module itself
+        is never refused for its state: it replaces the one before, and the state may
+        have any name.
 
         Sent again: changes nothing if the run has finished, or if the report is about
         a run and names a `version`. Otherwise the copy counts as progress, which
@@ -2141,12 +2145,12 @@ class DbosBase(ServiceBase):
     ) -> AsyncIterator[StoreResultsResponse]:
         """Stores many results on one stream, each by the rules of StoreResult.
 
-        The server answers at least once for each commit that settles messages of
-        this stream. `durable` then says how many messages, counted from the start
-        of the stream, are settled: stored, known before, or rejected. When a stream
-        ends with an error status, send what lies behind that count on a new one.
-        The server reads ahead of what is settled by at most 4,000 messages and
-        16 MiB; beyond that, flow control stops the client.
+        The server answers at least once for each commit that has messages of this
+        stream. `durable` then says how many messages, counted from the start of the
+        stream, have their outcome: stored, known before, or rejected. When a stream
+        ends with an error status, send the messages after that count on a new one.
+        At most 4,000 messages and 16 MiB may be without an outcome; beyond that, flow
+        control stops the client.
 
         Extension.
         """
@@ -2319,9 +2323,9 @@ class DbosBase(ServiceBase):
     async def statistics(
         self, statistics_request: "StatisticsRequest"
     ) -> "StatisticsResponse":
-        """Tells how the server, its store and what it keeps are doing. Changes nothing,
-        and costs the same however much there is: every number is one that the server
-        keeps anyway.
+        """Tells how the server, its store and what it keeps are doing. Changes nothing.
+        Costs the same however much there is, because the server keeps every one of
+        these numbers anyway.
 
         Extension.
         """
