@@ -1,0 +1,1 @@
+"""What is generated from ``protos/dbos.proto``, and the generator."""

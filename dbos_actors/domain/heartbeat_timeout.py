@@ -4,9 +4,9 @@ All agents have the same timeout, so the order in which they were last heard
 from is the order in which they lapse: the index is a queue, and hearing from
 an agent moves it to the end.
 
-Silence counts only while we could hear. After a time in which we could not, a
-stop of this process or of the store, every deadline starts again in full
-(`restart`): our absence is no evidence about anyone.
+Silence counts only while this process could hear. After a stop of this process or
+of the store, every deadline starts again in full (`restart`), because the agents may
+have reported meanwhile.
 """
 
 from __future__ import annotations

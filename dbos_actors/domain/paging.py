@@ -2,8 +2,8 @@
 
 A page token carries the (score, id) of the last entry of its page, so that a
 listing goes on behind that entry whatever was inserted or deleted meanwhile.
-Tokens are opaque to clients, and only hold for the listing they came from: the
-same method with the same filters. Another page size is fine (AIP-158).
+Clients do not look into a token. It is accepted only for the listing it came from:
+the same method with the same filters. The page size may differ (AIP-158).
 
     base64url( version:1 listing:4 score:8 id:* check:4 )
 

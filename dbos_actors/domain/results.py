@@ -1,9 +1,10 @@
 """Measurement results: what is kept of one, and when a repeat is a conflict.
 
-A result is named by (agent_id, id); the first write wins for ever. Its ``data``
-is opaque, and its ``timestamp`` is the agent's to say: 0 stays 0. The server
-adds when and where it received the result, unless a relay did so before; what a
-relay says about when must not be ahead of the server's clock (`domain.times`).
+A result is named by (agent_id, id), and the first one that is written stays. The
+server does not look into its ``data``, and keeps its ``timestamp`` as the agent set
+it, 0 included. It adds when and where it received the result, unless a relay has
+done so before. The time that a relay gives must not be ahead of the server's clock
+(`domain.times`).
 """
 
 from __future__ import annotations

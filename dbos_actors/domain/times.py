@@ -1,8 +1,8 @@
 """Times of day that clients report, held against the server's clock.
 
-Retention deletes by ``received_at``, and ``last_seen`` never goes back. So a time from the future
-would never age out, and would outlive honest records under a limit of bytes. The past is taken as
-it is, since records are imported.
+Retention deletes by ``received_at``, and ``last_seen`` never goes back. So a record with a time in
+the future would never grow old enough, and under a limit of bytes honest records would be deleted
+in its place. Times in the past are taken as they are, since old records may be imported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Agents, their states and their results, against their indexes; both ways.
 
-Records are read page by page, and for each page the index entries that its records demand. An
-index is read likewise, and for each entry is asked whether its record is there. What looks wrong is
-read once more from one moment, since a server may be writing meanwhile.
+Records are read page by page, and with each page the index entries that its records need. Then the
+indexes are read page by page, and for each entry Redis is asked whether its record is there. What
+looks wrong is read once more, all of it at one moment, since a server may be writing meanwhile.
 """
 
 from __future__ import annotations

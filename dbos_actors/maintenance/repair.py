@@ -5,7 +5,8 @@ tasks. It is committed as a server's commits are: whole, in order, and only whil
 ours. A walk over the store follows each round of remedies, until one finds nothing. So a repair
 that was killed leaves a store that the next one can go on with.
 
-The head of the store (`head`) comes first and is asked about by itself: ownership rests on it.
+The head of the store (`head`) is mended first, and asked about by itself, because ownership depends
+on it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The scheduler's state is one thing made of many entries, so it is mended as a whole: a fresh
 snapshot of everything that can be read replaces the old one and the journal, in one commit.
 
-What is made of what is readable is said in `domain.task_salvage`.
+`domain.tasks.salvage` says what becomes of the readable parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What waits for a turn, over all actors of a family, bounded in bytes.
 
-A mailbox is bounded by its own count; but many mailboxes of large messages, all
-waiting for a store that is away, would still be more than a machine has.
+Each mailbox holds a bounded number of messages. Many mailboxes of large messages, all
+waiting for a store that is away, could still need more memory than the machine has.
 """
 
 from __future__ import annotations

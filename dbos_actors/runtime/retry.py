@@ -1,4 +1,4 @@
-"""Work in the background that has all the time it needs."""
+"""Work in the background that is tried again until the store is available."""
 
 from __future__ import annotations
 

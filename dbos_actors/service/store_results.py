@@ -5,10 +5,11 @@ a call. The stream says how many of its messages, counted from its start, are
 resolved: stored, known before, or rejected for what they say. So a client that
 loses the stream sends again whatever lies behind that count.
 
-Bounded by what may be unresolved at once: beyond it nothing is read, flow control
-stops the client, and memory does not grow however slow Redis is. A rejected message
-counts as unresolved until its rejection is on its way, so a client that does not read its
-responses is stopped too. An infrastructure error ends the stream with its status.
+The number and bytes of unresolved messages are bounded. Beyond that nothing is read,
+flow control stops the client, and memory does not grow however slow Redis is. A
+rejected message counts as unresolved until its rejection is on its way, so a client
+that does not read its responses is stopped too. An infrastructure error ends the
+stream with its status.
 
 `durable` passes a rejected message only with the response that names it or a later one.
 """

@@ -5,10 +5,11 @@ they fall due, already leased, and every acknowledgement, return or extension th
 the client sends gets an outcome. What one read of the stream brings is settled
 in one turn, and what is ready to be sent goes out in one message.
 
-When the stream ends, the tasks it holds return soon: whoever worked on them
-has gone. Not so when the server drains: the client is told to come back, goes on
-working, and settles by its tokens wherever it connects next. What was not handed
-over (`ServerStream.handed_over`) goes back either way, and its delivery does not count.
+When the stream ends, the tasks it holds return soon, because their worker has gone.
+When the server drains, they stay with their worker: the client is told to come back,
+goes on working, and settles by its tokens wherever it connects next. What was not
+handed over (`ServerStream.handed_over`) goes back in both cases, and its delivery
+does not count.
 
 Bounded by the client's own `max_in_flight` and by what may be unsettled here. An outcome
 counts as unsettled until it is on its way, so a client that does not read its responses

@@ -1,9 +1,8 @@
 """One commit: what goes over the wire for it, and what its answer means.
 
 Every commit moves the commit key from one ``epoch:sequence`` to the next, and
-only if the key has not been touched since it was last read. There are two
-forms of commit, and two of what is no commit; each is a single write to the
-socket:
+only if the key has not been touched since it was last read. Two forms of batch are
+commits, and two are not. Each is a single write to the socket:
 
 - TRANSACTION, what turns are written with. The connection already watches the
   commit key. ``MULTI, commands, SET commit, EXEC, WATCH commit, GET commit``:
@@ -14,7 +13,7 @@ socket:
   a script that allows it. The script compares the key itself.
   Our own script also trips our watch, so an ``UNWATCH`` comes before ``WATCH``.
 - RENEWAL: a script that renews the lease if the commit key is as expected, and
-  leaves the key alone. What it wrote need not be sent again: the next one does it.
+  leaves the key alone. If Redis loses it, the next renewal does the same.
 - CHECK, when only reads wait: ``GET commit``. Writes nothing.
 """
 

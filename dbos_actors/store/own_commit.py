@@ -1,7 +1,8 @@
 """Commands that the server commits for itself, outside any actor's turn.
 
-Retention, snapshots and repairs write this way. Nobody's memory mirrors what they
-write, so a refusal has nobody start again: whoever waits is told.
+Retention, snapshots and repairs write this way. No actor has what they write in its
+memory. So when the store refuses such a commit, no actor has to be loaded again, and
+only the caller is told.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How fast may be written, so that the replay window never fills. Pure.
 
-What is written stays in the window for ``window_s``. Were it written as fast as it comes, the
-window would be full after a while, and nothing could be written until the oldest leaves it: all
-or nothing, over and over. So it is let through at a constant rate, like water through a pipe:
-an eighth of the window may be written at once, and the rest of the window in each ``window_s``.
-Both together never exceed the window.
+What is written stays in the window for ``window_s``. If it were written as fast as it comes, the
+window would be full after a while, and nothing could be written until the oldest leaves it. Writes
+would go through for some seconds and then stand still for some, again and again. So they are let
+through at a constant rate: an eighth of the window may be written at once, and the rest of the
+window in each ``window_s``. Both together never exceed the window.
 """
 
 from __future__ import annotations

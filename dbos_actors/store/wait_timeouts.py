@@ -1,8 +1,8 @@
 """How long callers wait for a Redis that is away.
 
-While it is here nothing is tracked: a healthy store answers in milliseconds.
-When it goes away everything that waits is enrolled, and so is what comes in
-meanwhile; each is told to give up when its own time has come.
+While Redis answers, nothing is tracked, because a healthy store answers in
+milliseconds. When it goes away, everything that waits is entered, and so is what
+comes in meanwhile. Each is told to give up when its own time has come.
 """
 
 from __future__ import annotations

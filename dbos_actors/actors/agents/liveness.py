@@ -1,9 +1,8 @@
 """Liveness: agents that fall silent are marked, and their unfinished runs fail.
 
-The monitor is an actor of its own, with one timer over the index of silences.
-It decides who has lapsed; what that does to the agent is a turn of the agent's
-actor, in order with the agent's own messages, so a report that was heard first
-counts first.
+One task watches an index of when each agent was last heard from. When an agent has been silent for
+too long, the task sends a message to the agent's actor, which changes the record in a turn. Turns
+are in order with the agent's own messages, so a report that was heard before counts before.
 """
 
 from __future__ import annotations

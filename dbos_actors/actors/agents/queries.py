@@ -1,8 +1,8 @@
 """Reads that go past the actors, to what is committed: lists, results, events.
 
-A client that was answered finds its write here, since every answer follows its
-commit; what is not committed cannot be seen here at all. Every listing reads
-in bounded steps and keeps at most one response in memory.
+A client whose write was answered finds it here, because an answer follows its
+commit. What is not committed cannot be seen here. Every listing reads in bounded
+steps and keeps at most one response in memory.
 
 Records are copied into the response as they are stored; only a filter on their
 content decodes them.

@@ -1,24 +1,24 @@
 """Retention: old results and finished runs are deleted, by age and by bytes.
 
-One sweep after the other goes over all agents in small groups. Everything is
-read from the agents' own indexes, so what is stored pays nothing for it. Old
-results are deleted by commits of their own; old runs by their agent's actor,
-whose memory may hold them. Each step is bounded, and waits for its commit
-before the next: retention takes what others leave.
+One sweep after the other goes over all agents in small groups. A sweep reads the
+agents' own indexes, so storing a result or a run costs nothing for it. It deletes
+old results by commits of its own. Old runs are deleted by their agent's actor,
+which may have them in memory. Each step is bounded, and waits for its commit
+before the next one begins, so that clients' calls go first.
 
-By bytes means memory in Redis, overhead and indexes included, as it estimates it
-itself (``MEMORY USAGE``). Where all agents together exceed the limit, the oldest
-go, whosever they are: a search over the indexes finds the moment before which
-just enough is stored, counting an agent's records at their average size.
+A limit in bytes is about memory in Redis, overhead and indexes included, as Redis
+itself estimates it (``MEMORY USAGE``). If all agents together exceed the limit, the
+oldest records are deleted, whichever agents they belong to. A search over the
+indexes finds the moment before which just enough is stored; it counts each record
+of an agent at the average size of that agent's records.
 
 Unfinished runs and the modules' own states are not deleted, so they are not
-counted either: what the finished ones need is estimated from some of each
-agent's. The indexes do not tell one from the other; when what is deleted before a
-moment was too little, since others were older, the search goes on to a later one.
+counted either. What the finished ones need is estimated from some of each agent's.
+The indexes do not say which runs are finished. So the deletions before a moment may
+turn out too small; then the search goes on to a later moment.
 
-Ages are by the wall clock, which may jump: the time that counts is the earlier
-of what it says and of what it would say had it not jumped since the start. A
-jump forward deletes nothing too early.
+Ages follow `AgeClock`, so a jump of the wall clock forward deletes nothing too
+early.
 """
 
 from __future__ import annotations

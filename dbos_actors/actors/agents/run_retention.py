@@ -1,7 +1,7 @@
 """Retention of runs: what an agent's actor does to delete its old finished ones.
 
-Which agents have any is found by `actors.retention`; the rest is the actor's, whose memory may
-hold them.
+`actors.agents.retention` finds which agents have any. The actor deletes them, because it may have
+them in memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The scheduler's time, which stands still for leases and retry delays while Redis is away.
 
-Nobody could settle or extend anything meanwhile, so the absence must not count against anyone.
+While Redis is away, no worker can settle or extend a lease, so that time must not count.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The auditor: compares records, indexes and ledger, and repairs what it can prove.
 
-Records are the truth, since they are what the journal holds. An audit goes
-through them a thousand at a time, while changes go on between the steps. For each
-record it asks whether it stands in exactly the one place its status allows; if
-not it is placed anew. If every record is in its place and the places together
-hold as many tasks as there are records, no place holds anything else; if they
-hold more, the strangers are looked for and removed. The ledger's own counters
-cannot be proved from the records, so an imbalance is reported, not repaired.
+Where they disagree, the records are right, because the journal holds the records.
+An audit goes through them a thousand at a time, while changes go on between the
+steps. It asks whether each record is in exactly the one place that its status
+allows, and if not, puts it there. Then it compares numbers. If the places together
+hold more tasks than there are records, it looks for the ones without a record and
+removes them. The ledger's own counters do not follow from the records, so an
+imbalance is reported and not repaired.
 """
 
 from __future__ import annotations

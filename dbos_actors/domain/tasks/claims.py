@@ -5,12 +5,12 @@ range of its tokens. Tasks leased together have consecutive tokens, so the range
 says which deliveries are the claim's, and neither journal nor snapshot has to
 name the tasks: a recovery finds them by the tokens of the running leases.
 
-A claim is remembered until the lease it was given would have ended, like the
-lease in full again after a restart. A task that was settled, has expired or was
-leased again since has another token or status, and is no longer the claim's.
+A claim is remembered for the length of its lease. After a restart that length
+begins again, as the lease does. A task that was settled, has expired or was leased
+again has another token or status, so the claim no longer includes it.
 
-Bounded for all clients together; beyond, the oldest claim is forgotten, and
-what its client then asks for is leased anew.
+The number of claims of all clients together is bounded. Beyond it the oldest claim
+is forgotten, and a repeated request of its client leases other tasks.
 """
 
 from __future__ import annotations
