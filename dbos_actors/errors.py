@@ -120,12 +120,12 @@ class OverloadedError(DbosError):
         self.unit = unit
 
 
-class QuotaError(DbosError):
+class QuotaError(OverloadedError):
     """Somebody's quota is used up; the call had no effect."""
 
     def __init__(self, whose: str, *, quota: str, retry_after_s: float | None = None) -> None:
         """``retry_after_s``: when there is room again; None: waiting alone does not help."""
-        super().__init__(f"{whose} has used up the quota of {quota}")
+        Exception.__init__(self, f"{whose} has used up the quota of {quota}")
         self.quota = quota
         self.retry_after_s = retry_after_s
 

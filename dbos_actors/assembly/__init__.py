@@ -16,6 +16,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from dbos_actors.access.authentication import TokenFile
 from dbos_actors.access.quotas import AgentQuotas, Rates
+from dbos_actors.actors.agents.known_agents import KnownAgents
+from dbos_actors.actors.agents.liveness import Liveness
 from dbos_actors.actors.agents.queries import Queries
 from dbos_actors.actors.tasks.scheduler import Scheduler
 from dbos_actors.api.messages import DESCRIPTOR
@@ -139,6 +141,18 @@ def _tls(settings: Settings) -> ReloadingContext | None:
         raise ConfigurationError(f"DBOS_TLS_CERT={settings.tls_cert}: {error}") from error
 
 
+def _hears(liveness: Liveness, known: KnownAgents) -> Callable[[str], None]:
+    """What notes that an agent was heard of, unless it is about to be refused for there being
+    too many: nothing is to grow by made-up ids.
+    """
+
+    def heard(agent_id: str) -> None:
+        if not known.is_full or agent_id in known:
+            liveness.heard(agent_id)
+
+    return heard
+
+
 def _service(settings: Settings, store: Store, actors: Actors, clock: Clock) -> DbosService:
     limits = _limits(settings)
     report = ServerReport(
@@ -166,7 +180,7 @@ def _service(settings: Settings, store: Store, actors: Actors, clock: Clock) -> 
         report=report,
         watchers=actors.watchers,
         quotas=AgentQuotas(rates, clock.monotonic_s) if rates else None,
-        heard=None if actors.liveness is None else actors.liveness.heard,
+        heard=None if actors.liveness is None else _hears(actors.liveness, actors.known),
     )
 
 

@@ -14,6 +14,7 @@ from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
 from dbos_actors.actors.agents.context import AgentContext, AgentStatistics
 from dbos_actors.actors.agents.deletion import Deletions
+from dbos_actors.actors.agents.kept import KeptLimits
 from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.agents.liveness import Liveness
 from dbos_actors.actors.agents.retention import Retention, RetentionPolicy
@@ -58,7 +59,7 @@ def make_actors(
     tasks = _tasks(settings, store, clock, random)
     deletions = Deletions(store)
     changes = ChangeClock(store, clock)
-    known = KnownAgents(store)
+    known = KnownAgents(store, count_max=settings.agents_max)
     results = AgentStatistics()
     agents = _agents(
         settings,
@@ -119,6 +120,7 @@ def _tasks(
             retention_s=settings.tasks_max_age_s,
             dead_retention_s=settings.dead_tasks_max_age_s,
             tasks_max=settings.tasks_max,
+            agent_tasks_max=settings.agent_tasks_max,
             completed_max=settings.completed_tasks_max,
             dead_max=settings.dead_tasks_max,
             due_lease_s=settings.due_tasks_lease_s,
@@ -150,6 +152,12 @@ def _agents(
         directory=directory,
         known=known,
         log=EventLog(store, events_max=settings.max_events),
+        limits=KeptLimits(
+            results=settings.agent_results_max,
+            states=settings.agent_runs_max,
+            unfinished=settings.agent_unfinished_max,
+            modules=settings.agent_modules_max,
+        ),
         event_results=settings.event_results,
         forget_tasks=tasks.forget_agent,
         deletion_interrupted=deletions.interrupted,

@@ -39,7 +39,6 @@ from dbos_actors.errors import (
     DamagedKeyError,
     FieldLimitError,
     OverloadedError,
-    QuotaError,
     RefusedError,
     ResponseTooLargeError,
     UnavailableError,
@@ -76,7 +75,7 @@ def status_of(error: Exception) -> tuple[Status, str]:
             return Status.DATA_LOSS, str(error)
         case UnavailableError():
             return Status.UNAVAILABLE, str(error)
-        case OverloadedError() | QuotaError() | ResponseTooLargeError():
+        case OverloadedError() | ResponseTooLargeError():
             return Status.RESOURCE_EXHAUSTED, str(error)
         case CursorError():
             return Status.OUT_OF_RANGE, str(error)
@@ -393,7 +392,7 @@ def _method(name: str, handler: Callable[[UnaryCall], None]) -> UnaryMethod:
     def handle(call: UnaryCall) -> None:
         try:
             handler(call)
-        except (RefusedError, OverloadedError, QuotaError, UnavailableError) as error:
+        except (RefusedError, OverloadedError, UnavailableError) as error:
             call.fail(error)
 
     def in_band(error: Exception) -> bytes | None:

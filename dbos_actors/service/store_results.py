@@ -127,7 +127,7 @@ class _Message:
     def fail(self, error: Exception) -> None:
         if self.answered:
             return
-        if isinstance(error, OverloadedError):
+        if isinstance(error, OverloadedError) and not isinstance(error, QuotaError):
             self.intake.postpone(self)
             return
         self.answered = True

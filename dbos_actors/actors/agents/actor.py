@@ -26,6 +26,7 @@ from dbos_actors.actors.agents.heartbeats import (
     not_registered,
     taken_apart,
 )
+from dbos_actors.actors.agents.kept import Kept
 from dbos_actors.actors.agents.run_retention import ForgetRuns, forget_runs
 from dbos_actors.actors.agents.silence import (
     RUNS_FAILED_AT_ONCE,
@@ -86,6 +87,7 @@ class AgentActor:
         "_complete",
         "_context",
         "_is_deleting",
+        "_kept",
         "_known",
         "_name",
         "_record",
@@ -99,6 +101,7 @@ class AgentActor:
         self._name = escaped(agent_id)
         self._cell = cell
         self._context = context
+        self._kept = Kept(cell, context.store, self._name, context.limits)
         self._record: bytes | None = None
         # The same as a heartbeat has written it; None if something else wrote it last.
         self._beaten: BeatenRecord | None = None
@@ -130,6 +133,7 @@ class AgentActor:
         )
         self._record = record
         self._known = bool(known)
+        self._kept.loaded(is_known=self._known, states=count, unfinished=len(unfinished))
         if deleting:
             # Its runs are of no use, and no message waits for any of them (`missing`).
             self._is_deleting = self._complete = True
@@ -206,6 +210,7 @@ class AgentActor:
             return Job(partial(self._forget_agent, AGAIN))
         turn = _HANDLERS[type(request)](self, request)
         if not self._known and isinstance(turn, Turn) and turn.commands:
+            self._context.known.require_room(self._agent_id)
             turn.also(
                 pack("SADD", self._context.store.keys.agents_known, self._agent_id), _KNOWN, True
             )
@@ -266,6 +271,11 @@ class AgentActor:
         report = judge(current, reported, now_s=context.now_s())
         if not report.changed:
             return Turn(STATE_SET)
+        if current is None:
+            record = report.record
+            instead = self._kept.before_state(record.module_name, unfinished=report.began)
+            if instead is not None:
+                return instead
         commands, change = self._changed(part, report, is_new=current is None)
         return Turn(STATE_SET, commands=commands, changes=(change,), then=self._states_changed)
 
@@ -336,6 +346,8 @@ class AgentActor:
         context = self._context
         result = request.result
         result_id = result.id
+        if context.limits.results and (instead := self._kept.before_result(result_id)) is not None:
+            return instead
         now_s = context.now_s()
         record = results.accept(result, now_s=now_s, server_id=context.server_id)
         heads = self._result_heads

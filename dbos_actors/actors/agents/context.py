@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.kept import KeptLimits
 from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.event_log import EventLog
 from dbos_actors.clock import Clock
@@ -59,6 +60,9 @@ class AgentContext:
     directory: RunDirectory
     known: KnownAgents
     log: EventLog
+    limits: KeptLimits = field(default_factory=KeptLimits)
+    """What one agent may have stored."""
+
     event_results: bool = False
     forget_tasks: Callable[[str], Awaitable[None]] | None = None
     """Deletes an agent's tasks; part of forgetting the agent."""

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from dbos_actors.api.messages import Agent
 from dbos_actors.domain.tasks.id_table import IdTable
+from dbos_actors.errors import QuotaError
 from dbos_actors.runtime import until_available
 from dbos_actors.store import Store, pack
 
@@ -38,13 +39,20 @@ _ALIVE: Final = 3
 class KnownAgents:
     """Ids of agents, in order."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, count_max: int = 0) -> None:
+        """``count_max``: beyond it, `require_room` refuses new agents; 0 is no limit."""
         self._store = store
+        self._count_max = count_max
+        self.is_full = False
+        """Whether there are so many agents that a new one is refused."""
         self._ids: IdTable[int] = IdTable()
         self._counts = [0, 0, 0, 0]
         self._is_loaded = trio.Event()
         self._is_counted = False
         self._recounted = trio.Event()
+
+    def __contains__(self, agent_id: str) -> bool:
+        return agent_id in self._ids
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -83,6 +91,7 @@ class KnownAgents:
         was = self._ids.pop(agent_id)
         if was is not None:
             self._counts[was] -= 1
+        self.is_full = 0 < self._count_max <= len(self._ids)
 
     def recount(self) -> None:
         """The store has gone back in time: what is alive there is not known."""
@@ -106,6 +115,16 @@ class KnownAgents:
         if was is not None:
             self._counts[was] -= 1
         self._counts[now] += 1
+        self.is_full = 0 < self._count_max <= len(self._ids)
+
+    def require_room(self, agent_id: str) -> None:
+        """Raise `QuotaError` if an agent would be one too many.
+
+        While the ids are read, after a start, one that is not here yet may be refused as well; the
+        store then has as many as it may.
+        """
+        if self.is_full and agent_id not in self._ids:
+            raise QuotaError("the server", quota=f"{self._count_max} agents")
 
     async def following(self, agent_id: str, limit: int) -> list[str]:
         """Up to ``limit`` ids behind one, in order; none only at the end.

@@ -33,6 +33,9 @@ class SchedulerSettings:
     """How long dead tasks are kept; 0 is for ever."""
 
     tasks_max: int = 5_000_000
+    agent_tasks_max: int = 0
+    """Tasks of one agent; 0 is no limit."""
+
     completed_max: int = 1_000_000
     dead_max: int = 1_000_000
     """Tasks kept at most, in all and of these states."""
@@ -51,6 +54,7 @@ class SchedulerSettings:
         """The limits of the task book."""
         return TaskLimits(
             tasks_max=self.tasks_max,
+            agent_tasks_max=self.agent_tasks_max,
             completed_max=self.completed_max,
             retention_s=int(self.retention_s) or _FOR_EVER_S,
             dead_max=self.dead_max,

@@ -87,6 +87,7 @@ class TaskBook:
         self._rows: IdTable[bytes] = IdTable()
         self._flows: dict[int, Flow] = {}
         self._flows_of: dict[str, dict[str, Flow]] = {}  # agent -> module -> flow
+        self._tasks_of: dict[str, int] = {}  # agent -> tasks, if there is a limit of them
         self._flows_for: dict[str, dict[str, Flow]] = {}  # module -> agent -> flow
         self.next_flow = 1  # the number of the next flow that is made
 
@@ -142,6 +143,10 @@ class TaskBook:
         if module_name:
             return self._flows_for.get(module_name, {}).values()
         return self._flows.values()
+
+    def tasks_of(self, agent_id: str) -> int:
+        """How many tasks an agent has, of any status; 0 unless they are limited."""
+        return self._tasks_of.get(agent_id, 0)
 
     def row(self, task_id: str) -> bytes | None:
         """The row of a task."""
@@ -321,12 +326,20 @@ class TaskBook:
             self.index.remove(old)
             if record is None or record.flow is not old.flow:
                 old.flow.ids.remove(task_id)
+                self._count_of(old.flow, -1)
                 touched.append(old.flow)
         if record is not None:
             if old is None or record.flow is not old.flow:
                 record.flow.ids.add(task_id)
+                self._count_of(record.flow, 1)
             self.index.place(record, deadline_s, now)
         return replaced
+
+    def _count_of(self, flow: Flow, change: int) -> None:
+        if self.limits.agent_tasks_max:
+            count = self._tasks_of.pop(flow.agent_id, 0) + change
+            if count:
+                self._tasks_of[flow.agent_id] = count
 
     def _forget_empty(self, touched: list[Flow]) -> list[Flow]:
         """Forget those of these flows that have no task; which they are."""
@@ -366,6 +379,7 @@ class TaskBook:
             for last, row in rows:
                 record = TaskRecord.decode(last, row, self._flows)
                 record.flow.ids.add(last)
+                self._count_of(record.flow, 1)
                 if record.status is Status.INFLIGHT:
                     claims.see(record)
                 deadline_s = _restored_deadline_s(record, now)

@@ -22,6 +22,10 @@ class TaskLimits:
     tasks_max: int = 5_000_000
     """Records of any status; about 0.3 KB each. Beyond, a new task is refused as overload."""
 
+    agent_tasks_max: int = 0
+    """Records of one agent; beyond, a new task of it is refused. 0 is no limit, and they are not
+    counted then."""
+
     completed_max: int = 1_000_000
     """Completed and cancelled tasks kept at most; beyond, the oldest go before their time."""
 

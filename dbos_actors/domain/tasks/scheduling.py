@@ -16,7 +16,7 @@ from dbos_actors.domain.tasks.states import (
     Status,
     successor,
 )
-from dbos_actors.errors import InvalidFieldError, OverloadedError
+from dbos_actors.errors import InvalidFieldError, OverloadedError, QuotaError
 
 
 def schedule(
@@ -41,7 +41,7 @@ def schedule(
     :raises InvalidTransitionError: the task is inflight or completed, and differs.
     :raises DeadTaskError: the task is dead, not to be revived, and differs.
     :raises CancelledTaskError: the task is cancelled, and differs.
-    :raises OverloadedError: the book is full.
+    :raises OverloadedError: the book is full; `QuotaError`: the agent has as many as it may.
     """
     require_time("task.scheduled_at", scheduled_at)
     require_range("task.max_attempts", max_attempts, 0, ATTEMPTS_MAX)
@@ -49,6 +49,7 @@ def schedule(
     flow = book.flow(change, agent_id, module_name)
     record = book.find(change, task_id)
     event = Event.SCHEDULE
+    _require_room_of(book, change, record, agent_id)
     if record is None:
         _count_new(book, change)
         record = TaskRecord(task_id, flow)
@@ -93,6 +94,24 @@ def _count_new(book: TaskBook, change: Change) -> None:
     if len(book) + change.added.scheduled >= tasks_max:
         raise OverloadedError("task book", limit=tasks_max, unit="tasks")
     change.added = change.added.plus(Ledger(scheduled=1))
+
+
+def _require_room_of(
+    book: TaskBook, change: Change, record: TaskRecord | None, agent_id: str
+) -> None:
+    """Raise `QuotaError` if the agent would get a task more than it may have.
+
+    ``record`` is the task so far: None, or perhaps another agent's.
+    """
+    limit = book.limits.agent_tasks_max
+    if not limit or (record is not None and record.flow.agent_id == agent_id):
+        return
+    in_change = sum(
+        record is not None and record.flow.agent_id == agent_id
+        for record in change.records.values()
+    )
+    if book.tasks_of(agent_id) + in_change >= limit:
+        raise QuotaError(f"the agent {agent_id!r}", quota=f"{limit} tasks")
 
 
 def require_time(field: str, scheduled_at: int) -> None:
