@@ -40,7 +40,8 @@ from dbos_actors.service.http_pages import Page, serve_pages
 from dbos_actors.service.methods import SERVICE, DbosService, status_of
 from dbos_actors.service.metrics import CallMetrics, gauges_of, metrics_page
 from dbos_actors.service.statistics import ServerReport
-from dbos_actors.settings import Settings
+from dbos_actors.service.web import web_options
+from dbos_actors.settings import Settings, split_list
 from dbos_actors.store import (
     Connector,
     Store,
@@ -211,6 +212,9 @@ def make_front(
         status_of=status_of,
         authenticator=operators.auth,
         overloaded=lambda: store.delay_s > _DELAY_S_MAX,
+        web=web_options(
+            hosts=split_list(settings.web_hosts), origins=split_list(settings.web_origins)
+        ),
         limits=_rpc_limits(settings),
         interceptors=[] if operators.calls is None else [operators.calls],
         clock=clock,

@@ -401,4 +401,10 @@ def _method(name: str, handler: Callable[[UnaryCall], None]) -> UnaryMethod:
             return response
         return None
 
-    return UnaryMethod(handler=handle, decode=request_type.FromString, in_band=in_band)
+    return UnaryMethod(
+        handler=handle,
+        decode=request_type.FromString,
+        in_band=in_band,
+        request_type=request_type,
+        reply_type=response_type,
+    )

@@ -19,28 +19,19 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from dbos_actors.rpc.wire.addresses import AddressError, parse_address
 from dbos_actors.settings.field import setting
+from dbos_actors.settings.lists import (
+    checked_addresses,
+    checked_hosts,
+    checked_origins,
+    split_list,
+)
 from dbos_actors.settings.quantities import Duration, Size
 from dbos_actors.settings.quotas import QuotaSettings
 
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
-
-
-def _listen(value: str) -> str:
-    for address in split_addresses(value):
-        try:
-            parse_address(address, host_required=True)
-        except AddressError as error:
-            raise ValueError(error.problem) from None
-    return value
-
-
-def split_addresses(listen: str) -> list[str]:
-    """The addresses in a comma-separated list."""
-    return [address.strip() for address in listen.split(",") if address.strip()]
 
 
 class Settings(QuotaSettings):
@@ -73,7 +64,7 @@ class Settings(QuotaSettings):
         le=65535,
         text="TCP port for gRPC. 0 takes any free one; the `ready` line tells which.",
     )
-    listen: Annotated[str, AfterValidator(_listen)] = setting(
+    listen: Annotated[str, AfterValidator(checked_addresses)] = setting(
         "DBOS_LISTEN",
         "",
         unit="addresses",
@@ -103,6 +94,23 @@ class Settings(QuotaSettings):
         text="Tokens and certificates with their roles, made by `dbos-actors token`; with it every "
         "call needs one. Changes of the file take effect at once: the calls of a token that was "
         "removed end, and an empty file revokes all tokens.",
+    )
+    web_hosts: Annotated[str, AfterValidator(checked_hosts)] = setting(
+        "DBOS_WEB_HOSTS",
+        "",
+        unit="host names",
+        used_by="rpc",
+        text="Comma-separated names that web requests may use for a server which they reach on "
+        "loopback, besides `localhost` and IP addresses: such as the name that a proxy on this "
+        "machine passes on. `*` allows any, also one that a hostile page has made to point here.",
+    )
+    web_origins: Annotated[str, AfterValidator(checked_origins)] = setting(
+        "DBOS_WEB_ORIGINS",
+        "",
+        unit="origins",
+        used_by="rpc",
+        text="Comma-separated origins, as `https://console.example.net`, whose pages may call this "
+        "server from a browser (CORS). Pages of its own may; those of others are refused.",
     )
     metrics_port: int | None = setting(
         "DBOS_METRICS_PORT",
@@ -450,6 +458,6 @@ class Settings(QuotaSettings):
     def listen_addresses(self) -> list[str]:
         """What to listen on: ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``."""
         if self.listen:
-            return split_addresses(self.listen)
+            return split_list(self.listen)
         host = f"[{self.host}]" if ":" in self.host else self.host
         return [f"{host}:{self.port}"]

@@ -13,7 +13,7 @@ from dbos_actors.settings import (
     Settings,
     descriptions,
     load_settings,
-    split_addresses,
+    split_list,
     unknown_variables,
 )
 
@@ -117,7 +117,7 @@ def test_an_unknown_override_is_refused() -> None:
 def test_listen_replaces_host_and_port() -> None:
     settings = Settings(listen="[::1]:0, unix:/tmp/s", port=1)
     assert settings.listen_addresses == ["[::1]:0", "unix:/tmp/s"]
-    assert split_addresses(" a:1,,b:2 ") == ["a:1", "b:2"]
+    assert split_list(" a:1,,b:2 ") == ["a:1", "b:2"]
 
 
 def test_an_ipv6_host_is_bracketed() -> None:
@@ -154,3 +154,23 @@ def test_every_setting_says_what_it_is_and_who_uses_it() -> None:
         assert used_by.is_dir() or used_by.with_suffix(".py").exists(), item.variable
         assert item.text.endswith("."), item.variable
         assert item.default, item.variable
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("DBOS_WEB_ORIGINS", "https://a.example, b.example", "'b.example' must be https://HOST"),
+        ("DBOS_WEB_ORIGINS", "*", "must be https://HOST"),
+        ("DBOS_WEB_HOSTS", "a.example:1", "must be a host name without a port"),
+        ("DBOS_WEB_HOSTS", "https://a.example", "must be a host name without a port"),
+    ],
+)
+def test_hosts_and_origins_of_the_web_are_checked_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=problem):
+        load_settings()
+    monkeypatch.setenv("DBOS_WEB_ORIGINS", "https://a.example,http://[::1]:3000")
+    monkeypatch.setenv("DBOS_WEB_HOSTS", "a.example, *")
+    load_settings()

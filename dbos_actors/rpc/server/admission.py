@@ -2,6 +2,8 @@
 
 `Admission.begin` looks at the headers of each request, in this order:
 1. Is it a gRPC call of a method of this server? If not, it gets an HTTP error or UNIMPLEMENTED.
+   What does not even say that it is gRPC goes to `web_requests`, which does the other steps for
+   calls of the Connect protocol.
 2. Whose call is it, and may they make it? One that needs authentication and has none, or that its
    client may not make, is refused. It counts as live nowhere, and nothing of its message is kept.
    Open methods have bounds instead.
@@ -13,8 +15,8 @@ What is admitted becomes a `UnaryCall` or a `StreamCall`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final, TypeAlias, TypeVar
 
 from grpclib.const import Status
 
@@ -31,20 +33,28 @@ from dbos_actors.rpc.wire.http2 import Headers
 from dbos_actors.rpc.wire.metadata import MetadataError, decode_timeout
 from dbos_actors.rpc.wire.status import RESPONSE_HEADERS, Fields, status_fields
 
-_CONTENT_TYPES = frozenset({b"application/grpc", b"application/grpc+proto"})
+_GRPC = b"application/grpc"
+_CONTENT_TYPES = frozenset({_GRPC, b"application/grpc+proto"})
+
+OtherRequests: TypeAlias = Callable[[int, Headers, dict[bytes, bytes], bool, float], None]
+"""Takes what `Admission.begin` takes, and the headers as a dict."""
+
+_Call: TypeAlias = UnaryCall | StreamCall
+_StreamCallT = TypeVar("_StreamCallT", bound=StreamCall)
 
 _ANYBODY: Final = "anybody"
 """The client of a server that authenticates none."""
-
-_REFUSED: Final = object()
 
 _STRANGER: Final = Refusal(Status.UNAUTHENTICATED, "valid credentials are required")
 _REVOKED: Final = "the credentials of this call are no longer valid"
 _TOO_MANY_OPEN: Final = Refusal(
     Status.RESOURCE_EXHAUSTED, "too many calls that need no authentication on this connection"
 )
-_LATE: Final = "deadline exceeded on arrival"
-_OVERLOADED: Final = "the server is overloaded: calls wait too long; try again later"
+_TOO_MANY: Final = Refusal(Status.RESOURCE_EXHAUSTED, "too many calls")
+_LATE: Final = Refusal(Status.DEADLINE_EXCEEDED, "deadline exceeded on arrival")
+_OVERLOADED: Final = Refusal(
+    Status.RESOURCE_EXHAUSTED, "the server is overloaded: calls wait too long; try again later"
+)
 
 
 class Admission:
@@ -65,7 +75,11 @@ class Admission:
         "certificate_names",
         "client",
         "excess",
+        "other_requests",
     )
+
+    other_requests: OtherRequests
+    """Takes the requests that do not say that they are gRPC."""
 
     client: Hashable | None
     """Who was authenticated last. While nobody was, the connection is a stranger."""
@@ -85,6 +99,7 @@ class Admission:
         self._stream_calls = stream_calls
         self._compresses = limits.compress_bytes_min is not None
         self._message_max = limits.message_bytes_max
+        self.other_requests = _nobody
         self.client = None
         self.certificate_names = ()
         self.excess = None
@@ -113,8 +128,7 @@ class Admission:
             or fields.get(b"te") != b"trailers"
             or encoding is not None
         ):
-            if (refusal := _refusal(fields, known=method is not None)) is not None:
-                self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
+            if self._is_no_call(stream_id, headers, fields, end_stream, now_s):
                 return
             encoding = None if encoding == IDENTITY else encoding
         deadline_s = None
@@ -124,21 +138,22 @@ class Admission:
             except MetadataError as error:
                 self._outbox.refuse(stream_id, _bad_request(error), request_ended=end_stream)
                 return
-        client = None
+        client: Any = None
         if self._is_gated:
-            client = self._identify(stream_id, method, fields, end_stream, now_s)
-            if client is _REFUSED:
+            client = self.identify(method, fields, now_s)
+            if type(client) is Refusal:
+                self._refuse(stream_id, fields, client, end_stream)
                 return
-        call: UnaryCall | StreamCall | None
         if type(method) is UnaryMethod:
             # The dict unless it lacks a repeated field: the garbage collector walks what is kept.
             kept = fields if len(fields) == len(headers) else headers
-            call = UnaryCall(self._unary, stream_id, method, kept, deadline_s, client)
+            call: _Call = UnaryCall(self._unary, stream_id, method, kept, deadline_s, client)
         else:
             assert type(method) is StreamMethod
-            call = self._make_stream(stream_id, method, headers, end_stream)
-            if call is None:
+            if method.is_open and (refusal := self.open_refusal()) is not None:
+                self._refuse(stream_id, fields, refusal, end_stream)
                 return
+            call = self.make_stream(StreamCall, stream_id, method, headers)
             call.deadline, call.client = deadline_s, client
         if deadline_s is not None:
             shared.deadlines.add(deadline_s, call)
@@ -149,29 +164,73 @@ class Admission:
         self._streams[stream_id] = call
         shared.calls_live += 1
         shared.calls_total += 1
-        if shared.calls_live > shared.calls_live_max:
-            self._end(call, end_stream, Status.RESOURCE_EXHAUSTED, "too many calls")
-        elif shared.shedding and type(call) is UnaryCall:
-            shared.shed_total += 1
-            self._end(call, end_stream, Status.RESOURCE_EXHAUSTED, _OVERLOADED)
-        elif deadline_s is not None and deadline_s <= now_s:
-            self._end(call, end_stream, Status.DEADLINE_EXCEEDED, _LATE)
-        elif type(call) is StreamCall:
+        if (
+            shared.calls_live > shared.calls_live_max
+            or shared.shedding
+            or (deadline_s is not None and deadline_s <= now_s)
+        ) and self._has_no_place(call, end_stream, now_s):
+            return
+        if type(call) is StreamCall:
             self._stream_calls.begin(call, end_stream=end_stream)
         elif end_stream:
             self._unary.feed(call, b"", end_stream=True)  # type: ignore[arg-type]
 
-    def _identify(
+    def _has_no_place(self, call: _Call, request_ended: bool, now_s: float) -> bool:
+        """End a call that is counted already, if there is no place for it; whether that is so."""
+        refusal = self._find_place(call, now_s)
+        if refusal is None:
+            return False
+        call.request_ended = request_ended
+        call.end(refusal.status, refusal.message)
+        return True
+
+    def _is_no_call(
         self,
         stream_id: int,
-        method: Route | None,
+        headers: Headers,
         fields: dict[bytes, bytes],
-        request_ended: bool,
+        end_stream: bool,
         now_s: float,
-    ) -> Hashable | None:
-        """Find out whose call it is; if it is nobody's, or not for them, refuse it.
+    ) -> bool:
+        """Have a request that is no gRPC call of this server dealt with; whether it is none."""
+        if fields.get(b"content-type", b"")[: len(_GRPC)].lower() != _GRPC:
+            self.other_requests(stream_id, headers, fields, end_stream, now_s)
+            return True
+        known = fields.get(b":path", b"") in self._shared.routes
+        refusal = _refusal(fields, known=known, is_http2=self._outbox.is_http2)
+        if refusal is None:
+            return False
+        self._outbox.refuse(stream_id, refusal, request_ended=end_stream)
+        return True
 
-        Returns the client, None if nobody has to be known, or `_REFUSED`.
+    def admit(self, call: _Call, now_s: float) -> Refusal | None:
+        """Count a call that another protocol has made; if not None, it has to be ended so."""
+        shared = self._shared
+        if call.deadline is not None:
+            shared.deadlines.add(call.deadline, call)
+        self._streams[call.stream_id] = call
+        shared.calls_live += 1
+        shared.calls_total += 1
+        return self._find_place(call, now_s)
+
+    def _find_place(self, call: _Call, now_s: float) -> Refusal | None:
+        """Why there is no place for a call that is counted already; None: there is one."""
+        shared = self._shared
+        if shared.calls_live > shared.calls_live_max:
+            return _TOO_MANY
+        if shared.shedding and isinstance(call, UnaryCall):
+            shared.shed_total += 1
+            return _OVERLOADED
+        if call.deadline is not None and call.deadline <= now_s:
+            return _LATE
+        return None
+
+    def identify(
+        self, method: Route | None, fields: dict[bytes, bytes], now_s: float
+    ) -> Hashable | Refusal | None:
+        """Find out whose call it is; if it is nobody's, or not for them, why it is refused.
+
+        Returns the client, None if nobody has to be known, or the refusal.
         """
         if type(method) is StreamMethod and method.is_open:
             return None
@@ -183,17 +242,14 @@ class Admission:
         client = authenticator.identify(fields, self.certificate_names)
         if client is None:
             self._shared.calls_unauthenticated += 1
-            refusal = _STRANGER
-        else:
-            if client is not self.client:
-                self._know(client)
-            denied = authenticator.admit(client, fields[b":path"], now_s)
-            if denied is None:
-                return client
-            refusal = denied
-            self._count_denied(client, refusal, now_s)
-        self._refuse(stream_id, fields[b":path"].decode("ascii"), refusal, request_ended)
-        return _REFUSED
+            return _STRANGER
+        if client is not self.client:
+            self._know(client)
+        denied = authenticator.admit(client, fields[b":path"], now_s)
+        if denied is None:
+            return client
+        self._count_denied(client, denied, now_s)
+        return denied
 
     def excess_line(self, now_s: float) -> ExcessLine | None:
         """Where the connection has to stand before it reads: in its client's line, if it owes."""
@@ -220,7 +276,7 @@ class Admission:
             shared.strangers.discard(self)
             if self._stream_calls.open_calls:
                 for call in self._streams.values():
-                    if type(call) is StreamCall and call.method.is_open:
+                    if isinstance(call, StreamCall) and call.method.is_open:
                         shared.open_calls_of_strangers.discard(call)
                         shared.open_calls_of_clients.add(call)
         self.client = client
@@ -235,36 +291,37 @@ class Admission:
             self.client = None
             shared.strangers.add(self)
         for call in list(self._streams.values()):
-            if isinstance(call, Discarded) or (type(call) is StreamCall and call.method.is_open):
+            if isinstance(call, Discarded) or (
+                isinstance(call, StreamCall) and call.method.is_open
+            ):
                 continue
             client = authenticator.identify(dict(call.headers), self.certificate_names)
             if client is None:
-                self._end(call, call.request_ended, Status.UNAUTHENTICATED, _REVOKED)
+                call.end(Status.UNAUTHENTICATED, _REVOKED)
             elif denial := authenticator.denial(client, call.path.encode("ascii", "replace")):
-                self._end(call, call.request_ended, Status.PERMISSION_DENIED, denial)
+                call.end(Status.PERMISSION_DENIED, denial)
 
     def close(self) -> None:
         """The connection is over."""
         self._shared.strangers.discard(self)
+        self.other_requests = _nobody  # it knows this object
 
-    def _make_stream(
-        self,
-        stream_id: int,
-        method: StreamMethod,
-        headers: Headers,
-        request_ended: bool,
-    ) -> StreamCall | None:
-        """A call of a grpclib service; None: it is refused."""
+    def open_refusal(self) -> Refusal | None:
+        """Why a call of an open method may not be made."""
+        if self._stream_calls.open_calls >= self._shared.limits.open_calls_connection_max:
+            return _TOO_MANY_OPEN
+        return None
+
+    def make_stream(
+        self, kind: type[_StreamCallT], stream_id: int, method: StreamMethod, headers: Headers
+    ) -> _StreamCallT:
+        """A call of a grpclib service that may be made."""
         shared, calls = self._shared, self._stream_calls
-        limits = shared.limits
-        if not method.is_open:
-            call = StreamCall(calls, stream_id, method, headers, limit=self._message_max)
-        elif calls.open_calls >= limits.open_calls_connection_max:
-            self._refuse(stream_id, method.path, _TOO_MANY_OPEN, request_ended)
-            return None
-        else:
-            limit = min(self._message_max, limits.open_message_bytes_max)
-            call = StreamCall(calls, stream_id, method, headers, limit=limit)
+        limit = self._message_max
+        if method.is_open:
+            limit = min(limit, shared.limits.open_message_bytes_max)
+        call = kind(calls, stream_id, method, headers, limit=limit)
+        if method.is_open:
             calls.open_calls += 1
             shared.calls_live_max += 1
             if self.client is None:
@@ -275,27 +332,31 @@ class Admission:
         calls.live += 1
         return call
 
-    def _refuse(self, stream_id: int, path: str, refusal: Refusal, request_ended: bool) -> None:
+    def _refuse(
+        self, stream_id: int, fields: dict[bytes, bytes], refusal: Refusal, request_ended: bool
+    ) -> None:
         """Refuse a call of a known method before there is anything of it."""
-        self._shared.calls_total += 1
-        for refused in self._shared.refused:
-            refused(path, refusal.status)
+        self.count_refused(fields[b":path"].decode("ascii"), refusal.status)
         headers = RESPONSE_HEADERS + refusal.fields
         self._outbox.refuse(stream_id, headers, request_ended=request_ended)
 
-    def _end(
-        self, call: UnaryCall | StreamCall, request_ended: bool, status: Status, message: str
-    ) -> None:
-        """End a call that was made."""
-        call.request_ended = request_ended
-        if isinstance(call, UnaryCall):
-            self._unary.end(call, status, message)
-        else:
-            call.end(status, message)
+    def count_refused(self, path: str, status: Status) -> None:
+        """A call of a known method is refused before there is anything of it."""
+        self._shared.calls_total += 1
+        for refused in self._shared.refused:
+            refused(path, status)
 
 
-def _refusal(fields: dict[bytes, bytes], *, known: bool) -> Fields | None:
+def _nobody(
+    stream_id: int, headers: Headers, fields: dict[bytes, bytes], end_stream: bool, now_s: float
+) -> None:
+    """The connection has no part for other requests, or is over."""
+
+
+def _refusal(fields: dict[bytes, bytes], *, known: bool, is_http2: bool) -> Fields | None:
     """Why a request is not a gRPC call of this server; None: it is, in a rarer spelling."""
+    if not is_http2:
+        return _http_error(b"505", Status.INTERNAL, "gRPC needs HTTP/2")
     if fields.get(b":method") != b"POST":
         return _http_error(b"405", Status.INTERNAL, "a gRPC call is a POST")
     content_type = fields.get(b"content-type", b"")

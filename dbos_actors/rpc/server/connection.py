@@ -1,10 +1,12 @@
-"""The server's side of gRPC on one HTTP/2 connection: bytes in, calls and bytes out.
+"""The server's side of one HTTP/2 connection: bytes in, calls and bytes out.
 
 `ServerConnection` gives each event of the HTTP/2 engine to the part that it concerns:
 
     admission      what becomes of a request when its headers come
     unary_calls    requests and answers of methods served by plain functions
     stream_calls   requests and answers of methods of grpclib services
+    web_requests   requests that are not gRPC: calls of the Connect protocol, and pages
+    connect_calls  requests and answers of Connect's unary calls
     flow_accounts  memory for requests that wait and for answers that are not sent
     outbox         the engine, the live streams, and the way to a flush
     shutdown       how the connection is ended
@@ -27,17 +29,21 @@ from grpclib.const import Status
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.admission import Admission
+from dbos_actors.rpc.server.connect_call import ConnectStreamCall, ConnectUnaryCall
+from dbos_actors.rpc.server.connect_calls import ConnectCalls
 from dbos_actors.rpc.server.excess import ExcessLine
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.keepalive import Keepalive
-from dbos_actors.rpc.server.outbox import Outbox
+from dbos_actors.rpc.server.outbox import Discarded, Outbox
 from dbos_actors.rpc.server.shared_state import Driver, SharedState
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.stream_calls import StreamCalls
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.server.unary_calls import unary_calls_of
+from dbos_actors.rpc.server.web_requests import WebRequests
+from dbos_actors.rpc.wire.engine import Engine
 from dbos_actors.rpc.wire.frame_order import FrameOrder
 from dbos_actors.rpc.wire.http2 import (
     HEADER_BYTES_MAX,
@@ -68,6 +74,7 @@ class ServerConnection:
 
     __slots__ = (
         "_admission",
+        "_connect_calls",
         "_engine",
         "_frame_order",
         "_keepalive",
@@ -93,16 +100,22 @@ class ServerConnection:
         peer: str,
         now_s: float,
         age_factor: float = 1.0,
+        is_loopback: bool = False,
+        engine: Engine | None = None,
+        keepalive: Keepalive | None = None,
     ) -> None:
-        """``age_factor``: by how much the age at which the connection is drained is multiplied."""
-        keepalive = Keepalive(shared.limits.keepalive, now_s, age_factor=age_factor)
-        outbox = Outbox(shared, driver, keepalive, peer=peer)
+        """``age_factor``: by how much the age at which the connection is drained is multiplied.
+        ``is_loopback``: whether the client came to an address that only this machine has.
+        ``engine`` and ``keepalive``: of another version of HTTP.
+        """
+        keepalive = keepalive or Keepalive(shared.limits.keepalive, now_s, age_factor=age_factor)
+        outbox = Outbox(shared, driver, keepalive, peer=peer, engine=engine)
         requests, responses = RequestAccount(outbox), ResponseAccount(shared)
         shutdown = Shutdown(outbox)
         inflation = Inflation(shared)
         self._outbox = outbox
         self._engine = outbox.engine
-        self._frame_order: FrameOrder | None = FrameOrder()
+        self._frame_order: FrameOrder | None = FrameOrder() if engine is None else None
         self._streams = outbox.streams
         self._requests = requests
         self._responses = responses
@@ -111,6 +124,23 @@ class ServerConnection:
         self._unary = unary_calls_of(shared, outbox, requests, responses, inflation, shutdown)
         self._stream_calls = StreamCalls(outbox, requests, responses, inflation, shutdown)
         self._admission = Admission(outbox, self._unary, self._stream_calls)
+        self._connect_calls = ConnectCalls(
+            outbox,
+            requests,
+            responses,
+            inflation,
+            shutdown,
+            unary=self._unary,
+            stream_calls=self._stream_calls,
+        )
+        self._admission.other_requests = WebRequests(
+            outbox,
+            self._admission,
+            self._connect_calls,
+            self._stream_calls,
+            responses,
+            is_loopback=is_loopback,
+        ).begin
         self._unsent_max = shared.limits.unsent_bytes_max
         self.closed = False
 
@@ -138,6 +168,11 @@ class ServerConnection:
     def streams(self) -> int:
         """How many streams the client has open."""
         return len(self._streams)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is to be read until what has come is used; HTTP/2 has windows."""
+        return False
 
     @property
     def is_stranger(self) -> bool:
@@ -214,6 +249,8 @@ class ServerConnection:
                         unary.feed(call, data, end_stream=event.end_stream)
                 elif type(call) is StreamCall:
                     self._stream_calls.feed(call, event.data, end_stream=event.end_stream)
+                elif isinstance(call, ConnectUnaryCall | ConnectStreamCall):
+                    self._connect_calls.feed(call, event.data, end_stream=event.end_stream)
                 else:
                     self._requests.acknowledge(stream_id, len(event.data))
             elif kind is RequestReceived:
@@ -227,6 +264,8 @@ class ServerConnection:
                     unary.feed(call, b"", end_stream=True)
                 elif type(call) is StreamCall:
                     self._stream_calls.feed(call, b"", end_stream=True)
+                elif isinstance(call, ConnectUnaryCall | ConnectStreamCall):
+                    self._connect_calls.feed(call, b"", end_stream=True)
             else:
                 self._handle_connection_event(event, now_s)
 
@@ -374,9 +413,7 @@ class ServerConnection:
     def end_calls(self, status: Status, message: str) -> None:
         """End every call that is not over."""
         for call in list(self._streams.values()):
-            if isinstance(call, UnaryCall):
-                self._unary.end(call, status, message)
-            elif isinstance(call, StreamCall):
+            if not isinstance(call, Discarded):
                 call.end(status, message)
 
     def queue_dismissal(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from dbos_actors.rpc.wire.http2 import Http2Connection
+from dbos_actors.rpc.wire.engine import Engine
 
 _CONNECTION: Final = 0
 """The stream id of the connection's own window."""
@@ -76,7 +76,7 @@ class Handovers:
 
     __slots__ = ("_engine", "_is_shut", "_stuck", "moving")
 
-    def __init__(self, engine: Http2Connection) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.moving = {}
         self._stuck: dict[int, Sender] = {}

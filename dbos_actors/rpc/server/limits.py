@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from dbos_actors.rpc.server.keepalive import KeepalivePolicy
 from dbos_actors.rpc.wire.framing import MESSAGE_BYTES_MAX
+from dbos_actors.rpc.wire.http1 import Http1Options
 from dbos_actors.rpc.wire.http2 import Http2Options
 
 _MIB = 1024 * 1024
@@ -92,5 +93,6 @@ class ServerLimits:
     """Responses of at least this size are gzipped for clients that accept it; None: never.
     Off by default: on a fast network it costs more time than it saves."""
 
+    http1: Http1Options = field(default_factory=Http1Options)
     http2: Http2Options = field(default_factory=Http2Options)
     keepalive: KeepalivePolicy = field(default_factory=KeepalivePolicy)

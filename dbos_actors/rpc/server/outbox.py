@@ -19,8 +19,12 @@ from dbos_actors.rpc.server.keepalive import Keepalive
 from dbos_actors.rpc.server.shared_state import Driver, SharedState
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryCall
+from dbos_actors.rpc.wire.engine import Engine
 from dbos_actors.rpc.wire.http2 import HEADER_BYTES_MAX, ErrorCode, Http2Connection, StreamError
 from dbos_actors.rpc.wire.status import Fields, fitting
+
+SHARED_RESPONSE_BYTES: Final = 16_384
+"""A response larger than one DATA frame is interleaved with others instead of going first."""
 
 
 class Discarded:
@@ -43,6 +47,7 @@ class Outbox:
         "has_reset",
         "header_bytes_max",
         "is_dirty",
+        "is_http2",
         "is_receiving",
         "keepalive",
         "peer",
@@ -73,14 +78,22 @@ class Outbox:
     """Whether it is among those to be flushed."""
 
     def __init__(
-        self, shared: SharedState, driver: Driver, keepalive: Keepalive, *, peer: str
+        self,
+        shared: SharedState,
+        driver: Driver,
+        keepalive: Keepalive,
+        *,
+        peer: str,
+        engine: Engine | None = None,
     ) -> None:
+        """``engine``: of another version of HTTP than HTTP/2."""
         self.shared = shared
         self.driver = driver
         self.keepalive = keepalive
         self.peer = peer
         self.peer_certificate: dict[str, Any] | None = None
-        self.engine = Http2Connection.server(shared.limits.http2)
+        self.is_http2 = engine is None
+        self.engine: Engine = engine or Http2Connection.server(shared.limits.http2)
         self._send_response = self.engine.send_response
         self.streams = {}
         self.resets = {}
@@ -107,6 +120,25 @@ class Outbox:
             return
         if not request_ended:
             self.discard(stream_id, has_body=False)
+        self.wants_flush()
+
+    def answer(
+        self, stream_id: int, head: Fields | None, body: bytes, *, request_ended: bool
+    ) -> None:
+        """Queue the whole answer of a stream, or, without ``head``, what is left of it."""
+        self.keepalive.responded = True
+        engine = self.engine
+        try:
+            if head is not None:
+                engine.send_response(stream_id, head, end_stream=not body)
+            if body:
+                engine.send_data(stream_id, body, end_stream=True)
+                if len(body) > SHARED_RESPONSE_BYTES:
+                    engine.share_fairly(stream_id)
+        except StreamError:
+            return
+        if not request_ended:
+            self.discard(stream_id, has_body=bool(body))
         self.wants_flush()
 
     def discard(self, stream_id: int, *, has_body: bool) -> None:

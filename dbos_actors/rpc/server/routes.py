@@ -44,6 +44,7 @@ def make_routes(
                 client_streaming=handler.cardinality.client_streaming,
                 server_streaming=handler.cardinality.server_streaming,
                 decode=handler.request_type.FromString,
+                request_type=handler.request_type,
                 reply_type=handler.reply_type,
                 is_open=is_open,
             )

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from dbos_actors.rpc.server.stream_call import StreamCall
-from dbos_actors.rpc.wire.http2 import Http2Connection
+from dbos_actors.rpc.wire.engine import Engine
 
 _CONNECTION: Final = 0
 """The stream id of the connection's own window."""
@@ -33,7 +33,7 @@ class Senders:
 
     __slots__ = ("_engine", "_queue_bytes_max", "_stuck", "for_queue", "for_room")
 
-    def __init__(self, engine: Http2Connection, *, queue_bytes_max: int) -> None:
+    def __init__(self, engine: Engine, *, queue_bytes_max: int) -> None:
         self._engine = engine
         self._queue_bytes_max = queue_bytes_max
         self.for_queue = {}

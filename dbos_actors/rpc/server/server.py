@@ -1,4 +1,4 @@
-"""The gRPC server: it accepts connections, and drives all of them until it is drained.
+"""The server of gRPC and Connect: it accepts connections, and drives them until it is drained.
 
 `Server.serve` runs one task for each listener, one for each connection, and five for all
 connections: one ends calls whose deadline has passed, one flushes answers that are given outside
@@ -33,6 +33,7 @@ from dbos_actors.rpc.server.routes import Servable
 from dbos_actors.rpc.server.shared_state import AnswerRound, SharedState
 from dbos_actors.rpc.server.socket_driver import READ_BYTES, SocketDriver
 from dbos_actors.rpc.server.unary import UnaryMethod
+from dbos_actors.rpc.server.web_options import WebOptions
 from dbos_actors.rpc.wire.deadlines import watch
 from dbos_actors.rpc.wire.peers import peer_name
 from dbos_actors.rpc.wire.status import StatusOf
@@ -68,6 +69,8 @@ class ServerStatistics:
     """Closed as they came, because every place was taken."""
     calls_live: int
     calls_total: int
+    calls_connect: int
+    """Those of the Connect protocol."""
     calls_open: int
     """Live calls that need no authentication."""
     calls_unauthenticated: int
@@ -80,6 +83,8 @@ class ServerStatistics:
     """Refused as they arrived, because those before them waited too long."""
     calls_gathered: bool
     """Whether connections are read at ticks now, so that more calls come in a read."""
+    web_refused: int
+    """Requests that were refused because of the host that they named, or of their origin."""
     mailbox_bytes: int
     """Unsent responses beyond each connection's own allowance."""
     held_bytes: int
@@ -88,7 +93,7 @@ class ServerStatistics:
 
 
 class Server:
-    """A gRPC server.
+    """A server of gRPC and of Connect, on the same listeners.
 
     ``unary`` maps full paths (``/dbos.DBOS/GetAgent``) to plain functions of a call; it
     wins over ``services``, grpclib's, whose handlers get a
@@ -97,6 +102,7 @@ class Server:
     need none (see `dbos_actors.rpc.server.strangers`).
     ``status_of`` gives the status of the errors that calls fail with. While ``overloaded``
     says so, and `ServerLimits.calls_busy` calls wait, unary calls are refused as they arrive.
+    ``web``: which hosts and origins may call by Connect, and what plain GET requests get.
     ``random`` spreads the ages at which connections are drained. ``cpu_s`` tells the CPU time
     that the thread of the server has used; by that it decides whether to gather calls before it
     reads them (`dbos_actors.rpc.server.gathering`). Nothing is opened before `serve`; a server
@@ -112,6 +118,7 @@ class Server:
         status_of: StatusOf,
         authenticator: Authenticator | None = None,
         overloaded: Callable[[], bool] = bool,
+        web: WebOptions | None = None,
         limits: ServerLimits | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
@@ -127,6 +134,7 @@ class Server:
             open_services=open_services,
             status_of=status_of,
             authenticator=authenticator,
+            web=web,
             limits=self._limits,
             interceptors=interceptors,
         )
@@ -214,12 +222,14 @@ class Server:
             connections_refused=self._refused_total,
             calls_live=shared.calls_live,
             calls_total=shared.calls_total,
+            calls_connect=shared.calls_connect,
             calls_open=len(shared.open_calls_of_strangers) + len(shared.open_calls_of_clients),
             calls_unauthenticated=shared.calls_unauthenticated,
             calls_denied=shared.calls_denied,
             calls_excess=shared.excess_total,
             calls_shed=shared.shed_total,
             calls_gathered=self._read_ticks.is_on,
+            web_refused=shared.web_refused,
             mailbox_bytes=self._limits.unsent_bytes_shared - shared.unsent_free,
             held_bytes=self._limits.held_bytes_shared - shared.held_free,
             deadlines=len(shared.deadlines),

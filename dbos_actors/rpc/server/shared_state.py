@@ -18,6 +18,7 @@ from grpclib.exceptions import GRPCError
 from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.authentication import Authenticator
+from dbos_actors.rpc.server.connect_methods import connect_methods
 from dbos_actors.rpc.server.excess import ExcessLines
 from dbos_actors.rpc.server.interceptors import Interceptor
 from dbos_actors.rpc.server.limits import ServerLimits
@@ -25,6 +26,7 @@ from dbos_actors.rpc.server.routes import Servable, make_routes
 from dbos_actors.rpc.server.strangers import OpenCalls, Strangers
 from dbos_actors.rpc.server.stream_call import StreamCall
 from dbos_actors.rpc.server.unary import UnaryMethod
+from dbos_actors.rpc.server.web_options import WebOptions
 from dbos_actors.rpc.wire.deadlines import Deadlines
 from dbos_actors.rpc.wire.status import INTERNAL_ERROR, Fields, StatusOf, details_fields
 
@@ -90,11 +92,13 @@ class SharedState:
 
     __slots__ = (
         "authenticator",
+        "calls_connect",
         "calls_denied",
         "calls_live",
         "calls_live_max",
         "calls_total",
         "calls_unauthenticated",
+        "connect_methods",
         "deadlines",
         "dirty",
         "excess",
@@ -114,6 +118,8 @@ class SharedState:
         "streams_live",
         "unsent_free",
         "wake",
+        "web",
+        "web_refused",
     )
 
     def __init__(
@@ -126,8 +132,11 @@ class SharedState:
         limits: ServerLimits,
         interceptors: Sequence[Interceptor] = (),
         authenticator: Authenticator | None = None,
+        web: WebOptions | None = None,
     ) -> None:
         self.routes = make_routes(unary, services, open_services, interceptors)
+        self.connect_methods = connect_methods(self.routes)
+        self.web = web or WebOptions()
         self.refused = [interceptor.refused for interceptor in interceptors]
         self.authenticator = authenticator
         self.status_of = status_of
@@ -137,6 +146,8 @@ class SharedState:
         self.calls_live_max = limits.calls_live_max
         """The limit of `calls_live`, raised by those calls that have bounds of their own."""
         self.calls_total = 0
+        self.calls_connect = 0
+        self.web_refused = 0
         self.calls_unauthenticated = 0
         self.calls_denied = 0
         self.excess = ExcessLines()

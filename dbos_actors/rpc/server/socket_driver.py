@@ -1,7 +1,8 @@
 """One connection of a server over a real socket.
 
-`SocketDriver` moves bytes between a socket and a `ServerConnection`, under TLS or not. It runs
-three kinds of tasks in nurseries of its own:
+`SocketDriver` moves bytes between a socket and a `ServerConnection`, under TLS or not. Which kind
+of connection it is, HTTP/2 or HTTP/1.1, is decided once the client has said something
+(`undecided`). It runs three kinds of tasks in nurseries of its own:
 - one that reads;
 - one that writes, and only while the socket accepts no more;
 - one for each handler of a grpclib service. They are started and ended in turns with those of other
@@ -19,7 +20,7 @@ import socket
 import ssl
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 from grpclib.const import Status
@@ -30,14 +31,16 @@ from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.server.connection import ServerConnection
 from dbos_actors.rpc.server.excess import ExcessLine
 from dbos_actors.rpc.server.handler_turns import HandlerTurns
+from dbos_actors.rpc.server.http1_connection import Http1ServerConnection
 from dbos_actors.rpc.server.read_ticks import ReadTicks
 from dbos_actors.rpc.server.read_turns import STRANGER_BYTES, TURN_BYTES, ReadTurns
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.stream import handle
 from dbos_actors.rpc.server.stream_call import StreamCall
-from dbos_actors.rpc.wire.peers import peer_name
+from dbos_actors.rpc.server.undecided import Undecided
+from dbos_actors.rpc.wire.peers import is_loopback, peer_name, watch_for_silence
 from dbos_actors.rpc.wire.socket_pump import SocketPump
-from dbos_actors.rpc.wire.tls import AlpnError, TlsFilter
+from dbos_actors.rpc.wire.tls import TlsFilter
 
 log = get_logger(__name__)
 
@@ -75,12 +78,12 @@ class SocketDriver(SocketPump):
     """Drives one `ServerConnection` over one socket."""
 
     __slots__ = (
+        "_age_factor",
         "_clock",
         "_handler_turns",
         "_handlers",
         "_has_read",
         "_is_heavy",
-        "_is_verified",
         "_lingers",
         "_read_buffer",
         "_read_ticks",
@@ -90,7 +93,7 @@ class SocketDriver(SocketPump):
 
     _write_bytes = 64 * 1024
 
-    _protocol: ServerConnection
+    _protocol: ServerConnection | Undecided
 
     _handlers: trio.Nursery | None
     """Runs the handlers; None before `run` and after `let_go`."""
@@ -119,10 +122,10 @@ class SocketDriver(SocketPump):
         # Whether the last read brought something, so that the next one may too.
         self._has_read = False
         self._is_heavy = False
-        self._is_verified = False
         self._tls = None if context is None else TlsFilter(context)
-        self._protocol = ServerConnection(
-            shared, self, peer=peer_name(sock), now_s=clock.monotonic_s(), age_factor=age_factor
+        self._age_factor = age_factor
+        self._protocol = Undecided(
+            shared, self, self._decided, peer=peer_name(sock), now_s=clock.monotonic_s()
         )
         self._lingers = True
 
@@ -138,8 +141,6 @@ class SocketDriver(SocketPump):
                 trio.open_nursery() as self._nursery,
             ):
                 try:
-                    if self._tls is None:
-                        self.flush()
                     with self._reading:
                         await self._read()
                     if self._protocol.closed and self._lingers:
@@ -173,12 +174,14 @@ class SocketDriver(SocketPump):
         self._protocol.lost()
 
     async def _read(self) -> None:
-        protocol, sock = self._protocol, self._sock
-        turns, ticks = self._read_turns, self._read_ticks
+        sock, turns, ticks = self._sock, self._read_turns, self._read_ticks
         unsent_max = self._shared.limits.unsent_bytes_max
         lines = self._shared.excess.lines
-        while not protocol.closed:
+        while not self._protocol.closed:
+            protocol = self._protocol
             while self._unsent is not None and protocol.unsent_bytes > unsent_max:
+                await self._wait_moved()
+            while protocol.is_full and not protocol.closed:
                 await self._wait_moved()
             if not (ticks.is_on and self._has_read):
                 await trio.lowlevel.wait_readable(sock)
@@ -251,10 +254,9 @@ class SocketDriver(SocketPump):
         protocol = self._protocol
         try:
             for plain in tls.open(data):
-                if not self._is_verified:  # before the calls that came with the handshake's end
-                    self._is_verified = True
-                    protocol.peer_certificate = tls.peer_certificate
-                protocol.receive(plain, now_s)
+                if isinstance(self._protocol, Undecided):
+                    self._protocol.decide(tls.is_http2, now_s)
+                self._protocol.receive(plain, now_s)
         except ssl.SSLError as error:
             log_limited(
                 log.info, "TLS failed", peer=protocol.peer, error=error.reason or str(error)
@@ -262,10 +264,35 @@ class SocketDriver(SocketPump):
             with suppress(OSError):
                 self._sock.send(tls.seal(b""))  # the alert; lost if the socket is full
             return False
-        except AlpnError:
-            log_limited(log.info, "TLS client without h2", peer=protocol.peer)
-            return False
         return True
+
+    def _decided(self, is_http2: bool, data: bytes, now_s: float) -> None:
+        """The client's version of HTTP is known, and so is its certificate."""
+        undecided, tls = self._protocol, self._tls
+        assert isinstance(undecided, Undecided)
+        kind: type[ServerConnection] = ServerConnection
+        options: dict[str, Any] = {}
+        if not is_http2:
+            kind = Http1ServerConnection
+            options["is_tls"] = tls is not None
+            watch_for_silence(self._sock)
+        protocol = kind(
+            self._shared,
+            self,
+            peer=undecided.peer,
+            now_s=undecided.opened_s,
+            age_factor=self._age_factor,
+            is_loopback=is_loopback(self._sock),
+            **options,
+        )
+        self._protocol = protocol
+        undecided.let_go(_NO_DRIVER)
+        if tls is not None:
+            protocol.peer_certificate = tls.peer_certificate
+        if data:
+            protocol.receive(data, now_s)
+        if undecided.is_draining:
+            self.announce_shutdown()
 
     async def _linger(self) -> None:
         """Let the last bytes (a GOAWAY) reach the client: closing over unread input loses them."""
@@ -323,4 +350,7 @@ class SocketDriver(SocketPump):
         self.flush()
 
     def _flushed(self, socket_bytes: int) -> bool:
-        return self._protocol.flushed(socket_bytes, self._clock.monotonic_s())
+        again = self._protocol.flushed(socket_bytes, self._clock.monotonic_s())
+        if self._moved is not None and not self._protocol.is_full:
+            self._moved.set()
+        return again

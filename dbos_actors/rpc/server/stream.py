@@ -121,6 +121,8 @@ class ServerStream(Generic[RequestT, ReplyT]):
     def _decode(self, body: bytes) -> RequestT:
         try:
             message: RequestT = self._call.method.decode(body)
+        except GRPCError:
+            raise
         except Exception as error:
             text = "the request message cannot be decoded"
             raise GRPCError(Status.INTERNAL, text) from error

@@ -55,6 +55,7 @@ class StreamMethod:
     client_streaming: bool
     server_streaming: bool
     decode: Callable[[bytes], Any]
+    request_type: type
     reply_type: type
     is_open: bool = False
     """Whether it needs no authentication; see `dbos_actors.rpc.server.strangers`."""
@@ -108,6 +109,15 @@ class StreamResponder(Protocol):
 
     def end_stream(self, call: StreamCall, status: Status, fields: Fields) -> None:
         """Queue the status of a call that is not over."""
+        ...
+
+    def end_with_body(
+        self, call: StreamCall, status: Status, head: Fields | None, body: bytes
+    ) -> None:
+        """Likewise, in a protocol that has the status in its body: what is left of the answer.
+
+        ``head``: the response headers, if they are not queued yet.
+        """
         ...
 
     def cancel_stream(self, call: StreamCall) -> None:
@@ -309,6 +319,10 @@ class StreamCall:
     def quota_delay_s(self, now_s: float) -> float:
         """How long to wait before more is taken or sent, for the client's quota; 0: not at all."""
         return self._responder.quota_delay_s(self, now_s)
+
+    def drop_request(self) -> int:
+        """Forget what has come of the request and was not taken; how many bytes that was."""
+        return self.reader.clear()
 
     # ------------------------------------------------------------- responses
 

@@ -19,11 +19,10 @@ from dbos_actors.rpc.server.containment import tell
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.handover import Handovers
 from dbos_actors.rpc.server.inflation import Inflation
-from dbos_actors.rpc.server.outbox import Outbox
+from dbos_actors.rpc.server.outbox import SHARED_RESPONSE_BYTES, Outbox
 from dbos_actors.rpc.server.senders import Senders
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.stream_call import StreamCall, framing_failure
-from dbos_actors.rpc.server.unary_calls import SHARED_RESPONSE_BYTES
 from dbos_actors.rpc.wire.framing import FramingError
 from dbos_actors.rpc.wire.http2 import ErrorCode, StreamError
 from dbos_actors.rpc.wire.status import RESPONSE_HEADERS, Fields, fitting
@@ -104,11 +103,12 @@ class StreamCalls:
             # More than its streams: handlers that outlive streams the client has reset.
             call.end(Status.RESOURCE_EXHAUSTED, "too many calls on this connection")
         elif call.method.client_streaming:
-            self._start(call)
+            self.start(call)
         elif end_stream:
             call.end(Status.UNIMPLEMENTED, "no request message")
 
-    def _start(self, call: StreamCall) -> None:
+    def start(self, call: StreamCall) -> None:
+        """Start the handler of a call whose request may be taken."""
         call.happened(CallEvent.START)
         self.handlers += 1
         self._outbox.driver.start(call)
@@ -140,7 +140,7 @@ class StreamCalls:
             elif announced == 0 or buffered < announced:
                 call.end(Status.INTERNAL, "truncated request message")
             else:
-                self._start(call)
+                self.start(call)
 
     def _make_room(self, call: StreamCall) -> None:
         """Ask for room for the next message of a request, if the window may end within it.
@@ -252,6 +252,25 @@ class StreamCalls:
                 outbox.discard(stream_id, has_body=True)
         outbox.wants_flush()
 
+    def end_with_body(
+        self, call: StreamCall, status: Status, head: Fields | None, body: bytes
+    ) -> None:
+        """Queue what is left of the answer of a call that is not over, and its end."""
+        if call.client is not None:
+            self._charge(call, 0, len(body))
+        responses = self._responses
+        unsent_bytes = responses.unsent_bytes + len(body)
+        if (
+            unsent_bytes > self._unsent_free
+            and status is Status.OK
+            and not responses.charge(unsent_bytes)
+        ):
+            call.end(Status.RESOURCE_EXHAUSTED, "too many unread responses")
+            return
+        responses.unsent_bytes = unsent_bytes
+        self._forget(call, status)
+        self._outbox.answer(call.stream_id, head, body, request_ended=call.request_ended)
+
     def cancel_stream(self, call: StreamCall) -> None:
         """Reset the stream of a call that is not over."""
         self._forget(call, None)
@@ -278,7 +297,7 @@ class StreamCalls:
         self._outbox.streams.pop(call.stream_id, None)
         self.senders.discard(call)
         self.handovers.discard(call)
-        self._requests.release(call, call.reader.clear())
+        self._requests.release(call, call.drop_request())
         shared = self._shared
         if call.method.is_open:
             shared.open_calls_of_strangers.discard(call)

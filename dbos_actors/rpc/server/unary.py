@@ -51,9 +51,15 @@ class UnaryMethod:
     """The serialised response that tells of an error, for methods whose responses have a
     place for some; None for an error that is to become a status."""
 
+    request_type: type | None = None
+    """The class of request messages; with it and ``reply_type``, Connect can call by JSON."""
+
+    reply_type: type | None = None
+    """The class of response messages."""
+
 
 class UnaryResponder(Protocol):
-    """What a unary call knows of its connection."""
+    """What a unary call knows of its connection; each has its own kind of calls."""
 
     @property
     def peer(self) -> str:
@@ -65,16 +71,20 @@ class UnaryResponder(Protocol):
         """The certificate by which the client has authenticated itself, with mutual TLS."""
         ...
 
-    def reply(self, call: UnaryCall, body: bytes) -> None:
+    def reply(self, call: Any, body: bytes) -> None:
         """Queue the response message of a call that is not answered."""
         ...
 
-    def fail(self, call: UnaryCall, error: Exception) -> None:
+    def fail(self, call: Any, error: Exception) -> None:
         """Queue the status of an error for a call that is not answered."""
         ...
 
-    def expire(self, call: UnaryCall) -> None:
+    def expire(self, call: Any) -> None:
         """Queue DEADLINE_EXCEEDED for a call that is not answered."""
+        ...
+
+    def end(self, call: Any, status: Status, message: str | None = None) -> None:
+        """Queue a status for a call that is not answered."""
         ...
 
 
@@ -230,6 +240,11 @@ class UnaryCall:
             self._responder.fail(self, error)
         else:
             self._responder.reply(self, body)
+
+    def end(self, status: Status, message: str | None = None) -> None:
+        """Answer with a status of the transport's own. No-op if answered."""
+        if not self.answered:
+            self._responder.end(self, status, message)
 
     def expire(self) -> None:
         """Answer DEADLINE_EXCEEDED. No-op if answered."""

@@ -24,7 +24,7 @@ from dbos_actors.rpc.server.authentication import Authenticator
 from dbos_actors.rpc.server.containment import PASSING, tell
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
-from dbos_actors.rpc.server.outbox import Outbox
+from dbos_actors.rpc.server.outbox import SHARED_RESPONSE_BYTES, Outbox
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.unary import GZIP_ALWAYS, UnaryCall
@@ -43,9 +43,6 @@ from dbos_actors.rpc.wire.status import (
 log = get_logger(__name__)
 
 _OK: Final = Status.OK  # looking a member up costs as much as a whole small function
-
-SHARED_RESPONSE_BYTES = 16_384
-"""A response larger than one DATA frame is interleaved with others instead of going first."""
 
 
 class UnaryCalls:

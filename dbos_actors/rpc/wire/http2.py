@@ -56,6 +56,7 @@ __all__ = [
     "SettingsReceived",
     "StreamClosed",
     "StreamError",
+    "StreamGoneError",
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
@@ -71,6 +72,9 @@ Http2Error = ngh2.NGH2Error
 
 StreamError = (ngh2.StreamProtocolError, ngh2.ConnectionStateError)
 """What a send raises when its stream, or the whole connection, is already gone."""
+
+StreamGoneError = ngh2.StreamUnavailableError
+"""One of these, for another engine to raise."""
 
 INCREMENTAL = ngh2.Priority(3, True)
 """Priority of a stream that shares the connection fairly (RFC 9218), unlike the default,

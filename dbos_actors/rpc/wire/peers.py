@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any, Final
 
 NAMES_MAX: Final = 64
@@ -66,3 +68,37 @@ def peer_name(sock: socket.socket) -> str:
     if sock.family == socket.AF_INET6:
         return f"ipv6:[{name[0]}]:{name[1]}"
     return "unix:"
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether the other end came to an address that only this machine has."""
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return False
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return False
+    return ip_address(name[0].partition("%")[0]).is_loopback
+
+
+_SILENCE_S: Final = 60
+_PROBES: Final = 3
+_PROBE_S: Final = 20
+
+
+def watch_for_silence(sock: socket.socket) -> None:
+    """Have TCP find out whether the other end is still there, once it has been silent for long.
+
+    For connections whose protocol has no ping of its own. A socket file needs none of it.
+    """
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    with suppress(OSError):  # the other end has gone: that is known soon
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", _SILENCE_S),
+            ("TCP_KEEPINTVL", _PROBE_S),
+            ("TCP_KEEPCNT", _PROBES),
+        ):
+            if hasattr(socket, name):  # not every system has them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

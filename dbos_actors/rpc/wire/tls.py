@@ -22,6 +22,7 @@ ContextProvider: TypeAlias = Callable[[], ssl.SSLContext]
 """Asked once per connection, so that a new certificate serves every new connection."""
 
 ALPN = "h2"
+ALPN_HTTP1 = "http/1.1"
 
 _READ_BYTES = 64 * 1024
 
@@ -33,7 +34,7 @@ class AlpnError(Exception):
 def server_context(
     certificate: Path, key: Path, *, client_authorities: Path | None = None
 ) -> ssl.SSLContext:
-    """A context for a server: TLS 1.2 or later, h2 only.
+    """A context for a server: TLS 1.2 or later, HTTP/2 and HTTP/1.1.
 
     With ``client_authorities`` (PEM), every client must have a certificate signed by one of
     them (mutual TLS). Raises OSError and ssl.SSLError for files that cannot be used.
@@ -43,7 +44,7 @@ def server_context(
     # RFC 9113, 9.2.2 forbids most TLS 1.2 suites: keep those with forward secrecy and AEAD.
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([ALPN, ALPN_HTTP1])
     context.load_cert_chain(certificate, key)
     if client_authorities is not None:
         context.load_verify_locations(client_authorities)
@@ -103,7 +104,7 @@ class TlsFilter:
         self._ready = False
 
     def open(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """Decrypt what came. Raises `AlpnError` once it is clear that h2 is not spoken."""
+        """Decrypt what came. A client's side raises `AlpnError` if the server speaks no h2."""
         self._incoming.write(data)
         if not self._ready and not self._handshake():
             return
@@ -121,7 +122,7 @@ class TlsFilter:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        if self._object.selected_alpn_protocol() != ALPN:
+        if not self._object.server_side and not self.is_http2:
             raise AlpnError
         self._ready = True
         return True
@@ -138,6 +139,11 @@ class TlsFilter:
             with suppress(ssl.SSLError):
                 self._object.unwrap()
         return self._outgoing.read()
+
+    @property
+    def is_http2(self) -> bool:
+        """Whether both sides have agreed on HTTP/2, once the handshake is complete."""
+        return self._object.selected_alpn_protocol() == ALPN
 
     @property
     def ready(self) -> bool:

@@ -180,6 +180,9 @@ async def test_the_oldest_idle_stranger_makes_place_for_a_new_connection(
         while server.statistics().calls_open == 0:
             await trio.testing.wait_all_tasks_blocked()
         idle = [await connect(address) for _ in range(2)]
+        for stranger in idle:
+            await stranger.flush()
+            assert await stranger.receive()
         while server.statistics().connections_strangers < 3:
             await trio.testing.wait_all_tasks_blocked()
         client = await connect(address)

@@ -269,6 +269,7 @@ async def test_a_drain_finishes_open_calls_and_refuses_connections(
 
         nursery.start_soon(serve_it)
         busy, idle = await connect(f"127.0.0.1:{port}"), await connect(f"127.0.0.1:{port}")
+        await idle.flush()
         stream = busy.raw.request(b"x")
         await busy.flush()
         while not calls:

@@ -121,7 +121,7 @@ async def test_a_new_certificate_serves_new_connections_and_a_bad_one_is_not_use
     assert events[:2] == ["certificate not reloaded", "certificate reloaded"]
 
 
-async def test_a_client_that_does_not_speak_h2_or_tls_is_closed(
+async def test_a_client_that_does_not_speak_tls_is_closed(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
     certificate, key = make_certificate(tmp_path, "server")
@@ -133,14 +133,26 @@ async def test_a_client_that_does_not_speak_h2_or_tls_is_closed(
         while await plain.receive_some():
             pass
     await plain.aclose()
+
+
+@pytest.mark.parametrize("protocols", [["http/1.1"], []])
+async def test_a_client_that_does_not_choose_h2_speaks_http1(
+    start: Callable[..., Any], tmp_path: Path, protocols: list[str]
+) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    address = await start(lambda: server_context(certificate, key))
+    host, _, port = address.rpartition(":")
     context = ssl.create_default_context(cafile=str(certificate))
-    context.set_alpn_protocols(["http/1.1"])
-    stream = trio.SSLStream(
-        await trio.open_tcp_stream(host, int(port)), context, server_hostname="127.0.0.1"
-    )
-    with trio.fail_after(5), suppress(trio.BrokenResourceError):
-        await stream.do_handshake()
-        assert await stream.receive_some() == b""
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    tcp = await trio.open_tcp_stream(host, int(port))
+    stream = trio.SSLStream(tcp, context, server_hostname="127.0.0.1", https_compatible=True)
+    received = b""
+    with trio.fail_after(5):
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        while data := await stream.receive_some():
+            received += data
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
     await trio.aclose_forcefully(stream)
 
 
