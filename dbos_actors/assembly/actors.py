@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from dbos_actors.actors.agents.actor import AgentActor
 from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.commands import AgentCommands
 from dbos_actors.actors.agents.context import AgentContext, AgentStatistics
 from dbos_actors.actors.agents.deletion import Deletions
 from dbos_actors.actors.agents.kept import KeptLimits
@@ -144,6 +145,7 @@ def _agents(
     deletions: Deletions,
 ) -> Supervisor:
     context = AgentContext(
+        commands=AgentCommands(store.keys),
         store=store,
         clock=clock,
         server_id=settings.server_id,

@@ -35,6 +35,20 @@ class Vitals(NamedTuple):
     alive: bool
 
 
+class Numbers(NamedTuple):
+    """Of an agent's record, what a heartbeat merges with what is reported."""
+
+    first_seen: int
+    last_seen: int
+    total_heartbeats: int
+    alive: bool
+
+
+def numbers_of(record: Agent) -> Numbers:
+    """These of a record."""
+    return Numbers(record.first_seen, record.last_seen, record.total_heartbeats, record.alive)
+
+
 class AgentUpdate(NamedTuple):
     """What became of an agent's record."""
 
@@ -43,14 +57,14 @@ class AgentUpdate(NamedTuple):
     """To be logged in the same commit."""
 
 
-def heartbeat(current: Agent | None, reported: Agent, *, now_s: int) -> AgentUpdate:
+def heartbeat(current: Numbers | None, reported: Agent, *, now_s: int) -> AgentUpdate:
     """The record after ``reported`` has arrived; ``current`` is None for a new agent.
 
-    Neither argument is changed. Raises `InvalidFieldError` if ``last_seen`` is more than a day
-    ahead of ``now_s``.
+    Completes ``reported`` itself, which becomes the record: to copy its configuration would take
+    a tenth of the call. Raises `InvalidFieldError` if ``last_seen`` is more than a day ahead of
+    ``now_s``; it is unchanged then.
     """
-    record = Agent()
-    record.CopyFrom(reported)
+    record = reported
     first_seen = record.first_seen
     if record.last_seen <= 0:
         record.last_seen = now_s

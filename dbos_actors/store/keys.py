@@ -36,6 +36,7 @@ it is needed: an agent keeps its escaped id, not a dozen keys.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 LAYOUT_VERSION: Final = 3
@@ -47,13 +48,13 @@ Version 2: the tasks' journal and snapshot may hold lease requests by their keys
 Version 3: their rows may have the status cancelled."""
 
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D", ":": "%3A"})
+_find_special = re.compile("[%{}:]").search
 
 
 def escaped(identifier: str) -> str:
     """``identifier`` as it stands inside a key."""
-    if identifier.isalnum():
-        return identifier
-    return identifier.translate(_ESCAPES)
+    # To look costs 0.2 us and to translate 2; nearly no id has any of them.
+    return identifier if _find_special(identifier) is None else identifier.translate(_ESCAPES)
 
 
 class Keys:

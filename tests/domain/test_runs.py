@@ -6,12 +6,12 @@ import json
 from typing import Any, Literal
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dbos_actors.api.messages import ModuleState
-from dbos_actors.domain import runs
+from dbos_actors.domain import events, runs
 from dbos_actors.domain.runs import STATES, TERMINAL_STATES, TRANSITIONS, Report, Step
 from dbos_actors.errors import (
     InvalidFieldError,
@@ -452,3 +452,39 @@ class RunMachine(RuleBasedStateMachine):
 
 TestRunMachine = RunMachine.TestCase
 TestRunMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+@given(
+    texts=st.tuples(st.text(), st.text(), st.text(), st.text(max_size=300)),
+    was=st.sampled_from([None, "created", "running"]),
+    inferred_from=st.sampled_from(["", "running"]),
+)
+def test_the_event_of_a_transition_is_the_json_that_is_kept(
+    texts: tuple[str, str, str, str], was: str | None, inferred_from: str
+) -> None:
+    agent_id, request_id, module_name, error_message = texts
+    record = ModuleState(
+        agent_id=agent_id,
+        request_id=request_id,
+        module_name=module_name,
+        error_message=error_message,
+        state="failed",
+        version=7,
+        inferred_from=inferred_from,
+    )
+    metadata = {
+        "agent_id": agent_id,
+        "request_id": request_id,
+        "module_name": module_name,
+        "state": "failed",
+        "previous_state": was or "",
+        "version": "7",
+    }
+    if error_message:
+        metadata["error_message"] = error_message[:256]
+    if inferred_from:
+        metadata["inferred_from"] = inferred_from
+    message = f"run {request_id} of agent {agent_id} ({module_name}): {was or 'new'} -> failed"
+    assert runs._event(record, was, 1_700_000_000) == events.event(
+        "run.failed", message, metadata, 1_700_000_000
+    )

@@ -89,6 +89,7 @@ class AgentActor:
         "_is_deleting",
         "_kept",
         "_known",
+        "_last_numbers",
         "_name",
         "_record",
         "_result_heads",
@@ -105,6 +106,8 @@ class AgentActor:
         self._record: bytes | None = None
         # The same as a heartbeat has written it; None if something else wrote it last.
         self._beaten: BeatenRecord | None = None
+        # The record that the last RegisterAgent made, and what the next one needs of it.
+        self._last_numbers: tuple[bytes, agents.Numbers] | None = None
         # How the two commands that store a result begin.
         self._result_heads: tuple[bytes, bytes] | None = None
         # Whether the store has the agent among those that have anything stored.
@@ -121,15 +124,9 @@ class AgentActor:
     # ------------------------------------------------------- the actor's state
 
     async def load(self) -> None:
-        store = self._context.store
-        keys = store.keys
-        states = keys.states + self._name
+        store, commands = self._context.store, self._context.commands
         record, known, deleting, count, unfinished = await store.read(
-            pack("HGET", keys.agents, self._agent_id),
-            pack("SISMEMBER", keys.agents_known, self._agent_id),
-            pack("SISMEMBER", keys.agents_deleting, self._agent_id),
-            pack("HLEN", states),
-            pack("SMEMBERS", keys.unfinished + self._name),
+            *commands.load(self._agent_id, self._name.encode())
         )
         self._record = record
         self._known = bool(known)
@@ -140,6 +137,7 @@ class AgentActor:
             return
         if unfinished and len(unfinished) <= _RUNS_LOADED_AT_ONCE:
             parts = [RUN + request_id.decode() for request_id in unfinished]
+            states = store.keys.states + self._name
             (values,) = await store.read(pack("HMGET", states, *parts))
             self._runs = {
                 part: value for part, value in zip(parts, values, strict=True) if value is not None
@@ -218,18 +216,26 @@ class AgentActor:
 
     def register(self, request: RegisterAgentRequest) -> Turn:
         context = self._context
-        current = None if self._record is None else Agent.FromString(self._record)
+        current = self._numbers()
         update = agents.heartbeat(current, request.agent, now_s=context.now_s())
         record = update.record.SerializeToString()
-        keys = context.store.keys
-        commands = [pack("HSET", keys.agents, self._agent_id, record)]
+        commands = [context.commands.keep_agent.of_two(b"", self._agent_id.encode(), record)]
         if current is None:
-            commands.append(pack("ZADD", keys.agents_index, 0, self._agent_id))
+            commands.append(pack("ZADD", context.store.keys.agents_index, 0, self._agent_id))
         if update.event is not None:
             commands.append(context.log_event(update.event))
         is_new = current is None or current.alive is not update.record.alive
         then = self._presence_changed if is_new else None
+        # Of no effect unless the turn makes this the record: `_numbers` compares.
+        self._last_numbers = record, agents.numbers_of(update.record)
         return Turn(REGISTERED, commands=commands, changes=((_RECORD, record),), then=then)
+
+    def _numbers(self) -> agents.Numbers | None:
+        """What a heartbeat needs of the record; decoded only if this actor did not write it."""
+        record, last = self._record, self._last_numbers
+        if last is not None and last[0] is record:
+            return last[1]
+        return None if record is None else agents.numbers_of(Agent.FromString(record))
 
     def heartbeat(self, request: HeartbeatRequest) -> Turn:
         record = self._record
@@ -240,7 +246,7 @@ class AgentActor:
         if update is None:
             return Turn(BEATEN)
         after, event = update
-        commands = [pack("HSET", context.store.keys.agents, self._agent_id, after.record)]
+        commands = [context.commands.keep_agent.of_two(b"", self._agent_id.encode(), after.record)]
         if event is None:
             return Turn(BEATEN, commands=commands, changes=((_BEATEN, after),))
         commands.append(context.log_event(event))
@@ -287,33 +293,30 @@ class AgentActor:
         That is its record, whether it is finished, and what is reserved of `ChangeClock`.
         """
         context = self._context
-        keys = context.store.keys
-        name = self._name
+        known = context.commands
+        name = self._name.encode()
         record = report.record
         data = record.SerializeToString()
         module = record.module_name
         place_us = context.changes.next_us()
         score = score_of(place_us)
         mark_us = context.changes.mark_us(place_us)
-        commands = [
-            pack("HSET", keys.states + name, part, data),
-            pack("ZADD", keys.states_at + name, score, part),
-            pack("ZADD", f"{keys.states_of}{name}:{escaped(module)}", score, part),
-        ]
+        commands = known.place_state(name, part.encode(), data, module_name=module, score=score)
         if mark_us:
             commands.append(context.changes.marked(mark_us))
         if is_new:
-            commands.append(pack("SADD", keys.modules + name, module))
+            commands.append(known.enter_module.of(name, module.encode()))
         if report.event is not None:
             commands.append(context.log_event(report.event))
         if part[0] == MODULE:
             return commands, (part, (data, True, mark_us))
         request_id = record.request_id
-        commands.append(pack("ZADD", keys.request + escaped(request_id), score, self._agent_id))
+        request_key = escaped(request_id).encode()
+        commands.append(known.enter_request.of_two(request_key, score, self._agent_id.encode()))
         if report.began:
-            commands.append(pack("SADD", keys.unfinished + name, request_id))
+            commands.append(known.enter_unfinished.of(name, request_id.encode()))
         elif report.finished and not is_new:
-            commands.append(pack("SREM", keys.unfinished + name, request_id))
+            commands.append(known.leave_unfinished.of(name, request_id.encode()))
         return commands, (part, (data, runs.is_finished(record), mark_us))
 
     def _states_changed(self, turn: Turn, replies: Sequence[object] | None) -> Any:  # noqa: ARG002

@@ -68,6 +68,6 @@ class ChangeClock:
         self._reserved_us = 0
 
 
-def score_of(place_us: int) -> str:
+def score_of(place_us: int) -> bytes:
     """The score of an index: milliseconds, with three decimals."""
-    return f"{place_us // 1000}.{place_us % 1000:03d}"
+    return b"%d.%03d" % divmod(place_us, 1000)

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from dbos_actors.actors.agents.caches import RunCache, RunDirectory
 from dbos_actors.actors.agents.change_clock import ChangeClock
+from dbos_actors.actors.agents.commands import AgentCommands
 from dbos_actors.actors.agents.kept import KeptLimits
 from dbos_actors.actors.agents.known_agents import KnownAgents
 from dbos_actors.actors.event_log import EventLog
@@ -60,6 +61,7 @@ class AgentContext:
     directory: RunDirectory
     known: KnownAgents
     log: EventLog
+    commands: AgentCommands
     limits: KeptLimits = field(default_factory=KeptLimits)
     """What one agent may have stored."""
 
