@@ -24,6 +24,7 @@ from grpclib.const import Status
 
 from dbos_actors.backoff import Backoff
 from dbos_actors.clock import Clock
+from dbos_actors.log_limits import log_limited
 from dbos_actors.loggers import get_logger
 from dbos_actors.rpc.client.call import ClientCall
 from dbos_actors.rpc.client.connection import ClientConnection
@@ -202,7 +203,7 @@ class Connections:
         name = self._target.name
         self._retry_s = began_s + self._backoff.next_s()
         self._failure = f"cannot connect to {name}: {failure}"
-        log.info("cannot connect", server=name, error=failure)
+        log_limited(log.info, "cannot connect", server=name, error=failure)
         for call in list(self._waiting):
             if not call.wait_for_ready:
                 call.finish(Status.UNAVAILABLE, self._failure)
@@ -210,6 +211,8 @@ class Connections:
     async def _try_to_connect(self) -> str | None:
         """Why there is no connection now; None if there is one."""
         assert self.nursery is not None
+        if len(self._all) >= self._options.connections_max:
+            return f"{len(self._all)} connections wait for their last calls"
         try:
             with trio.fail_after(self._options.connect_s_max):
                 await self.nursery.start(self._run_connection)
@@ -281,7 +284,9 @@ class Connections:
         if connection.protocol.too_many_pings and self._keepalive_s < inf:
             connection.protocol.too_many_pings = False
             self._keepalive_s *= 2
-            log.warning("the server complains about pings", keepalive_s=self._keepalive_s)
+            log_limited(
+                log.warning, "the server complains about pings", keepalive_s=self._keepalive_s
+            )
         if connection is self._current:
             self._start_waiting()
 

@@ -30,6 +30,12 @@ class ChannelOptions:
     backoff: BackoffPolicy = field(default_factory=BackoffPolicy)
     """Pauses between attempts to connect, from the beginning of one to that of the next."""
 
+    connections_max: int = 100
+    """Connections that the channel has at once: the current one, and those whose server has said
+    that it is going away while calls go on there. No further one is made, as if the server could
+    not be reached. A server that sends its clients away every minute, while calls last an hour,
+    needs 60."""
+
     keepalive_s: float = inf
     """The server is pinged when nothing has come from it for so long while there are calls. Most
     servers tolerate a ping every five minutes and close the connection of a client that sends

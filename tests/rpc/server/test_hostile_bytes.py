@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -17,25 +16,22 @@ from dbos_actors.rpc.server.server import Server
 from dbos_actors.rpc.server.unary import UnaryCall
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import Http2Error, Http2Options
+from tests.support.http2_frames import (
+    CONTINUATION,
+    DATA,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    WINDOW_UPDATE,
+    http2_frame,
+)
 
 MakePipe = Callable[..., Any]
 MakeServer = Callable[..., Server]
 Serve = Callable[[Server], AbstractAsyncContextManager[str]]
 Connect = Callable[..., Any]
 EchoHandler = Callable[[UnaryCall], None]
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
-    *(0, 1, 3, 4, 6, 7, 8, 9),
-)
-
-
-def http2_frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:]
-        + bytes([kind, flags])
-        + (struct.pack(">I", stream_id) + payload)
-    )
 
 
 def real_traffic(make_client: Callable[..., Any]) -> bytes:

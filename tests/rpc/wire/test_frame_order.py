@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 
 import pytest
 
@@ -11,15 +10,18 @@ from dbos_actors.rpc.wire.frame_order import FRAMES_CHECKED, FrameOrder, OrderVi
 from dbos_actors.rpc.wire.framing import frame
 from dbos_actors.rpc.wire.http2 import ErrorCode
 from tests.rpc.conftest import Pipe, RawClient, echo
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 8
-END_STREAM, END_HEADERS = 1, 4
-
-
-def http2_frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    head = struct.pack(">IBI", len(payload) << 8 | kind, flags, stream_id)
-    return head + payload
+from tests.support.http2_frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    http2_frame,
+)
 
 
 def opened(stream_id: int, *, end: bool = False) -> bytes:
