@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from dbos_actors.actors.agents.change_clock import is_mark
 from dbos_actors.maintenance import records
 from dbos_actors.maintenance.agents import AgentInspection
 from dbos_actors.maintenance.findings import Finding, Report
@@ -61,6 +62,8 @@ class Inspection:
                     await self._events(key)
                 elif name.kind == "to-check":
                     await self._marks(key)
+                elif name.kind == "changes":
+                    await self._changes(key)
                 else:
                     await agents.inspect(key, name)
         await self.tasks.inspect()
@@ -84,6 +87,14 @@ class Inspection:
                             key=key, item=entry_id, problem=str(error), drops=True, remedy=remedy
                         )
                     )
+
+    async def _changes(self, key: bytes) -> None:
+        """The moment above all times of change: without it, the wall clock alone orders changes."""
+        (value,) = await self._reader.read(pack("GET", key))
+        if value is not None and not is_mark(value):
+            problem = "is no time in milliseconds"
+            remedy = (pack("UNLINK", key),)
+            await self._report(Finding(key=key, problem=problem, drops=True, remedy=remedy))
 
     async def _marks(self, key: bytes) -> None:
         """What a server noted: the keys that refused a command inside a commit."""

@@ -14,6 +14,7 @@ _ONE_OF_A_KIND: Final = {
     "agents:index": b"zset",
     "agents:known": b"set",
     "agents:deleting": b"set",
+    "changes": b"string",
     "tasks": b"hash",
     "tasks:journal": b"stream",
     "tasks:snapshot": b"hash",

@@ -1,9 +1,9 @@
 """Keys that refuse commands inside a commit: finding them, and listing them for ``check``.
 
 Redis executes the rest of a transaction when a command in it fails, and does not roll back. A
-command of ours only fails when its key holds something else than it should: another program, or
-a person, has written to it. The replies say so. When they were lost with the connection, the
-types of the keys do.
+command of the server fails only if its key holds something else than it should, because another
+program or a person has written to it. The replies show that. If they were lost with the connection,
+the types of the keys show it.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import trio
 
 from dbos_actors.maintenance.check import Tally, check
 from dbos_actors.maintenance.findings import Finding
+from dbos_actors.maintenance.names import parsed
 from dbos_actors.maintenance.repair import DeclinedError, _Repair, repair
 from dbos_actors.store import Keys, connector_for
 from tests.layouts.fixture import DIRECTORY, Fixture, dumped
@@ -148,7 +149,7 @@ def wrong_state(redis: Redis) -> None:
 
 def all_damages() -> dict[str, Damage]:
     damages: dict[str, Damage] = {}
-    heads = ("layout", "commit")
+    heads = ("layout", "commit", "changes")
     for name in (*OF_PROBE, *INDEXES, *RECORDS_OF_TASKS, "agents:deleting", "events", *heads):
         damages[f"{name} of a wrong type"] = wrong_type(name)
     for name in INDEXES:
@@ -181,6 +182,7 @@ def all_damages() -> dict[str, Damage]:
     damages["an event without its field"] = lambda redis: redis.xadd(KEYS.events, {b"f": b"{}"})
     damages["a mark"] = lambda redis: redis.hset(key("to-check"), key("agents"), "{}")
     damages["a commit key of garbage"] = lambda redis: redis.set(KEYS.commit, "garbage")
+    damages["a time of changes of garbage"] = lambda redis: redis.set(KEYS.changes, "garbage")
     damages["a layout of garbage"] = lambda redis: redis.set(KEYS.layout, "garbage")
     damages["an owner for ever"] = lambda redis: redis.set(KEYS.owner, "garbage")
     damages["an owner of a wrong type"] = lambda redis: redis.sadd(KEYS.owner, "garbage")
@@ -262,6 +264,7 @@ async def test_a_store_without_damage_is_clean_and_not_touched(
         before = contents(redis)
         assert await checked(stored) == []
         assert contents(redis) == before
+        assert [name for name in redis.scan_iter() if parsed(name, KEYS) is None] == []
 
 
 @pytest.mark.parametrize("name", DAMAGES)

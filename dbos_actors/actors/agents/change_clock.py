@@ -18,10 +18,14 @@ from __future__ import annotations
 from typing import Final
 
 from dbos_actors.clock import Clock
+from dbos_actors.errors import UnusableStoreError
 from dbos_actors.store import Store, pack
 
 _RESERVED_US: Final = 10_000_000
 """Reserved at once: a command every ten seconds, and a new server's scores begin that much late."""
+
+_MARK_DIGITS_MAX: Final = 15
+"""The year 33658; a double has scores of so many digits in full."""
 
 STEP_BACK_US_MAX: Final = 86_400_000_000
 """A day. Steps back that are larger are followed."""
@@ -37,10 +41,25 @@ class ChangeClock:
         self._reserved_us = 0
 
     async def load(self) -> None:
-        """Begin above what earlier servers have given. Raises `UnavailableError`."""
-        (mark,) = await self._store.read(pack("GET", self._store.keys.changes))
-        if mark is not None:
-            self._last_us = max(self._last_us, int(mark) * 1000)
+        """Begin above what earlier servers have given.
+
+        Raises:
+            UnavailableError: Redis is away.
+            UnusableStoreError: somebody else has written to the key.
+        """
+        key = self._store.keys.changes
+        (kind,) = await self._store.read(pack("TYPE", key))
+        if kind == b"none":
+            return
+        mark = b""
+        if kind == b"string":
+            (mark,) = await self._store.read(pack("GET", key))
+        if not is_mark(mark):
+            raise UnusableStoreError(
+                f"the store cannot be used: {key} is no time in milliseconds. Another program, or "
+                "a person, has written to it. Run 'dbos-actors repair', then start again"
+            )
+        self._last_us = max(self._last_us, int(mark) * 1000)
 
     def next_us(self) -> int:
         """The place of a change that is about to be submitted."""
@@ -66,6 +85,11 @@ class ChangeClock:
     def lost(self) -> None:
         """The store is not where it was: nothing counts as reserved."""
         self._reserved_us = 0
+
+
+def is_mark(value: bytes) -> bool:
+    """Whether this is what the key ``changes`` may hold: milliseconds since the epoch."""
+    return value.isdigit() and len(value) <= _MARK_DIGITS_MAX
 
 
 def score_of(place_us: int) -> bytes:
