@@ -100,9 +100,9 @@ class Settings(QuotaSettings):
         "",
         unit="host names",
         used_by="rpc",
-        text="Comma-separated names that web requests may use for a server which they reach on "
-        "loopback, besides `localhost` and IP addresses: such as the name that a proxy on this "
-        "machine passes on. `*` allows any, also one that a hostile page has made to point here.",
+        text="Comma-separated host names that web requests to a loopback address may carry, "
+        "besides `localhost` and IP addresses: for example the name that a proxy on this machine "
+        "passes on. `*` allows every name, also one that a hostile page has made to point here.",
     )
     web_origins: Annotated[str, AfterValidator(checked_origins)] = setting(
         "DBOS_WEB_ORIGINS",

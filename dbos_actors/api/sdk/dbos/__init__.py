@@ -339,8 +339,8 @@ class ListAgentsRequest(betterproto.Message):
 
     id_prefix: str = betterproto.string_field(23)
     """
-    Only agents whose id begins so. Empty means all. A filter must be the same for
-    all pages, and does not go with `include_unregistered`.
+    Only agents whose id begins with this. Empty means all. The filters must be the
+    same for all pages, and are refused together with `include_unregistered`.
     """
 
     liveness: str = betterproto.string_field(24)
@@ -1274,8 +1274,8 @@ class WatchRequest(betterproto.Message):
 
     cursor: str = betterproto.string_field(1)
     """
-    Events behind this one: a `cursor` of an event or a response. Empty means from
-    now on, "0" all that are kept.
+    Sends the events after this one: the `cursor` of an event or of a response. Empty
+    means events from now on; "0" means all events that are kept.
     """
 
     agent_id: str = betterproto.string_field(2)
@@ -1327,7 +1327,9 @@ class WatchResponse(betterproto.Message):
     """In order. Empty if the response tells only how far the log has come."""
 
     cursor: str = betterproto.string_field(2)
-    """All that is wanted up to there has been sent: where to go on."""
+    """
+    All wanted events up to this place have been sent. The next watch may begin here.
+    """
 
     fell_behind: bool = betterproto.bool_field(3)
     """
@@ -1991,7 +1993,7 @@ class DbosStub(betterproto.ServiceStub):
         cursor it got misses nothing and gets nothing twice.
 
         A client that reads too slowly is told so (`fell_behind`) and sent what it has
-        missed. If the log no longer has what is behind the cursor, the stream ends with
+        missed. If the log no longer has all events after the cursor, the stream ends with
         OUT_OF_RANGE, which names the oldest cursor there is. It ends with UNAVAILABLE
         when the server drains or Redis is away, and names the cursor to go on from.
 
@@ -2350,7 +2352,7 @@ class DbosBase(ServiceBase):
         cursor it got misses nothing and gets nothing twice.
 
         A client that reads too slowly is told so (`fell_behind`) and sent what it has
-        missed. If the log no longer has what is behind the cursor, the stream ends with
+        missed. If the log no longer has all events after the cursor, the stream ends with
         OUT_OF_RANGE, which names the oldest cursor there is. It ends with UNAVAILABLE
         when the server drains or Redis is away, and names the cursor to go on from.
 
