@@ -7,7 +7,8 @@ from typing import Final
 
 from bench.recorded_writes import ACKNOWLEDGED, Load, Write
 from tests.simulation.clients import Universe
-from tests.simulation.evidence import early_deliveries, violations
+from tests.simulation.deliveries import early_deliveries
+from tests.simulation.evidence import violations
 from tests.simulation.history import History
 from tests.simulation.linearizability import Rollback
 from tests.simulation.plan import Plan

@@ -81,7 +81,11 @@ class Client:
         random = self._random
         for _ in range(self._plan.operations):
             method, request = self._next()
-            await self.call(method, request, retries=random.choice([0, 1, RETRIES]))
+            retries = random.choice([0, 1, RETRIES])
+            await self.call(method, request, retries=retries)
+            if request.get("request_key") and random.random() < 0.4:
+                # As if the answer had been lost on the way.
+                await self.call(method, request, retries=retries)
             if self._plan.think_s:
                 await trio.sleep(random.expovariate(1 / self._plan.think_s))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any, Final
 
 from tests.simulation.clients import Universe
@@ -76,37 +75,6 @@ def violations(
     return found
 
 
-def early_deliveries(history: History) -> list[str]:
-    """Tasks handed to a second worker although the first one's lease still ran."""
-    granted: dict[str, list[tuple[Operation, str]]] = defaultdict(list)
-    touched: dict[str, list[Operation]] = defaultdict(list)
-    for operation in history.operations:
-        if operation.method == "LeaseTasks" and operation.ending is Ending.ANSWERED:
-            for task in operation.answer.tasks:
-                granted[task.id].append((operation, task.lease_token))
-        elif operation.method in ("AckTask", "NackTask", "CancelTask", "RequeueTask"):
-            touched[operation.request["task_id"]].append(operation)
-        elif operation.method == "ScheduleTask":
-            touched[operation.request["task"]["id"]].append(operation)
-        elif operation.method == "DeleteAgent":
-            for task_id in granted:
-                touched[task_id].append(operation)
-    return [
-        f"{task_id} was delivered again before its lease ended:\n    {one}\n    {two}"
-        for task_id, operations in granted.items()
-        for (one, token), (two, other_token) in pairwise(operations)
-        if token != other_token
-        and one.end is not None
-        and one.end < two.start
-        and two.end_s < one.start_s + one.request["lease_seconds"]
-        and not any(
-            each.start < (two.end or 0) and (each.ending is Ending.UNKNOWN or each.end > one.start)
-            for each in touched[task_id]
-            if each.end is not None
-        )
-    ]
-
-
 def _last_moments(history: History) -> dict[int, int]:
     """Until when each deletion without an answer may have happened, by its number.
 
@@ -146,32 +114,6 @@ def _taken_by(operation: Operation) -> str:
         case "GetAgent" | "GetModuleState" | "Heartbeat":
             return str(request.get("agent_id", ""))
     return ""
-
-
-def other_deliveries(history: History) -> list[str]:
-    """Leases asked for again with their key while they ran, and answered with other deliveries."""
-    answered: dict[tuple[Any, ...], list[Operation]] = defaultdict(list)
-    # The lease may have begun as soon as it was asked for first, by a call without an answer too.
-    first_asked_s: dict[tuple[Any, ...], float] = {}
-    found = []
-    for two in history.operations:
-        key = two.request.get("request_key")
-        if two.method != "LeaseTasks" or not key:
-            continue
-        begun_s = first_asked_s.setdefault((key, two.request["worker_id"]), two.start_s)
-        if two.ending is not Ending.ANSWERED:
-            continue
-        deliveries = {(task.id, task.lease_token) for task in two.answer.tasks}
-        before = answered[key, two.request["worker_id"]]
-        found += [
-            f"a lease asked for again got other tasks:\n    {one}\n    {two}"
-            for one in before
-            if one.answer.tasks
-            and two.end_s < begun_s + one.request["lease_seconds"]
-            and not deliveries <= {(task.id, task.lease_token) for task in one.answer.tasks}
-        ]
-        before.append(two)
-    return found
 
 
 def _by_register(

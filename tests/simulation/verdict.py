@@ -11,7 +11,9 @@ from typing import Any
 
 from tests.simulation.clients import Universe
 from tests.simulation.consistency import inconsistencies
-from tests.simulation.evidence import early_deliveries, other_deliveries, violations
+from tests.simulation.deliveries import early_deliveries, missing_deliveries, other_deliveries
+from tests.simulation.evidence import violations
+from tests.simulation.listing_order import disordered_listings
 from tests.simulation.plan import Fault, Plan
 from tests.simulation.servers import SimulatedCrashError
 from tests.simulation.world import World
@@ -61,7 +63,8 @@ def _judge_evidence(world: World) -> list[str]:
     found += early_deliveries(history)
     if not world.rollbacks:
         found += other_deliveries(history)
-    if not world.rollbacks:
+        found += missing_deliveries(history)
+        found += disordered_listings(history)
         found += world.check_watches()
     run_ids = [request_id for _, request_id, _ in universe.runs]
     return found + inconsistencies(database, universe.agents, run_ids)
