@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from dbos_actors.store import Store, pack_argument, pack_head
+from dbos_actors.store import Store, pack_argument, pack_head, unpacked
 
 APPEND_IF_NEW_SCRIPT: Final = """
 if redis.pcall('HEXISTS', KEYS[2], ARGV[1]) == 0 then
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], ARGV[3], 'e', ARGV[4])
-end"""
+  return 1
+end
+return 0"""
 """KEYS: the log, a hash. ARGV: a field of the hash, and what is appended if there is none: the
-length of the log, the id, the event. A hash of a wrong type is left to the command that writes to
-it, which names it when it fails."""
+length of the log, the id, the event. Returns whether it was appended. A hash of a wrong type is
+left to the command that writes to it, which names it when it fails."""
+
+
+class AppendedEvents:
+    """Finds the events that commands have appended, for who follows commits."""
+
+    __slots__ = ("_head", "_script_head")
+
+    def __init__(self, events_key: str) -> None:
+        self._head = pack_head(8, "XADD", events_key)
+        self._script_head = pack_head(9, "EVAL", APPEND_IF_NEW_SCRIPT, "2", events_key)
+
+    def find(
+        self, commands: Sequence[bytes], replies: Sequence[object] | None
+    ) -> Iterator[tuple[bytes, bytes] | None]:
+        """The id and the event of each; None for one that may be in the log or not.
+
+        ``replies`` are those to the commands; None: they were lost.
+        """
+        for number, command in enumerate(commands):
+            if command.startswith(self._head):
+                *_, entry_id, _, event = unpacked(command)
+                yield entry_id, event
+            elif command.startswith(self._script_head):
+                if replies is None:
+                    yield None
+                elif replies[number] == 1:
+                    *_, entry_id, event = unpacked(command)
+                    yield entry_id, event
 
 
 class EventLog:

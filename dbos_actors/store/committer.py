@@ -271,7 +271,7 @@ class Committer(Sleeper):
                 self._refuse(effects)
         follower = self._listeners.follower
         if follower is not None and (effects.committed or effects.damage):
-            follower(effects.committed, not effects.damage)
+            follower(effects.committed, effects.replies, not effects.damage)
         if effects.damage:
             self._marks.add(effects.damage)
         if self._wait_timeouts.has_given_up:

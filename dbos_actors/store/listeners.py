@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from dbos_actors.store.submission import Submission
 
-Follower = Callable[[Iterable[tuple[Submission, float]], bool], None]
+Follower = Callable[
+    [Iterable[tuple[Submission, float]], Sequence[object] | None, bool],
+    None,
+]
 
 
 class Listeners:

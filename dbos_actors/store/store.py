@@ -163,8 +163,9 @@ class Store:
         self._listeners.outcomes = outcomes
 
     def follow(self, follower: Follower | None) -> None:
-        """Have ``follower`` called after each commit, with its submissions in their order and
-        whether these are all that has changed anything; None: no more.
+        """Have ``follower`` called after each commit, with its submissions in their order, the
+        replies to all their commands (None: lost with the connection), and whether these are all
+        that has changed anything; None: no more.
 
         They are not all if a command failed inside the commit: then a submission that was refused
         may have had a part of its effect. What is lost later is told to `on_reload`. It must not

@@ -361,3 +361,14 @@ def test_a_watch_through_each_library(
     for number in range(600):
         register(client, f"a{number}")
     assert asyncio.run(watching(server.address, 600)) == [f"a{number}" for number in range(600)]
+
+
+def test_a_watch_is_told_of_a_result_once(start_server: Callable[..., ServerThread]) -> None:
+    server = start_server(event_results=True)
+    with GrpcioClient(server.address) as client, HandWatch(server.address) as watch:
+        watch.wait_begun()
+        for result_id in ("r", "r", "s"):
+            result = {"id": result_id, "agent_id": "a", "module_name": "m"}
+            assert client.call("StoreResult", result=result).success
+        told = [(event.type, event.metadata["result_id"]) for event in watch.wait_events(2)]
+    assert told == [("result.stored", "r"), ("result.stored", "s")]

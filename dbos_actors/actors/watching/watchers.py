@@ -14,12 +14,13 @@ the watch ends with `CursorError` because Redis no longer has it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import structlog
 import trio
 
+from dbos_actors.actors.event_log import AppendedEvents
 from dbos_actors.actors.watching.entries import Cursor, entry_of
 from dbos_actors.actors.watching.filters import Filter, Groups
 from dbos_actors.actors.watching.log_reader import LogReader
@@ -27,7 +28,7 @@ from dbos_actors.actors.watching.ring import EventRing
 from dbos_actors.actors.watching.statistics import WatchStatistics
 from dbos_actors.errors import OverloadedError
 from dbos_actors.log_limits import log_limited
-from dbos_actors.store import Store, Submission, pack_head, unpacked
+from dbos_actors.store import Store, Submission
 
 logger = structlog.get_logger(__name__)
 
@@ -184,7 +185,7 @@ class Watchers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._head = pack_head(8, "XADD", store.keys.events)
+        self._appended = AppendedEvents(store.keys.events)
         self._groups: Groups[Watcher] = Groups()
         self._watchers: dict[Watcher, None] = {}
         self.ring = EventRing(RING_BYTES)
@@ -247,18 +248,23 @@ class Watchers:
         for watcher in self._watchers:
             watcher.fall_behind()
 
-    def _committed(self, submissions: Iterable[tuple[Submission, float]], is_whole: bool) -> None:
+    def _committed(
+        self,
+        submissions: Iterable[tuple[Submission, float]],
+        replies: Sequence[object] | None,
+        is_whole: bool,
+    ) -> None:
         """These have been committed, in this order; not ``is_whole``: perhaps more of them."""
-        head = self._head
-        for submission, _ in submissions:
-            for command in submission.commands:
-                if command.startswith(head):
-                    self._publish(command)
+        commands = [command for submission, _ in submissions for command in submission.commands]
+        for found in self._appended.find(commands, replies):
+            if found is None:
+                is_whole = False
+            else:
+                self._publish(*found)
         if not is_whole:
             self._feed_anew()
 
-    def _publish(self, command: bytes) -> None:
-        *_, entry_id, _, event = unpacked(command)
+    def _publish(self, entry_id: bytes, event: bytes) -> None:
         try:
             entry = entry_of(entry_id, event)
         except (ValueError, KeyError) as error:

@@ -20,7 +20,7 @@ def a_watch_is_told_of_events_before_they_are_committed() -> Any:
         submit(self, submission)
         follower = self._listeners.follower
         if follower is not None:
-            follower([(submission, 0.0)], True)
+            follower([(submission, 0.0)], None, True)
 
     return patch.object(Committer, "submit", submit_and_tell)
 
@@ -68,9 +68,9 @@ def a_watch_gets_again_what_it_read_from_the_log() -> Any:
     """What was noted meanwhile is not held against the cursor."""
     original = Watchers._publish
 
-    def publish(self: Watchers, command: bytes) -> None:
+    def publish(self: Watchers, entry_id: bytes, event: bytes) -> None:
         for watcher in self._watchers:
             watcher._is_live = True
-        original(self, command)
+        original(self, entry_id, event)
 
     return patch.object(Watchers, "_publish", publish)

@@ -90,6 +90,8 @@ def _append_if_new(keys: Arguments, arguments: Arguments, call: Call) -> Any:
     field, length, entry_id, event = arguments
     if call([b"HEXISTS", keys[1], field]) == 0:
         _must(call([b"XADD", keys[0], b"MAXLEN", b"~", length, entry_id, b"e", event]))
+        return 1
+    return 0
 
 
 _SCRIPTS: Final[dict[str, Callable[[Arguments, Arguments, Call], Any]]] = {
