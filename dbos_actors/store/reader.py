@@ -8,6 +8,10 @@ What they see is never older than what has been acknowledged:
   replica behind the same address, which lags), the committer is told to look;
 - when the commit connection is replaced, so is this one, and what was in flight
   on it is read again.
+
+A batch is bounded in commands and in the bytes of its replies. Who reads one record does not know
+its size. Such a read counts as large as a record may be. When more of them wait than a batch has
+room for, the batch asks for their sizes, and the next batches read them.
 """
 
 from __future__ import annotations
@@ -43,6 +47,12 @@ _CLOSED: Final = StoreState.CLOSED  # not to be looked up for every read
 
 OnReplies = Callable[[Sequence[object] | UnavailableError], None]
 
+_HGET_HEAD: Final = b"*3\r\n$4\r\nHGET\r\n"
+_HSTRLEN_HEAD: Final = b"*3\r\n$7\r\nHSTRLEN\r\n"
+
+RECORD_BYTES_MAX: Final = 4 << 20
+"""As large as a record counts if the settings do not say: the largest message by default."""
+
 # Error replies of a server that cannot show its data yet: the read is repeated.
 NOT_READY = ("LOADING", "MASTERDOWN", "BUSY ")
 
@@ -50,7 +60,16 @@ NOT_READY = ("LOADING", "MASTERDOWN", "BUSY ")
 class Read:
     """Some commands that wait for their replies."""
 
-    __slots__ = ("count", "deadline_s", "done", "on_replies", "payload", "since_s")
+    __slots__ = (
+        "count",
+        "deadline_s",
+        "done",
+        "is_sized",
+        "on_replies",
+        "payload",
+        "reply_bytes",
+        "since_s",
+    )
 
     def __init__(
         self,
@@ -58,11 +77,17 @@ class Read:
         count: int,
         on_replies: OnReplies,
         *,
+        reply_bytes: int,
+        is_sized: bool,
         deadline_s: float | None,
         since_s: float,
     ) -> None:
         self.payload = payload
         self.count = count
+        # Of all replies together, at most.
+        self.reply_bytes = reply_bytes
+        # If not, it is one HGET, and Redis can tell how many bytes it will bring.
+        self.is_sized = is_sized
         self.on_replies = on_replies
         self.deadline_s = deadline_s
         self.since_s = since_s
@@ -105,6 +130,7 @@ class Reader:
         self._wire = wire
         self._connect = connect
         self._settings = settings
+        self._record_bytes = settings.argument_bytes or RECORD_BYTES_MAX
         self._clock = clock
         self._random = random
         self._state = state
@@ -114,6 +140,8 @@ class Reader:
         self._queue: deque[Read] = deque()
         self._queued_commands = 0
         self._batch: list[Read] = []
+        # In flight too: their sizes are asked for.
+        self._sizing: list[Read] = []
         self._work = trio.Event()
         self._connection: Connection | None = None
         self._generation = -1
@@ -123,7 +151,7 @@ class Reader:
     @property
     def queued(self) -> int:
         """Reads that wait or are in flight."""
-        return len(self._queue) + len(self._batch)
+        return len(self._queue) + len(self._batch) + len(self._sizing)
 
     @property
     def oldest_queued_s(self) -> float:
@@ -138,11 +166,13 @@ class Reader:
         count: int,
         on_replies: OnReplies,
         *,
+        reply_bytes: int | None = 0,
         deadline_s: float | None = None,
     ) -> Read:
         """Queue a read of ``count`` packed commands, which are joined in ``payload``.
 
-        ``on_replies`` is called later, once, with its replies or an error.
+        ``on_replies`` is called later, once, with its replies or an error. ``reply_bytes``: how
+        many bytes these have at most; 0: few for each command; None: it is one HGET of a record.
 
         Raises:
             OverloadedError: too many wait; nothing is queued.
@@ -156,7 +186,15 @@ class Reader:
         if self._state.value is _CLOSED:
             raise UnavailableError("the store is closed")
         since_s = self._clock.monotonic_s()
-        read = Read(payload, count, on_replies, deadline_s=deadline_s, since_s=since_s)
+        read = Read(
+            payload,
+            count,
+            on_replies,
+            reply_bytes=self._record_bytes if reply_bytes is None else reply_bytes,
+            is_sized=reply_bytes is not None,
+            deadline_s=deadline_s,
+            since_s=since_s,
+        )
         self._queue.append(read)
         self._queued_commands += count
         self._work.set()
@@ -216,8 +254,8 @@ class Reader:
 
     def close(self) -> None:
         """Nothing is read any more: fail what waits."""
-        waiting = [*self._batch, *self._queue]
-        self._batch = []
+        waiting = [*self._batch, *self._sizing, *self._queue]
+        self._batch, self._sizing = [], []
         self._queue.clear()
         self._queued_commands = 0
         for read in waiting:
@@ -229,7 +267,7 @@ class Reader:
         if self._away:
             return
         self._away = True
-        for read in (*self._batch, *self._queue):
+        for read in (*self._batch, *self._sizing, *self._queue):
             if not read.done:
                 self._wait_timeouts.enrol(read, read.since_s)
 
@@ -239,28 +277,33 @@ class Reader:
         self._queued_commands = sum([read.count for read in self._queue])
 
     async def _wait_for_work(self) -> None:
-        while not self._queue and not self._batch:
+        while not self.queued:
             self._work = trio.Event()
             await self._work.wait()
 
     async def _read_batch(self) -> None:
         connection = await self._current_connection()
-        batch = self._batch = self._take()
-        if not batch:
+        self._take()
+        batch, sizing = self._batch, self._sizing
+        if not batch and not sizing:
             return
         sequence = self._committer.history.sequence
         errors = connection.error_count
         with answered_within(self._settings.reply_timeout_s):
-            payload = b"".join((self._wire.read_command, *[read.payload for read in batch]))
-            count = 1 + sum([read.count for read in batch])
-            value, *replies = await connection.call(payload, count)
+            parts = [self._wire.read_command, *[read.payload for read in batch]]
+            for read in sizing:
+                parts += (_HSTRLEN_HEAD, read.payload[len(_HGET_HEAD) :])
+            count = 1 + sum([read.count for read in batch]) + len(sizing)
+            value, *replies = await connection.call(b"".join(parts), count)
         if self._generation != self._committer.generation or not self._committer.history.in_sync:
             raise ConnectionLostError("the commit connection was lost meanwhile")
         self._expect_current(self._wire.key_value(value), sequence)
         failed = connection.error_count != errors
         if failed:
             _expect_ready(replies)
-        self._batch = []
+        self._batch, self._sizing = [], []
+        if sizing:
+            self._sized(sizing, replies[-len(sizing) :])
         if self._away:
             self._away = False
             self._wait_timeouts.clear()
@@ -268,19 +311,44 @@ class Reader:
         self.round_trips += 1
         self._deliver(batch, replies, failed=failed)
 
-    def _take(self) -> list[Read]:
-        """What was in flight on a broken connection, then more, as many as a batch may hold."""
-        batch = [read for read in self._batch if not self._is_done(read)]
-        count = sum([read.count for read in batch])
+    def _take(self) -> None:
+        """Fill the batch: with what was in flight on a broken connection, then with more.
+
+        What has no size yet, and finds no room for the largest, is asked for its size.
+        """
         queue = self._queue
-        limit = self._settings.read_commands
-        while queue and (not batch or count + queue[0].count <= limit):
-            read = queue.popleft()
+        again = [*self._batch, *self._sizing]
+        queue.extendleft(reversed(again))
+        self._queued_commands += sum([read.count for read in again])
+        batch: list[Read] = []
+        sizing: list[Read] = []
+        self._batch, self._sizing = batch, sizing
+        commands, room = self._settings.read_commands, self._settings.read_bytes
+        while queue:
+            read = queue[0]
+            is_sizing = bool(batch) and read.reply_bytes > room and not read.is_sized
+            fits = read.count <= commands and (is_sizing or read.reply_bytes <= room)
+            if (batch or sizing) and not fits:
+                break
+            queue.popleft()
             self._queued_commands -= read.count
-            if not self._is_done(read):
+            if self._is_done(read):
+                continue
+            commands -= read.count
+            if is_sizing:
+                sizing.append(read)
+            else:
                 batch.append(read)
-                count += read.count
-        return batch
+                room -= read.reply_bytes
+
+    def _sized(self, reads: list[Read], sizes: Sequence[object]) -> None:
+        """Read these next, now that their sizes are known."""
+        for read, size in zip(reads, sizes, strict=True):
+            read.is_sized = True
+            # A key of a wrong type has no size; the read itself will tell.
+            read.reply_bytes = size if isinstance(size, int) else 0
+        self._queue.extendleft(reversed(reads))
+        self._queued_commands += len(reads)
 
     def _is_done(self, read: Read) -> bool:
         if read.done:

@@ -85,7 +85,11 @@ class StoreSettings:
     """The longest pause between two attempts."""
 
     read_commands: int = 5_000
-    """At most so many commands in one batch of reads: bounds the replies held at once."""
+    """At most so many commands in one batch of reads: some 10 ms of Redis's time."""
+
+    read_bytes: int = 32 << 20
+    """At most so many bytes of replies in one batch of reads, unless one read alone brings more:
+    30 of the largest results."""
 
     read_queue_commands: int = 100_000
     """Waiting to be read; beyond it reads are refused. An activation of every agent that may be

@@ -93,14 +93,23 @@ class Store:
         commands: Sequence[bytes],
         on_replies: OnReplies,
         *,
+        reply_bytes: int | None = 0,
         deadline_s: float | None = None,
     ) -> None:
         """Queue a read; ``on_replies`` is called once, later, with its replies or an error.
 
-        ``deadline_s`` is on the monotonic clock. Raises `OverloadedError`, and
-        `UnavailableError` once the store is closed; ``on_replies`` is not called then.
+        ``reply_bytes``: how many bytes the replies have at most; 0: few for each command; None:
+        it is one HGET of a record. ``deadline_s`` is on the monotonic clock. Raises
+        `OverloadedError`, and `UnavailableError` once the store is closed; ``on_replies`` is not
+        called then.
         """
-        self._reader.submit(b"".join(commands), len(commands), on_replies, deadline_s=deadline_s)
+        self._reader.submit(
+            b"".join(commands),
+            len(commands),
+            on_replies,
+            reply_bytes=reply_bytes,
+            deadline_s=deadline_s,
+        )
 
     def begin_commit(
         self,

@@ -172,7 +172,8 @@ class AgentActor:
                 self._context.runs.keep(self, part, len(replies[0]))
 
         store = self._context.store
-        store.submit_read([pack("HGET", store.keys.states + self._name, part)], on_replies)
+        command = pack("HGET", store.keys.states + self._name, part)
+        store.submit_read([command], on_replies, reply_bytes=None)
 
     def apply(self, part: Hashable, value: Any) -> None:
         if part is _RECORD:
@@ -397,11 +398,9 @@ class AgentActor:
                 event = context.log_event(results.conflict(result, now_s=context.now_s()))
                 self._cell.submit(Turn(DUPLICATE, commands=[event]), call)
 
-        store.submit_read(
-            [pack("HGET", store.keys.results + self._name, result.id)],
-            guarded(call, compare),
-            deadline_s=call.deadline,
-        )
+        command = pack("HGET", store.keys.results + self._name, result.id)
+        answer = guarded(call, compare)
+        store.submit_read([command], answer, reply_bytes=None, deadline_s=call.deadline)
         return DEFERRED
 
     # -------------------------------------------------------------- liveness

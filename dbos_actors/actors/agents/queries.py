@@ -89,7 +89,10 @@ class Queries:
 
         results = self._store.keys.results + escaped(request.agent_id)
         self._store.submit_read(
-            [pack("HGET", results, request.request_id)], on_replies, deadline_s=deadline_s
+            [pack("HGET", results, request.request_id)],
+            on_replies,
+            reply_bytes=None,
+            deadline_s=deadline_s,
         )
 
     def last_changed_agent(

@@ -73,7 +73,10 @@ class TaskReads:
         self, call: Call, records: Sequence[TaskRecord], on_replies: Callable[[Any], None]
     ) -> None:
         self._store.submit_read(
-            [self._commands.fetch(records)], guarded(call, on_replies), deadline_s=call.deadline
+            [self._commands.fetch(records)],
+            guarded(call, on_replies),
+            reply_bytes=sum(record.size_bytes_max for record in records),
+            deadline_s=call.deadline,
         )
 
     def in_commit(self, record: TaskRecord) -> Turn:
