@@ -43,7 +43,7 @@ def test_a_client_that_repeats_its_mistakes_writes_few_lines(valkey: ValkeyServe
             assert set(client.statuses.values()) == {Status.INTERNAL}
         for _ in range(300):
             with RawSocketClient(server.address) as client:
-                client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                client.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n")
                 while client.socket.recv(1 << 16):
                     pass
         log = server.log()

@@ -47,12 +47,16 @@ def collected_logs() -> Iterator[list[MutableMapping[str, Any]]]:
         lines.append(line)
         raise structlog.DropEvent
 
+    was_configured = structlog.is_configured()
     config = structlog.get_config()
     structlog.configure(processors=[collect])
     try:
         yield lines
     finally:
-        structlog.configure(**config)
+        if was_configured:
+            structlog.configure(**config)
+        else:
+            structlog.reset_defaults()  # lines go to `logging` again, as in other tests
 
 
 class SimulatedClock:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import structlog
 import trio
 
 from dbos_actors.actors.watching.entries import OLDEST, Cursor, Entry, entry_of
 from dbos_actors.errors import CursorError
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.store import Store, pack
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 STEP: Final = 256
 """Events that one read brings: 100 KB as they are, 2 ms to decode."""

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import structlog
 import trio
 
 from dbos_actors.actors.event_log import AppendedEvents
@@ -28,9 +27,10 @@ from dbos_actors.actors.watching.ring import EventRing
 from dbos_actors.actors.watching.statistics import WatchStatistics
 from dbos_actors.errors import OverloadedError
 from dbos_actors.log_limits import log_limited
+from dbos_actors.loggers import get_logger
 from dbos_actors.store import Store, Submission
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 WATCHES_MAX: Final = 20_000
 """As many as connections: each costs 12 KB with its stream."""
