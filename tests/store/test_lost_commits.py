@@ -56,7 +56,7 @@ async def test_a_commit_key_that_is_garbage_at_the_start_is_not_an_unreachable_r
 
 
 async def test_a_redis_that_comes_back_empty_is_refused_where_a_setting_says_so(
-    valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And served again as soon as it has everything."""
     settings = {"replay_s": 0.0, "renewal_s": 0.05, "refuse_loss": True, "wait_timeout_s": 0.2}
@@ -79,11 +79,11 @@ async def test_a_redis_that_comes_back_empty_is_refused_where_a_setting_says_so(
         valkey.execute("SET", COMMIT, saved)
         assert await refused.wait() == [4]
         assert await store.read(pack("GET", "n")) == [b"4"]
-    assert capsys.readouterr().out.count("older_redis_refused") == 1
+    assert caplog.text.count("older_redis_refused") == 1
 
 
 async def test_without_the_setting_the_loss_is_shouted_about_and_counted(
-    valkey: ValkeyServer, capsys: pytest.CaptureFixture[str]
+    valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(connector_to(valkey), replay_s=0.0, renewal_s=0.05) as store:
         await (await write(store)).wait()
@@ -91,4 +91,4 @@ async def test_without_the_setting_the_loss_is_shouted_about_and_counted(
         valkey.execute("FLUSHALL")
         await until(lambda: store.statistics().batches_lost > 0)
         assert await (await write(store)).wait() == [1]
-    assert "commits_lost" in capsys.readouterr().out
+    assert "commits_lost" in caplog.text

@@ -93,7 +93,7 @@ async def test_a_new_connection_is_looked_at_before_anything_is_committed_on_it(
 
 
 async def test_without_such_a_setting_a_change_is_told_and_counted(
-    start_valkey: Callable[..., ValkeyServer], capsys: pytest.CaptureFixture[str]
+    start_valkey: Callable[..., ValkeyServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     valkey = start_valkey()
     owner = RecordingOwner()
@@ -104,7 +104,7 @@ async def test_without_such_a_setting_a_change_is_told_and_counted(
         assert [warning.name for warning in store.warnings] == ["maxmemory-policy"]
         assert await write(store, owner) == [1]
         await trio.sleep(0.2)
-    assert capsys.readouterr().out.count("unsafe_redis") == 1
+    assert caplog.text.count("unsafe_redis") == 1
 
 
 async def test_a_redis_that_reads_no_argument_as_long_as_ours_is_refused_at_the_start(

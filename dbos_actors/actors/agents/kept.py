@@ -3,8 +3,10 @@
 An actor does not know how many there are: most are in Redis alone, and retention deletes some
 without asking it. So it keeps an upper bound of each number. What may add one raises the bound, and
 nothing lowers it, until it reaches the limit. Then Redis is asked for the number itself, in the
-same round trips as the writes of others, and nothing is scanned. If there is room after all, the
-message has its turn again. So while an agent is far from its limits, it is hardly ever counted.
+same round trips as the writes of others, and nothing is scanned. The number that Redis tells holds
+for the moment of the question; what was let through since is added to it, because other questions
+may be under way, and each answer makes room only once. If there is room after all, the message has
+its turn again. So while an agent is far from its limits, it is hardly ever counted.
 
 What changes nothing is never refused: a result whose id is stored, or a module with that name.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from dbos_actors.errors import QuotaError, UnavailableError
@@ -38,11 +41,15 @@ class Kept:
 
     __slots__ = (
         "_cell",
+        "_known_modules",
+        "_known_results",
         "_limits",
         "_modules",
         "_name",
         "_results",
+        "_results_let_through",
         "_states",
+        "_states_let_through",
         "_store",
         "_unfinished",
     )
@@ -54,6 +61,11 @@ class Kept:
         self._name = name
         self._limits = limits
         self._results = self._modules = self._states = self._unfinished = 0
+        # Ever, so that an answer of Redis can tell how many since its question.
+        self._results_let_through = self._states_let_through = 0
+        # Told by Redis to be stored already: messages about them that wait for their turn.
+        self._known_results: dict[str, int] = {}
+        self._known_modules: dict[str, int] = {}
 
     def loaded(self, *, is_known: bool, states: int, unfinished: int) -> None:
         """The actor has loaded: so many states and unfinished runs are stored.
@@ -70,19 +82,26 @@ class Kept:
     def before_result(self, result_id: str) -> Turn | None:
         """What to do instead of storing a result that may be new; None: there is room for it."""
         limit = self._limits.results
+        if self._known_results and _taken(self._known_results, result_id):
+            return None
         if self._results < limit or not limit:
             self._results += 1
+            self._results_let_through += 1
             return None
         results = self._store.keys.results + self._name
         commands = [pack("HEXISTS", results, result_id), pack("HLEN", results)]
-        return Turn(None, commands=commands, then=self._results_counted)
+        then = partial(self._results_counted, self._results_let_through)
+        return Turn(None, commands=commands, then=then)
 
-    def _results_counted(self, turn: Turn, replies: Sequence[Any] | None) -> Any:
+    def _results_counted(self, before: int, turn: Turn, replies: Sequence[Any] | None) -> Any:
+        """``before``: how many results had been let through when Redis was asked."""
         exists, count = _known(replies)
         limit = self._limits.results
         if count >= limit and not exists:
             raise self._full(f"{limit} results")
-        self._results = min(count, limit - 1)
+        self._results = count + self._results_let_through - before
+        if exists:
+            _add(self._known_results, turn.call.request.result.id)
         return self._again(turn)
 
     # ---------------------------------------------------------------- states
@@ -90,9 +109,10 @@ class Kept:
     def before_state(self, module: str, *, unfinished: bool) -> Turn | None:
         """What to do instead of storing a new run or module state; None: there is room for it."""
         limits = self._limits
+        has_module = bool(self._known_modules) and _taken(self._known_modules, module)
         if (
             (limits.states and self._states >= limits.states)
-            or (limits.modules and self._modules >= limits.modules)
+            or (limits.modules and self._modules >= limits.modules and not has_module)
             or (unfinished and limits.unfinished and self._unfinished >= limits.unfinished)
         ):
             keys, name = self._store.keys, self._name
@@ -102,30 +122,37 @@ class Kept:
                 pack("SISMEMBER", keys.modules + name, module),
                 pack("SCARD", keys.unfinished + name),
             ]
-            then = self._unfinished_counted if unfinished else self._states_counted
+            then = partial(self._states_counted, self._states_let_through, module, unfinished)
             return Turn(None, commands=commands, then=then)
+        self._states_let_through += 1
         self._states += 1
-        self._modules += 1
+        self._modules += not has_module
         self._unfinished += unfinished
         return None
 
-    def _unfinished_counted(self, turn: Turn, replies: Sequence[Any] | None) -> Any:
-        limit = self._limits.unfinished
-        count = _known(replies)[3]
-        if limit and count >= limit:
-            raise self._full(f"{limit} unfinished runs")
-        self._unfinished = count
-        return self._states_counted(turn, replies)
-
-    def _states_counted(self, turn: Turn, replies: Sequence[Any] | None) -> Any:
+    def _states_counted(
+        self,
+        before: int,
+        module: str,
+        unfinished: bool,
+        turn: Turn,
+        replies: Sequence[Any] | None,
+    ) -> Any:
+        """``before``: how many states had been let through when Redis was asked."""
         limits = self._limits
-        states, modules, has_module, _ = _known(replies)
+        states, modules, has_module, runs = _known(replies)
+        if unfinished and limits.unfinished and runs >= limits.unfinished:
+            raise self._full(f"{limits.unfinished} unfinished runs")
         if limits.states and states >= limits.states:
             raise self._full(f"{limits.states} runs and states of modules")
         if limits.modules and modules >= limits.modules and not has_module:
             raise self._full(f"{limits.modules} names of modules")
-        self._states = states
-        self._modules = min(modules, limits.modules - 1)
+        since = self._states_let_through - before
+        self._states = states + since
+        self._modules = modules + since
+        self._unfinished = runs + since
+        if has_module:
+            _add(self._known_modules, module)
         return self._again(turn)
 
     def _again(self, turn: Turn) -> Any:
@@ -135,6 +162,26 @@ class Kept:
 
     def _full(self, quota: str) -> QuotaError:
         return QuotaError(f"the agent {self._cell.key!r}", quota=quota)
+
+
+_KNOWN_MAX: Final = 1_024
+"""Names that are remembered. A message whose caller gave up leaves its name behind; when there are
+so many, all are forgotten, and those that still wait are counted again."""
+
+
+def _add(known: dict[str, int], name: str) -> None:
+    """One more message about ``name`` waits."""
+    if len(known) >= _KNOWN_MAX:
+        known.clear()
+    known[name] = known.get(name, 0) + 1
+
+
+def _taken(known: dict[str, int], name: str) -> bool:
+    """Take one message about ``name`` out of those that wait; whether there was one."""
+    waiting = known.pop(name, 0)
+    if waiting > 1:
+        known[name] = waiting - 1
+    return waiting > 0
 
 
 _LOST: Final = "the connection to Redis was lost while the agent's records were counted"
