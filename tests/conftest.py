@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from dbos_actors.log_limits import LIMITS
@@ -43,3 +44,9 @@ def valkey(start_valkey: Callable[..., ValkeyServer]) -> ValkeyServer:
 def _log_lines_of_earlier_tests_are_forgotten() -> None:
     """The limits of log lines are the process's, and this process runs many tests a second."""
     LIMITS._events.clear()
+
+
+@pytest.fixture(autouse=True)
+def _log_lines_go_to_logging() -> None:
+    """Commands that run in this process set structlog up, and would leave it so for later tests."""
+    structlog.reset_defaults()
