@@ -9,7 +9,7 @@ Memory for bodies is counted as it is for gRPC's requests (`flow_accounts`, `inf
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -21,6 +21,7 @@ from dbos_actors.rpc.server.containment import PASSING
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.outbox import Outbox
+from dbos_actors.rpc.server.responders import UnaryAnswers
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.stream_calls import StreamCalls
 from dbos_actors.rpc.server.unary import GZIP_ALWAYS
@@ -35,17 +36,14 @@ _OK: Final = Status.OK
 ConnectCall: TypeAlias = ConnectUnaryCall | ConnectStreamCall
 
 
-class ConnectCalls:
+class ConnectCalls(UnaryAnswers):
     """The `UnaryResponder` of the unary ones, and what gathers the bodies of all."""
 
     __slots__ = (
         "_compress_bytes_min",
         "_inflation",
         "_message_max",
-        "_outbox",
-        "_requests",
         "_responses",
-        "_shared",
         "_shutdown",
         "_stream_calls",
         "_unary",
@@ -65,9 +63,7 @@ class ConnectCalls:
         stream_calls: StreamCalls,
     ) -> None:
         limits = outbox.shared.limits
-        self._outbox = outbox
-        self._shared = outbox.shared
-        self._requests = requests
+        super().__init__(outbox, requests)
         self._responses = responses
         self._inflation = inflation
         self._shutdown = shutdown
@@ -77,16 +73,6 @@ class ConnectCalls:
         self._message_max = limits.message_bytes_max
         self._unsent_free = limits.unsent_bytes_free
         self._window = limits.http2.stream_window_bytes
-
-    @property
-    def peer(self) -> str:
-        """The client, such as ``ipv4:127.0.0.1:50312``."""
-        return self._outbox.peer
-
-    @property
-    def peer_certificate(self) -> dict[str, Any] | None:
-        """The certificate by which the client has authenticated itself, with mutual TLS."""
-        return self._outbox.peer_certificate
 
     # ------------------------------------------------------------- requests
 
@@ -128,11 +114,6 @@ class ConnectCalls:
     def _limit_of(self, call: ConnectCall) -> int:
         return call.reader.limit if isinstance(call, ConnectStreamCall) else self._message_max
 
-    def _release(self, call: ConnectCall) -> None:
-        """Nothing of a call's body is kept any longer."""
-        buffer, call.buffer = call.buffer, None
-        self._requests.release(call, 0 if buffer is None else len(buffer))
-
     def _charge(self, call: ConnectUnaryCall, size: int) -> None:
         """Count what the call's client has sent, or was sent."""
         if call.client is not None:
@@ -165,15 +146,10 @@ class ConnectCalls:
         try:
             call.request = method.decode(body)
             method.handler(call)
-        except GRPCError as error:
-            if not call.answered:
-                self.fail(call, error)
         except PASSING:
             raise
-        except BaseException:  # noqa: BLE001 - logged, and the failure of its call alone
-            log_limited(log.exception, "handler failed", path=call.path, peer=self.peer)
-            if not call.answered:
-                self.end(call, Status.INTERNAL, INTERNAL_ERROR)
+        except BaseException as error:  # noqa: BLE001 - the failure of its call alone
+            self.raised(call, error)
 
     # -------------------------------------------------------------- answers
 
@@ -195,14 +171,6 @@ class ConnectCalls:
             return
         responses.unsent_bytes = unsent_bytes
         self._finish(call, _OK, head, answer)
-
-    def fail(self, call: ConnectUnaryCall, error: Exception) -> None:
-        """Queue an error for an unanswered call."""
-        self.end(call, *self._shared.status(error, call.path))
-
-    def expire(self, call: ConnectUnaryCall) -> None:
-        """Queue DEADLINE_EXCEEDED for an unanswered call."""
-        self.end(call, Status.DEADLINE_EXCEEDED, "deadline exceeded")
 
     def end(
         self,

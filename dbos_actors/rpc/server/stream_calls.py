@@ -10,7 +10,6 @@ through its `StreamCall`, which calls the methods of `StreamCalls` here. None of
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from grpclib.const import Status
 
@@ -20,6 +19,7 @@ from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.handover import Handovers
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.outbox import SHARED_RESPONSE_BYTES, Outbox
+from dbos_actors.rpc.server.responders import Responder
 from dbos_actors.rpc.server.senders import Senders
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.stream_call import StreamCall, framing_failure
@@ -28,15 +28,12 @@ from dbos_actors.rpc.wire.http2 import ErrorCode, StreamError
 from dbos_actors.rpc.wire.status import RESPONSE_HEADERS, Fields, fitting
 
 
-class StreamCalls:
+class StreamCalls(Responder):
     """The `StreamResponder` of every call of a grpclib service on a connection."""
 
     __slots__ = (
         "_inflation",
-        "_outbox",
-        "_requests",
         "_responses",
-        "_shared",
         "_shutdown",
         "_unsent_free",
         "_window",
@@ -65,9 +62,7 @@ class StreamCalls:
         shutdown: Shutdown,
     ) -> None:
         limits = outbox.shared.limits
-        self._outbox = outbox
-        self._shared = outbox.shared
-        self._requests = requests
+        super().__init__(outbox, requests)
         self._responses = responses
         self._inflation = inflation
         self._shutdown = shutdown
@@ -78,16 +73,6 @@ class StreamCalls:
         self.handlers = 0
         self.live = 0
         self.open_calls = 0
-
-    @property
-    def peer(self) -> str:
-        """The client, such as ``ipv4:127.0.0.1:50312``."""
-        return self._outbox.peer
-
-    @property
-    def peer_certificate(self) -> dict[str, Any] | None:
-        """The certificate by which the client has authenticated itself, with mutual TLS."""
-        return self._outbox.peer_certificate
 
     @property
     def header_bytes_max(self) -> int:

@@ -25,6 +25,7 @@ from dbos_actors.rpc.server.containment import PASSING, tell
 from dbos_actors.rpc.server.flow_accounts import RequestAccount, ResponseAccount
 from dbos_actors.rpc.server.inflation import Inflation
 from dbos_actors.rpc.server.outbox import SHARED_RESPONSE_BYTES, Outbox
+from dbos_actors.rpc.server.responders import UnaryAnswers
 from dbos_actors.rpc.server.shared_state import SharedState
 from dbos_actors.rpc.server.shutdown import Shutdown
 from dbos_actors.rpc.server.unary import GZIP_ALWAYS, UnaryCall
@@ -32,7 +33,6 @@ from dbos_actors.rpc.wire.compression import compress
 from dbos_actors.rpc.wire.framing import PREFIX_BYTES, frame, unpack_prefix
 from dbos_actors.rpc.wire.http2 import StreamError
 from dbos_actors.rpc.wire.status import (
-    INTERNAL_ERROR,
     OK_TRAILERS,
     RESPONSE_HEADERS,
     RESPONSE_HEADERS_GZIP,
@@ -45,7 +45,7 @@ log = get_logger(__name__)
 _OK: Final = Status.OK  # looking a member up costs as much as a whole small function
 
 
-class UnaryCalls:
+class UnaryCalls(UnaryAnswers):
     """The `UnaryResponder` of every unary call of a connection."""
 
     __slots__ = (
@@ -53,13 +53,10 @@ class UnaryCalls:
         "_inflation",
         "_keepalive",
         "_message_max",
-        "_outbox",
-        "_requests",
         "_responses",
         "_send_data",
         "_send_response",
         "_send_trailers",
-        "_shared",
         "_shutdown",
         "_streams",
         "_unsent_free",
@@ -80,14 +77,12 @@ class UnaryCalls:
         shutdown: Shutdown,
     ) -> None:
         limits = outbox.shared.limits
-        self._outbox = outbox
-        self._requests = requests
+        super().__init__(outbox, requests)
         self._responses = responses
         self._inflation = inflation
         self._shutdown = shutdown
         # What the hot path looks at.
         self._keepalive = outbox.keepalive
-        self._shared = outbox.shared
         self._streams = outbox.streams
         self._send_response = outbox.engine.send_response
         self._send_data = outbox.engine.send_data
@@ -98,16 +93,6 @@ class UnaryCalls:
         self._unsent_max = limits.unsent_bytes_max
         self._window = limits.http2.stream_window_bytes
         self.parked = deque()
-
-    @property
-    def peer(self) -> str:
-        """The client, such as ``ipv4:127.0.0.1:50312``."""
-        return self._outbox.peer
-
-    @property
-    def peer_certificate(self) -> dict[str, Any] | None:
-        """The certificate by which the client has authenticated itself, with mutual TLS."""
-        return self._outbox.peer_certificate
 
     # ------------------------------------------------------------- requests
 
@@ -188,15 +173,10 @@ class UnaryCalls:
             return
         try:
             method.handler(call)
-        except GRPCError as error:
-            if not call.answered:
-                self.fail(call, error)
         except PASSING:
             raise
-        except BaseException:  # noqa: BLE001 - logged, and the failure of its call alone
-            log_limited(log.exception, "handler failed", path=call.path, peer=self.peer)
-            if not call.answered:
-                self.end(call, Status.INTERNAL, INTERNAL_ERROR)
+        except BaseException as error:  # noqa: BLE001 - the failure of its call alone
+            self.raised(call, error)
 
     def _inflate(self, call: UnaryCall, flag: int, length: int, body: bytes) -> bytes | None:
         """The message of a compressed request; None: it is not one, and the call is ended."""
@@ -267,14 +247,6 @@ class UnaryCalls:
         if not outbox.is_receiving and not outbox.is_dirty:
             outbox.wants_flush()
 
-    def fail(self, call: UnaryCall, error: Exception) -> None:
-        """Queue the status of an error for an unanswered call."""
-        self.end(call, *self._shared.status(error, call.path))
-
-    def expire(self, call: UnaryCall) -> None:
-        """Queue DEADLINE_EXCEEDED for an unanswered call."""
-        self.end(call, Status.DEADLINE_EXCEEDED, "deadline exceeded")
-
     def end(
         self,
         call: UnaryCall,
@@ -306,11 +278,6 @@ class UnaryCalls:
             shared.deadlines.remove(call.deadline, call)
         if call.observer is not None:
             tell(call, status)
-
-    def _release(self, call: UnaryCall) -> None:
-        """What came of the request and was not used is given back."""
-        buffer, call.buffer = call.buffer, None
-        self._requests.release(call, 0 if buffer is None else len(buffer))
 
     def close(self) -> None:
         """The connection is over."""
