@@ -50,7 +50,6 @@ from dbos_actors.api.messages import (
     LeaseTasksRequest,
     ListDueTasksRequest,
     ScheduleTaskRequest,
-    Task,
 )
 from dbos_actors.domain.tasks import deliveries, leasing, retirement, scheduling
 from dbos_actors.domain.tasks.book import TaskBook
@@ -271,15 +270,12 @@ class SchedulerActor:
             return Turn(SCHEDULED)
         record = change.records[task.id]
         assert record is not None
-        kept = Task(
-            id=task.id,
-            agent_id=task.agent_id,
-            module_name=task.module_name,
-            payload=task.payload,
+        kept = self._turns.keep(
+            task,
             scheduled_at=record.scheduled_at,
             created_at=task.created_at or int(change.now.wall_s),
         )
-        return self._turns.make(change, SCHEDULED, commands=[self._commands.keep(kept)])
+        return self._turns.make(change, SCHEDULED, commands=[kept])
 
     def forget(self, request: ForgetTasks) -> Turn:
         change = self._turns.begin()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from dbos_actors.actors.tasks.messages import Requeue
 from dbos_actors.actors.tasks.responses import CANCELLED, REQUEUED
 from dbos_actors.actors.tasks.turn_maker import TurnMaker
-from dbos_actors.api.messages import CancelTaskRequest, Task
+from dbos_actors.api.messages import CancelTaskRequest
 from dbos_actors.domain.events import TASK_REQUEUED
 from dbos_actors.domain.tasks import cancelling
 from dbos_actors.domain.tasks.record import payload_digest
@@ -34,21 +34,14 @@ def requeue(turns: TurnMaker, request: Requeue) -> Turn:
         payload_digest(task.payload),
     ):
         raise UnavailableError(f"task {task.id} was scheduled anew while it was read")
-    kept = Task(
-        id=task.id,
-        agent_id=task.agent_id,
-        module_name=task.module_name,
-        payload=task.payload,
-        scheduled_at=record.scheduled_at,
-        created_at=task.created_at,
-    )
+    kept = turns.keep(task, scheduled_at=record.scheduled_at, created_at=task.created_at)
     now_s = int(change.now.wall_s)
     message = f"task {task.id} of agent {task.agent_id} is pending again"
     turns.context.counts.requeued += 1
     return turns.make(
         change,
         REQUEUED,
-        commands=[turns.keep(kept), turns.event(TASK_REQUEUED, record, message, now_s)],
+        commands=[kept, turns.event(TASK_REQUEUED, record, message, now_s)],
     )
 
 

@@ -67,9 +67,17 @@ class TurnMaker:
             if outcome.status is not Status.GONE
         ]
 
-    def keep(self, task: Task) -> bytes:
-        """The command that writes a task as it is scheduled."""
-        return self._commands.keep(task)
+    def keep(self, task: Task, *, scheduled_at: int, created_at: int) -> bytes:
+        """The command that writes a task as it is scheduled, at these times in Unix seconds."""
+        kept = Task(
+            id=task.id,
+            agent_id=task.agent_id,
+            module_name=task.module_name,
+            payload=task.payload,
+            scheduled_at=scheduled_at,
+            created_at=created_at,
+        )
+        return self._commands.keep(kept)
 
     def event(self, name: str, record: TaskRecord, message: str, now_s: int) -> bytes:
         """The command that appends an event about one task; part of the turn made next."""
