@@ -49,7 +49,6 @@ ROLES_OF: Final[dict[str, frozenset[Role]]] = {
     "GetResult": _READ,
     "ListResults": _READ,
     "ScheduleTask": _CONTROL,
-    "ScheduleTasks": _CONTROL,
     "CancelTask": _CONTROL,
     "RequeueTask": _CONTROL,
     "GetTask": _EVERY,
@@ -64,7 +63,6 @@ ROLES_OF: Final[dict[str, frozenset[Role]]] = {
     "GetEvents": _READ,
     "Watch": _READ,
     "Statistics": _READ,
-    "Export": _READ,
 }
 """Method of the contract -> who may call it."""
 
