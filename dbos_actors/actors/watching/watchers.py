@@ -234,8 +234,9 @@ class Watchers:
 
     def leave(self, watcher: Watcher) -> None:
         """The watch has ended."""
-        if self._watchers.pop(watcher, watcher) is watcher:
+        if watcher not in self._watchers:
             return
+        del self._watchers[watcher]
         self._groups.remove(watcher.wanted, watcher)
         if not self._watchers:
             self._store.follow(None)
