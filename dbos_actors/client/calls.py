@@ -21,11 +21,17 @@ from grpclib.metadata import Deadline
 
 from dbos_actors.api.sdk.dbos import LeaseTasksRequest
 from dbos_actors.backoff import Backoff, BackoffPolicy
-from dbos_actors.client.errors import CallError, FieldError, UnavailableError, call_error
+from dbos_actors.client.errors import FieldError, UnavailableError, call_error
 
 RETRY_PAUSES: Final = BackoffPolicy(first_s=0.05, factor=2.0, max_s=2.0, jitter=0.5)
 """Between two copies of a call. A server that is restarted is back within seconds, and the last
 pauses are such that thousands of clients do not all come back in one moment."""
+
+RECONNECT_PAUSES: Final = BackoffPolicy(first_s=0.1, factor=2.0, max_s=5.0, jitter=0.5)
+"""Between two streams, of which the first one has ended."""
+
+STREAM_S: Final = 86_400.0 * 365
+"""The deadline of a stream, which is made again when it passes. None would mean the stub's own."""
 
 WITHOUT_DEADLINE_S: Final = 30.0
 """For how long a call without a deadline is tried again."""
@@ -73,7 +79,7 @@ class CheckedStub:
             except Exception as error:
                 failure = call_error(error)
                 if failure is None:
-                    check_encodes(request)
+                    encoded(request)  # the field that cannot be encoded has a better error
                     raise
                 pause_s = backoff.next_s()
                 again = self.retries and isinstance(failure, UnavailableError)
@@ -138,10 +144,10 @@ def leave_connection(stub: Any, reason: str) -> None:
         stub.channel.reconnect(reason)
 
 
-def check_encodes(message: Any) -> None:
-    """Raises `FieldError`, naming the field, if a message holds a value of the wrong type."""
+def encoded(message: Any) -> bytes:
+    """A message's bytes. Raises `FieldError`, naming the field, if a value has the wrong type."""
     try:
-        bytes(message)
+        return bytes(message)
     except _ENCODING_ERRORS as error:
         raise FieldError(_problem(message) or f"{type(message).__name__}: {error}") from None
 
@@ -163,6 +169,3 @@ def _problem(message: Any, path: str = "") -> str:
             wanted = getattr(field.type, "__name__", None) or str(field.type)
             return f"{name} must be {wanted}, not {value!r:.80}"
     return ""
-
-
-__all__ = ["CallError", "CheckedResponses", "CheckedStub", "check_encodes"]

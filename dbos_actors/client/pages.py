@@ -29,24 +29,27 @@ async def agents(
 ) -> AsyncIterator[Agent]:
     """All agents that ``request`` asks for, by id. Raises `ClientError`, as do the others here."""
     request = request or ListAgentsRequest()
-    async for agent in _records(stub.list_agents, request, "agents", page_size):
-        yield agent
+    async for page in responses(stub.list_agents, request, page_size=page_size):
+        for agent in page.agents:
+            yield agent
 
 
 async def runs(
     stub: DbosStub, request: ListModuleStatesRequest, *, page_size: int = PAGE_SIZE
 ) -> AsyncIterator[ModuleState]:
     """All states of runs and modules that ``request`` asks for, by the time of the last change."""
-    async for state in _records(stub.list_module_states, request, "states", page_size):
-        yield state
+    async for page in responses(stub.list_module_states, request, page_size=page_size):
+        for state in page.states:
+            yield state
 
 
 async def results(
     stub: DbosStub, request: ListResultsRequest, *, page_size: int = PAGE_SIZE
 ) -> AsyncIterator[MeasurementResult]:
     """All results that ``request`` asks for, by the time when they were received."""
-    async for result in _records(stub.list_results, request, "results", page_size):
-        yield result
+    async for page in responses(stub.list_results, request, page_size=page_size):
+        for result in page.results:
+            yield result
 
 
 async def tasks(
@@ -54,31 +57,36 @@ async def tasks(
 ) -> AsyncIterator[Task]:
     """All tasks that ``request`` asks for, by id."""
     request = request or ListTasksRequest()
-    async for task in _records(stub.list_tasks, request, "tasks", page_size):
-        yield task
+    async for page in responses(stub.list_tasks, request, page_size=page_size):
+        for task in page.tasks:
+            yield task
 
 
 async def events(
     stub: DbosStub, request: GetEventsRequest | None = None, *, page_size: int = PAGE_SIZE
 ) -> AsyncIterator[bytes]:
     """All kept events that ``request`` asks for, each as JSON, newest first."""
-    request = dataclasses.replace(request or GetEventsRequest(), limit=page_size)
-    async for event in _records(stub.get_events, request, "events", None):
-        yield event
+    request = request or GetEventsRequest()
+    listing = responses(stub.get_events, request, page_size=page_size, size_field="limit")
+    async for page in listing:
+        for event in page.events:
+            yield event
 
 
-async def _records(
-    method: Callable[[Any], Awaitable[Any]], request: Any, field: str, page_size: int | None
+async def responses(
+    method: Callable[[Any], Awaitable[Any]],
+    request: Any,
+    *,
+    page_size: int = PAGE_SIZE,
+    size_field: str = "page_size",
 ) -> AsyncIterator[Any]:
-    request = dataclasses.replace(request)
-    if page_size is not None:
-        request.page_size = page_size
+    """The pages of any listing, each as its response; ``size_field`` asks for ``page_size``."""
+    request = dataclasses.replace(request, **{size_field: page_size})
     while True:
         response = await method(request)
         if response.error:
             raise RefusedError(response.error)
-        for record in getattr(response, field):
-            yield record
+        yield response
         request.page_token = response.next_page_token
         if not request.page_token:
             return

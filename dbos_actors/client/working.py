@@ -19,7 +19,8 @@ from dbos_actors.api.sdk.dbos import (
     SubscribeTasksRequestStart,
     Task,
 )
-from dbos_actors.backoff import Backoff, BackoffPolicy
+from dbos_actors.backoff import Backoff
+from dbos_actors.client.calls import RECONNECT_PAUSES, STREAM_S
 from dbos_actors.client.errors import (
     DeadlineError,
     UnavailableError,
@@ -34,11 +35,6 @@ _EXTENSIONS: Final = 3
 
 _REASON_CHARACTERS_MAX: Final = 500
 """Of an exception's text that goes back with its task; the server keeps 512 bytes."""
-
-_PAUSES: Final = BackoffPolicy(first_s=0.1, factor=2.0, max_s=5.0, jitter=0.5)
-
-_STREAM_S: Final = 86_400.0 * 365
-"""The deadline of a stream, which is made again when it passes. None would mean the stub's own."""
 
 Handler: TypeAlias = Callable[[Task], Awaitable[None]]
 
@@ -81,12 +77,12 @@ async def work(
         max_in_flight=concurrency,
         worker_id=worker_id or socket.gethostname(),
     )
-    pauses = Backoff(_PAUSES, random.Random())  # noqa: S311 - jitter
+    pauses = Backoff(RECONNECT_PAUSES, random.Random())  # noqa: S311 - jitter
     crew = _Crew(stub, handler, concurrency, lease_s, on_error)
     async with anyio.create_task_group() as handlers:
         while True:
             try:
-                responses: Any = stub.subscribe_tasks(_requests(start), timeout=_STREAM_S)
+                responses: Any = stub.subscribe_tasks(_requests(start), timeout=STREAM_S)
                 async with aclosing(responses):
                     async for response in responses:
                         pauses.reset()

@@ -17,8 +17,8 @@ from dbos_actors.api.sdk.dbos import (
     StoreResultRequest,
     StoreResultsResponse,
 )
-from dbos_actors.backoff import Backoff, BackoffPolicy
-from dbos_actors.client.calls import check_encodes, leave_connection
+from dbos_actors.backoff import Backoff
+from dbos_actors.client.calls import RECONNECT_PAUSES, STREAM_S, encoded, leave_connection
 from dbos_actors.client.errors import (
     DeadlineError,
     RefusedError,
@@ -34,11 +34,6 @@ PENDING_BYTES_MAX: Final = 16 << 20
 
 STALLED_S: Final = 60.0
 """Without an answer for so long while one is due, the connection is given up and made again."""
-
-_PAUSES: Final = BackoffPolicy(first_s=0.1, factor=2.0, max_s=5.0, jitter=0.5)
-
-_STREAM_S: Final = 86_400.0 * 365
-"""The deadline of a stream, which is made again when it passes. None would mean the stub's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +114,7 @@ class Writer:
         the result is not taken.
         """
         queue = self._queue
-        request = StoreResultRequest(result=result)
-        check_encodes(request)
+        request = _Request(result)
         while queue.requests and (
             len(queue.requests) >= self._pending_max
             or queue.data_bytes + len(result.data) > self._pending_bytes_max
@@ -136,12 +130,26 @@ class Writer:
             await queue.changed.wait()
 
 
+class _Request(StoreResultRequest):
+    """A request that is encoded when it is taken, however often it is sent."""
+
+    def __init__(self, result: MeasurementResult) -> None:
+        """Raises `FieldError` if ``result`` holds a value of the wrong type."""
+        super().__init__(result=result)
+        self._encoded = encoded(StoreResultRequest(result=result))
+
+    def __bytes__(self) -> bytes:
+        return self._encoded
+
+    SerializeToString = __bytes__
+
+
 class _Queue:
     """What waits to be durable, in order, and what has become of the rest."""
 
     def __init__(self, on_rejected: Callable[[Rejected], None] | None) -> None:
         self._on_rejected = on_rejected
-        self.requests: deque[StoreResultRequest] = deque()
+        self.requests: deque[_Request] = deque()
         self.data_bytes = 0
         self.durable = 0
         self.duplicates = 0
@@ -153,7 +161,7 @@ class _Queue:
     def settled(self) -> int:
         return self.durable + self.rejected
 
-    def put(self, request: StoreResultRequest) -> None:
+    def put(self, request: _Request) -> None:
         self.requests.append(request)
         self.data_bytes += len(request.result.data)
         self._notify()
@@ -180,7 +188,7 @@ class _Queue:
 
 async def _keep_sending(stub: DbosStub, queue: _Queue, stalled_s: float) -> None:
     """Keep a stream open while there is something to send. Raises `ClientError`."""
-    pauses = Backoff(_PAUSES, random.Random())  # noqa: S311 - jitter
+    pauses = Backoff(RECONNECT_PAUSES, random.Random())  # noqa: S311 - jitter
     while True:
         while not queue.requests:
             await queue.changed.wait()
@@ -213,7 +221,7 @@ class _Stream:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._cut_when_silent, stub, tasks.cancel_scope)
             try:
-                responses: Any = stub.store_results(self, timeout=_STREAM_S)
+                responses: Any = stub.store_results(self, timeout=STREAM_S)
                 async with aclosing(responses):
                     async for response in responses:
                         self._settle(response)
@@ -226,7 +234,7 @@ class _Stream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> StoreResultRequest:
+    async def __anext__(self) -> _Request:
         """The next request to send, once there is one."""
         queue = self._queue
         while self._sent - self._settled >= len(queue.requests):

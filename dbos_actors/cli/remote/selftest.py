@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from dbos_actors.cli.remote.output import note
-from dbos_actors.cli.remote.session import RefusedError, Session, accepted, remote
+from dbos_actors.cli.remote.session import Session, accepted, remote
 from dbos_actors.client import (
     Agent,
     DeleteAgentRequest,
@@ -31,12 +31,14 @@ from dbos_actors.client import (
     MeasurementResult,
     ModuleState,
     NackTaskRequest,
+    RefusedError,
     RegisterAgentRequest,
     ScheduleTaskRequest,
     SetModuleStateRequest,
     StoreResultRequest,
     StreamTerminatedError,
     Task,
+    pages,
 )
 
 MODULE = "selftest"
@@ -71,7 +73,6 @@ class Series:
         self.agent_id = agent_id
         self._run_id = f"{agent_id}-run"
         self._task_id = f"{agent_id}-task"
-        self._lease_token = ""
 
     async def run(self) -> AsyncIterator[tuple[str, float]]:
         """Each step's name and time in milliseconds, when it has passed."""
@@ -126,14 +127,12 @@ class Series:
         _expect(response.agent.hostname, "selftest", "hostname")
 
     async def _list_agents(self) -> None:
-        request = ListAgentsRequest(page_size=1_000)
-        while True:
-            page = accepted(await self._stub.list_agents(request))
-            if any(agent.id == self.agent_id for agent in page.agents):
+        # A server with many agents need not list the others.
+        request = ListAgentsRequest(id_prefix=self.agent_id)
+        async for agent in pages.agents(self._stub, request):
+            if agent.id == self.agent_id:
                 return
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                raise RefusedError("it is not there")
+        raise RefusedError("it is not there")
 
     async def _states(self) -> None:
         for state in ("created", "started", "running", "completed"):

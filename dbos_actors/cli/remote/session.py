@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import Any, Concatenate, NoReturn
 
 import click
 
@@ -25,20 +25,17 @@ from dbos_actors.client import (
     CallError,
     DbosStub,
     GRPCError,
+    RefusedError,
     Status,
     StreamTerminatedError,
     connect,
+    pages,
 )
 from dbos_actors.client.environment import (
     ADDRESS_VARIABLE,
     DEFAULT_ADDRESS,
     TOKEN_VARIABLE,
 )
-
-P = ParamSpec("P")
-
-PAGE_SIZE = 500
-"""Records asked for at a time. At their usual sizes, far from the limit of a message."""
 
 REFUSED = 1
 FAILED = 2
@@ -48,10 +45,6 @@ _ADVICE = {
     Status.UNIMPLEMENTED: "The server is older than this program, or another service",
     Status.UNAVAILABLE: "The outcome is unknown; the same command may be sent again",
 }
-
-
-class RefusedError(Exception):
-    """The server refused what was asked for, or did not find it; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +65,15 @@ class Session:
     ) -> AsyncIterator[Record]:
         """The records of a listing, page by page, at most ``limit``; a note if there are more."""
         left = sys.maxsize if limit is None else limit
-        while left:
-            request.page_size = min(PAGE_SIZE, left)
-            response = await method(request)
-            accepted(response)
+        size = min(pages.PAGE_SIZE, left)
+        async for response in pages.responses(method, request, page_size=size):
             found = getattr(response, field)
             for message in found[:left]:
                 yield record_of(message)
-            left -= len(found[:left])
-            request.page_token = response.next_page_token
-            if not request.page_token:
+            if len(found) > left or (len(found) == left and response.next_page_token):
+                note("There are more; --limit or --all shows them.")
                 return
-        note("There are more; --limit or --all shows them.")
+            left -= len(found)
 
 
 def accepted(response: Any, *, found: bool = True) -> Any:
@@ -162,7 +152,7 @@ _OPTIONS = (
 
 _NAMES = ("address", "token", "token_file", "tls", "tls_ca", "tls_cert", "timeout", "output")
 
-limit_options = (
+_limit_options = (
     click.option(
         "--limit",
         type=click.IntRange(min=1),
@@ -182,7 +172,7 @@ def listing(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, limit=None if everything else limit, **others)
 
     decorated: Callable[..., Any] = limited
-    for option in reversed(limit_options):
+    for option in reversed(_limit_options):
         decorated = option(decorated)
     return decorated
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from dbos_actors.cli import main
 from dbos_actors.cli.remote.selftest import Series
-from dbos_actors.cli.remote.session import RefusedError
+from dbos_actors.client import RefusedError
 from tests.cli.remote.conftest import Run
 from tests.support.clients import GrpcioClient
 from tests.support.servers import ServerThread
@@ -87,7 +87,7 @@ def test_results_are_listed_in_order_and_cut_to_a_limit(run: Run, client: Grpcio
 def test_a_long_listing_is_read_page_by_page(
     run: Run, client: GrpcioClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbos_actors.cli.remote.session.PAGE_SIZE", 3)
+    monkeypatch.setattr("dbos_actors.client.pages.PAGE_SIZE", 3)
     for number in range(10):
         store(client, number)
     ids = [result["id"] for result in json_of(run, "results", "list", "a", "--all")]
